@@ -1,0 +1,86 @@
+"""What travels through the data side: a row's Sample, a decoded Clip, one sample's Encoding, a packed Batch.
+
+Axis legend: N tokens, V videos, I images, T frames of a clip, H W C pixels, R patch rows of a vision tower.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+IGNORE = -100  # label of a token that carries no loss
+
+
+class MediaError(ValueError):
+    """A video or image that cannot be used; the message names the file and the reason."""
+
+
+class RowError(ValueError):
+    """A dataset row that cannot be used; the message names the row and the remedy."""
+
+
+@dataclass(frozen=True)
+class VideoRef:
+    path: str
+    start: float | None = None  # seconds; None = the file's beginning
+    end: float | None = None  # seconds; None = the file's end
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    path: str
+
+
+@dataclass(frozen=True)
+class Turn:
+    role: str  # "system", "user" or "assistant"
+    parts: tuple[str | VideoRef | ImageRef, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    id: str
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The sampled frames of one video and the real times at which they were shot."""
+
+    frames_THWC: np.ndarray  # uint8 RGB
+    times_T: np.ndarray  # float64 seconds from the start of the file, strictly increasing
+    fps: float  # of the source
+    duration: float  # seconds, of the source
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One sample, tokenised and patched. Grids are in patches, before merging."""
+
+    id: str
+    input_ids_N: Tensor  # int64
+    labels_N: Tensor  # int64, IGNORE outside assistant answers; unshifted
+    pixel_values_videos: Tensor | None  # [R, patch]
+    video_grid_thw_V3: Tensor  # int64
+    second_per_grid_V: Tensor  # float64, seconds between temporal grids, from the real frame times
+    pixel_values: Tensor | None  # [R, patch], images
+    image_grid_thw_I3: Tensor  # int64
+    choices: tuple[tuple[int, ...], ...]  # per assistant turn: first token of each offered option, () if free-form
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Several encodings packed end to end, on the CPU. Media are in prompt order."""
+
+    ids: tuple[str, ...]
+    input_ids_N: Tensor
+    labels_N: Tensor
+    segment_N: Tensor  # int64, index of the sample within the batch
+    pixel_values_videos: Tensor | None
+    video_grid_thw_V3: Tensor
+    second_per_grid_V: Tensor
+    pixel_values: Tensor | None
+    image_grid_thw_I3: Tensor
+    choices: tuple[tuple[int, ...], ...]

@@ -1,0 +1,47 @@
+"""The two carriers of the library: a video's token grid, and what the language model is about to read.
+
+Axis legend, used in names: N packed tokens, D width, P rope rows (3), V videos, T H W one video's merged grid,
+M visual tokens, C channels of the features that the scorer reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+IGNORE = -100  # label of a token that carries no loss
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One video's tokens after the patch merger: T temporal grids of H rows and W columns."""
+
+    T: int
+    H: int
+    W: int
+
+    def __post_init__(self) -> None:
+        if min(self.T, self.H, self.W) < 1:
+            raise ValueError(f"a grid needs at least one token on every axis, got {self.T}x{self.H}x{self.W}")
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return self.H * self.W
+
+    @property
+    def tokens(self) -> int:
+        return self.T * self.H * self.W
+
+
+@dataclass(frozen=True)
+class DecoderInputs:
+    """Everything the language model is about to read, several samples packed end to end."""
+
+    embeds_ND: Tensor
+    positions_PN: Tensor  # computed on the unpruned prompt, so that survivors keep their place
+    segment_N: Tensor  # which sample a token belongs to, non-decreasing
+    labels_N: Tensor  # IGNORE = no loss; unshifted: labels_N[i] is token i itself
+    video_N: Tensor  # index of the token's video in the batch, -1 elsewhere
+    visual_N: Tensor  # bool: image or video token
+    deepstack: tuple[Tensor, ...] = ()  # [M, D] each, one row per visual token in packed order (Qwen3-VL)
