@@ -1,0 +1,81 @@
+"""Rope positions of the unpruned prompt, one rule per family.
+
+The scheme `preserve`: every survivor keeps the position it has in the unpruned prompt, and the text after a video
+continues where it would have without pruning. Both families follow one law, text by steps of one and a medium as a
+(t, h, w) box whose successor is the maximum over all three rows plus one; they differ in what counts as a medium.
+Transformers continues Qwen2.5-VL text at `base + max(h, w)` instead, which neither the release nor servers do, so the
+model is never asked for positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evs.types import Grid
+
+
+@dataclass(frozen=True)
+class Box:
+    """One medium of the prompt: its merged grid, and the offset on the time axis of every temporal grid."""
+
+    grid: Grid
+    t_offsets: tuple[int, ...]
+
+
+def image_box(grid: Grid) -> Box:
+    """An image stands still: t is its base on every row (both families)."""
+    return Box(grid, (0,) * grid.T)
+
+
+def timed_box(grid: Grid, *, tokens_per_second: float, second_per_grid: float) -> Box:
+    """Qwen2.5-VL's video: grid k stands at `int(k * tokens_per_second * second_per_grid)`.
+
+    The seconds pass through float32, as they do on their way to a server; the product is float64, then truncated.
+    """
+    seconds = torch.tensor(second_per_grid, dtype=torch.float32).item()
+    return Box(grid, tuple(int(k * (tokens_per_second * seconds)) for k in range(grid.T)))
+
+
+def frame_boxes(grid: Grid) -> list[Box]:
+    """Qwen3-VL's video: every temporal grid is an item of its own between timestamp texts."""
+    return [Box(Grid(1, grid.H, grid.W), (0,))] * grid.T
+
+
+def rope_positions(visual_N: Tensor, boxes: Sequence[Box]) -> tuple[Tensor, int]:
+    """([3, N] int64 positions t, h, w of one unpruned prompt, the position of the token after it).
+
+    `visual_N` is True on placeholder tokens; `boxes` are the prompt's media in order. Raises ValueError when the
+    placeholders are not the boxes' tokens in unbroken runs.
+    """
+    places = visual_N.nonzero().squeeze(1).tolist()
+    if len(places) != sum(box.grid.tokens for box in boxes):
+        raise ValueError(
+            f"the prompt has {len(places)} placeholder tokens for media of "
+            f"{sum(box.grid.tokens for box in boxes)}: give each mark one video or image of its own"
+        )
+    pieces: list[Tensor] = []
+    cursor = position = used = 0
+    for box in boxes:
+        start = places[used]
+        used += box.grid.tokens
+        if places[used - 1] - start != box.grid.tokens - 1:
+            raise ValueError(f"text interrupts the {box.grid.tokens} placeholders of the medium at token {start}")
+        pieces += [_text(position, start - cursor), _box(position + start - cursor, box)]
+        position = int(pieces[-1].max()) + 1
+        cursor = start + box.grid.tokens
+    rest = len(visual_N) - cursor
+    pieces.append(_text(position, rest))
+    return torch.cat(pieces, dim=1), position + rest
+
+
+def _text(base: int, n: int) -> Tensor:
+    return torch.arange(base, base + n).expand(3, n)
+
+
+def _box(base: int, box: Box) -> Tensor:
+    t, h, w = torch.tensor(box.t_offsets), torch.arange(box.grid.H), torch.arange(box.grid.W)
+    return base + torch.stack(torch.meshgrid(t, h, w, indexing="ij")).flatten(1)

@@ -1,0 +1,157 @@
+"""Rate distributions as inverse CDFs, and the one function that draws from them.
+
+Rates come from `(seed, step)` alone: every rank draws the same ones, a resumed run draws what the interrupted one
+would have, and the kept count of a batch is known before the batch is built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from evs.select import check_rate
+
+
+class RateDistribution(Protocol):
+    def icdf(self, u: Tensor) -> Tensor:
+        """Rates in [0, 1) at the quantiles u in [0, 1)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One rate, always. `Constant(0)` trains without pruning: the control."""
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        check_rate(self.rate)
+
+    def icdf(self, u: Tensor) -> Tensor:
+        return torch.full_like(u, self.rate)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Rates from `low` to `high`, equally likely."""
+
+    low: float = 0.0
+    high: float = 0.9
+
+    def __post_init__(self) -> None:
+        if check_rate(self.low) > check_rate(self.high):
+            raise ValueError(f"uniform rates need low <= high, got low={self.low} high={self.high}: swap them")
+
+    def icdf(self, u: Tensor) -> Tensor:
+        return self.low + (self.high - self.low) * u
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of `rates`, with probabilities proportional to `weights` (equal without)."""
+
+    rates: Sequence[float]
+    weights: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        for rate in self.rates:
+            check_rate(rate)
+        _check_weights(self.weights, len(self.rates), "rates")
+
+    def icdf(self, u: Tensor) -> Tensor:
+        edges = _edges(self.weights, len(self.rates))
+        return torch.tensor(self.rates, dtype=u.dtype)[torch.bucketize(u, edges[1:-1], right=True)]
+
+
+@dataclass(frozen=True)
+class Beta:
+    """A Beta distribution scaled to [low, high], by its mode and concentration (alpha + beta, more than 2).
+
+    The paper draws from a Beta. Stated by its mode it stays unimodal whatever the mode; alpha = 1 + m (k - 2) and
+    beta = 1 + (1 - m)(k - 2) with m the mode's place within [low, high].
+    """
+
+    mode: float
+    concentration: float = 6.0
+    low: float = 0.0
+    high: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not check_rate(self.low) <= check_rate(self.mode) <= check_rate(self.high) or self.low == self.high:
+            raise ValueError(f"beta rates need low <= mode <= high, got {self.low}, {self.mode}, {self.high}: move the mode inside")
+        if self.concentration <= 2:
+            raise ValueError(f"beta concentration {self.concentration} must be above 2 (2 is flat, use rate=uniform for that)")
+
+    def icdf(self, u: Tensor) -> Tensor:
+        place = (self.mode - self.low) / (self.high - self.low)
+        alpha, beta = 1 + place * (self.concentration - 2), 1 + (1 - place) * (self.concentration - 2)
+        # Both exponents are >= 0, so the density is bounded and its cumulative sum inverts by interpolation.
+        x = torch.linspace(0, 1, 8193, dtype=torch.float64)
+        density = x.pow(alpha - 1) * (1 - x).pow(beta - 1)
+        cdf = torch.cat([x.new_zeros(1), torch.cumsum((density[1:] + density[:-1]) / 2, 0)])
+        quantile = _interpolate(u.double(), cdf / cdf[-1], x)
+        return (self.low + (self.high - self.low) * quantile).to(u.dtype)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """One of several distributions, with probabilities proportional to `weights` (equal without).
+
+    Its `icdf` gives each component an interval of u as wide as its weight, and the component's own inverse CDF within
+    it: the samples are the mixture's, though the map is not monotone.
+    """
+
+    components: Sequence[RateDistribution]
+    weights: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        _check_weights(self.weights, len(self.components), "components")
+
+    def icdf(self, u: Tensor) -> Tensor:
+        edges = _edges(self.weights, len(self.components))
+        index = torch.bucketize(u, edges[1:-1], right=True)
+        inner = ((u - edges[index]) / (edges[index + 1] - edges[index])).clamp(0, 1 - 1e-12)
+        rates = torch.stack([component.icdf(inner) for component in self.components])
+        return rates.gather(0, index[None]).squeeze(0)
+
+
+def draw(dist: RateDistribution, n: int, *, seed: int, step: int, stratified: bool = True) -> Tensor:
+    """[n] float64 rates on the CPU, a function of the arguments alone.
+
+    Stratified, the n quantiles fall one into each n-th of [0, 1), in random order, so that the micro-batches of one
+    optimizer step cover the distribution.
+    """
+    key = hashlib.blake2b(f"rates/{seed}/{step}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
+    u = torch.rand(n, dtype=torch.float64, generator=generator)
+    if stratified:
+        u = (torch.randperm(n, generator=generator) + u) / n
+    rates = dist.icdf(u)
+    for rate in rates.tolist():
+        check_rate(rate)
+    return rates
+
+
+def _check_weights(weights: Sequence[float] | None, n: int, what: str) -> None:
+    if n == 0:
+        raise ValueError(f"no {what} to choose from: give at least one")
+    if weights is not None and (len(weights) != n or min(weights) <= 0 or not math.isfinite(sum(weights))):
+        raise ValueError(f"weights {list(weights)} do not fit {n} {what}: give {n} positive numbers")
+
+
+def _edges(weights: Sequence[float] | None, n: int) -> Tensor:
+    w = torch.tensor([1.0] * n if weights is None else list(weights), dtype=torch.float64)
+    return torch.cat([w.new_zeros(1), torch.cumsum(w, 0) / w.sum()])
+
+
+def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+    """Piecewise linear through the points (xs, ys), xs non-decreasing."""
+    i = torch.searchsorted(xs, x, right=True).clamp(1, len(xs) - 1)
+    width = (xs[i] - xs[i - 1]).clamp_min(torch.finfo(xs.dtype).tiny)
+    return ys[i - 1] + (ys[i] - ys[i - 1]) * ((x - xs[i - 1]) / width).clamp(0, 1)
