@@ -39,7 +39,9 @@ def keep_mask(
 def prune(x: DecoderInputs, keep_N: Tensor) -> DecoderInputs:
     """The survivors, in order, each with its own embedding, positions, label, segment and deepstack rows."""
     if keep_N.dtype != torch.bool or keep_N.shape != x.segment_N.shape:
-        raise ValueError(f"keep must be bool of shape {tuple(x.segment_N.shape)}, got {keep_N.dtype} {tuple(keep_N.shape)}")
+        raise ValueError(
+            f"keep must be bool of shape {tuple(x.segment_N.shape)}, got {keep_N.dtype} {tuple(keep_N.shape)}"
+        )
     kept = keep_N.nonzero().squeeze(1)
     visual = keep_N[x.visual_N]
     return replace(

@@ -84,9 +84,13 @@ class Beta:
 
     def __post_init__(self) -> None:
         if not check_rate(self.low) <= check_rate(self.mode) <= check_rate(self.high) or self.low == self.high:
-            raise ValueError(f"beta rates need low <= mode <= high, got {self.low}, {self.mode}, {self.high}: move the mode inside")
+            raise ValueError(
+                f"beta rates need low <= mode <= high, got {self.low}, {self.mode}, {self.high}: move the mode inside"
+            )
         if self.concentration <= 2:
-            raise ValueError(f"beta concentration {self.concentration} must be above 2 (2 is flat, use rate=uniform for that)")
+            raise ValueError(
+                f"beta concentration {self.concentration} must be above 2 (2 is flat, use rate=uniform for that)"
+            )
 
     def icdf(self, u: Tensor) -> Tensor:
         place = (self.mode - self.low) / (self.high - self.low)

@@ -1,0 +1,49 @@
+"""What a model family must offer, and what it needs from a batch."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from evs.types import DecoderInputs, Grid
+
+
+class MediaBatch(Protocol):
+    """Several prompts packed end to end, on the CPU; media in prompt order, grids in patches before merging."""
+
+    @property
+    def input_ids_N(self) -> Tensor: ...
+    @property
+    def labels_N(self) -> Tensor: ...
+    @property
+    def segment_N(self) -> Tensor: ...
+    @property
+    def pixel_values_videos(self) -> Tensor | None: ...
+    @property
+    def video_grid_thw_V3(self) -> Tensor: ...
+    @property
+    def second_per_grid_V(self) -> Tensor: ...
+    @property
+    def pixel_values(self) -> Tensor | None: ...
+    @property
+    def image_grid_thw_I3(self) -> Tensor: ...
+
+
+class Adapter(Protocol):
+    """One per model family, duck-typed on the Hugging Face model object, which it neither owns nor changes."""
+
+    @property
+    def model(self) -> Any: ...
+
+    def grids(self, batch: MediaBatch) -> list[Grid]:
+        """The merged grid of every video of the batch."""
+        ...
+
+    def embed(self, batch: MediaBatch) -> tuple[DecoderInputs, Tensor]:
+        """The unpruned decoder inputs, and the [M, C] features that the scorer reads, videos only."""
+        ...
+
+    def decode(self, x: DecoderInputs) -> Tensor:
+        """[N, D] hidden states after the final norm, in the packed order of `x`."""
+        ...

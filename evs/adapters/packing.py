@@ -1,0 +1,70 @@
+"""Run a language model over a pack: as one row where the kernel keeps samples apart, else as a padded batch.
+
+FlashAttention and flex attention read the pack as it is. SDPA and eager would build an N x N block-diagonal mask, so
+the pack is laid out as right-padded rows when that is cheaper: under causal attention no token sees the padding to
+its right, and no mask is needed at all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evs.types import DecoderInputs
+
+MASK_FREE = (
+    "flash",
+    "flex",
+    "paged",
+)  # attention implementations that separate packed samples by position row 0
+
+
+def index_in_segment(segment_N: Tensor) -> Tensor:
+    """[N] 0, 1, 2, ... within each sample of a pack."""
+    return torch.arange(len(segment_N), device=segment_N.device) - torch.searchsorted(segment_N, segment_N)
+
+
+def decode_packed(language_model: Any, x: DecoderInputs) -> Tensor:
+    """[N, D] last hidden states of the text model `language_model` over the pack `x`."""
+    index_N = index_in_segment(x.segment_N)
+    if any(name in language_model.config._attn_implementation for name in MASK_FREE):
+        return _as_one_row(language_model, x, index_N)
+    samples, longest = int(x.segment_N[-1]) + 1, int(index_N.max()) + 1
+    if samples > 1 and _cost(language_model.config, 1, len(index_N)) < _cost(language_model.config, samples, longest):
+        return _as_one_row(language_model, x, index_N)
+    return _as_padded_rows(language_model, x, index_N, (samples, longest))
+
+
+def _as_one_row(language_model: Any, x: DecoderInputs, index_N: Tensor) -> Tensor:
+    # Position row 0 counts every sample's *surviving* tokens from 0: a step other than one is read as the start of
+    # another packed sample, which the preserved positions, full of gaps, would be.
+    positions = torch.cat([index_N[None], x.positions_PN])[:, None]
+    return _run(language_model, x.embeds_ND[None], positions, x.visual_N[None], x.deepstack)[0]
+
+
+def _as_padded_rows(language_model: Any, x: DecoderInputs, index_N: Tensor, shape: tuple[int, int]) -> Tensor:
+    place = (x.segment_N, index_N)
+
+    def pad(values_N: Tensor) -> Tensor:
+        return values_N.new_zeros(*shape, *values_N.shape[1:]).index_put(place, values_N)
+
+    dense = torch.arange(shape[1], device=index_N.device).expand(1, *shape)
+    positions = torch.cat([dense, pad(x.positions_PN.T.contiguous()).movedim(-1, 0)])
+    return _run(language_model, pad(x.embeds_ND), positions, pad(x.visual_N), x.deepstack)[place]
+
+
+def _run(
+    language_model: Any, embeds: Tensor, positions: Tensor, visual: Tensor, deepstack: tuple[Tensor, ...]
+) -> Tensor:
+    extra = {"visual_pos_masks": visual, "deepstack_visual_embeds": list(deepstack)} if deepstack else {}
+    return language_model(
+        inputs_embeds=embeds, position_ids=positions, attention_mask=None, use_cache=False, **extra
+    ).last_hidden_state
+
+
+def _cost(config: Any, rows: int, length: int) -> float:
+    """Multiply-adds of one decoder layer, up to a factor: projections and MLP, then attention."""
+    linear = 4 * config.hidden_size + 3 * config.intermediate_size
+    return rows * length * (linear + 2 * length)

@@ -1,0 +1,68 @@
+"""Two costs of the Qwen vision towers that are only in how they are written, removed without touching a weight.
+
+The patch embedding is a Conv3d whose stride is its kernel: a matrix product. Outside FlashAttention the library
+attends one window at a time in a Python loop; windows of equal length make one batched call.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+
+def speed_up(visual: nn.Module) -> None:
+    """Rebind the forwards of a Qwen vision tower: same weights, same keys, equal up to rounding."""
+    proj = visual.patch_embed.proj
+    if tuple(proj.stride) != tuple(proj.kernel_size):
+        raise ValueError(
+            f"patch embedding with stride {proj.stride} and kernel {proj.kernel_size} is no matrix product"
+        )
+    # The forward of the module that owns the weight, so that ZeRO 3 gathers it around the call.
+    proj.forward = partial(_patches_as_matrix_product, proj)
+    for block in visual.blocks:
+        if "flash" not in block.attn.config._attn_implementation:
+            block.attn.forward = partial(_attend_windows, block.attn)
+
+
+def _patches_as_matrix_product(proj: nn.Conv3d, x: Tensor) -> Tensor:
+    """[R, C, T, H, W] patches -> [R, E, 1, 1, 1], as the convolution would return them."""
+    return linear(x.flatten(1), proj.weight.flatten(1), proj.bias)[:, :, None, None, None]
+
+
+def _attend_windows(
+    attn: Any, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: tuple[Tensor, Tensor], **_: Any
+) -> Tensor:
+    """[R, D] patches -> [R, D]; `cu_seqlens` are the windows' borders, [windows + 1]."""
+    rows = hidden_states.shape[0]
+    q, k, v = attn.qkv(hidden_states).reshape(rows, 3, attn.num_heads, -1).unbind(1)
+    cos, sin = (x.unsqueeze(-2).float() for x in position_embeddings)
+    q, k = (_rotate(x, cos, sin) for x in (q, k))
+    lengths = cu_seqlens.diff().tolist()
+    out = _attend_equal(q, k, v, lengths[0]) if len(set(lengths)) == 1 else _attend_ragged(q, k, v, lengths)
+    return attn.proj(out.reshape(rows, -1))
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding in float32, as the library's."""
+    first, second = x.float().chunk(2, dim=-1)
+    return (x.float() * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+def _attend_equal(q: Tensor, k: Tensor, v: Tensor, length: int) -> Tensor:
+    """[R, heads, d] each -> [R, heads, d], attention within consecutive windows of `length` rows."""
+    q, k, v = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (q, k, v))
+    return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
+
+
+def _attend_ragged(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
+    window_lengths = torch.tensor(lengths)
+    row_lengths = window_lengths.repeat_interleave(window_lengths).to(q.device)
+    out = torch.empty_like(v)
+    for length in sorted(set(lengths) - {0}):
+        rows = (row_lengths == length).nonzero().squeeze(1)
+        out = out.index_copy(0, rows, _attend_equal(q[rows], k[rows], v[rows], length))
+    return out

@@ -1,0 +1,174 @@
+"""Tiny random models of every family, and random packed prompts with videos, images and text for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+)
+
+VIDEO, IMAGE, START, END, WORDS = 11, 12, 13, 14, 10  # ids below WORDS are text
+TEXT: dict[str, Any] = {
+    "vocab_size": 32,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "max_position_embeddings": 4096,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]},
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+TOWER: dict[str, Any] = {
+    "depth": 3,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 2,
+    "patch_size": 4,
+    "temporal_patch_size": 2,
+    "spatial_merge_size": 2,
+    "out_hidden_size": 32,
+}
+IDS = {
+    "video_token_id": VIDEO,
+    "image_token_id": IMAGE,
+    "vision_start_token_id": START,
+    "vision_end_token_id": END,
+}
+TOWER_3 = {**TOWER, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+BUILDERS: dict[str, Any] = {
+    "qwen2_5_vl": lambda: Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(
+            text_config=TEXT, vision_config={**TOWER, "window_size": 16, "fullatt_block_indexes": [1]}, **IDS
+        )
+    ),
+    "qwen3_vl": lambda: Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=TEXT, vision_config=TOWER_3, **IDS)),
+    "qwen3_vl_moe": lambda: Qwen3VLMoeForConditionalGeneration(
+        Qwen3VLMoeConfig(text_config={**TEXT, **MOE}, vision_config=TOWER_3, **IDS)
+    ),
+}
+
+
+def tiny_model(family: str) -> Any:
+    """Deterministic weights, large enough that attention and positions matter."""
+    torch.manual_seed(0)
+    model = BUILDERS[family]().eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What an adapter reads of a batch."""
+
+    input_ids_N: torch.Tensor
+    labels_N: torch.Tensor
+    segment_N: torch.Tensor
+    pixel_values_videos: torch.Tensor | None
+    video_grid_thw_V3: torch.Tensor
+    second_per_grid_V: torch.Tensor
+    pixel_values: torch.Tensor | None
+    image_grid_thw_I3: torch.Tensor
+
+
+def prompts(family: str, layout: list[list[Any]], seed: int = 0) -> Prompts:
+    """A pack of samples; a sample is a list of text lengths (int) and media ("video" | "image", (T, H, W) merged)."""
+    random = torch.Generator().manual_seed(seed)
+    ids: list[int] = []
+    labels: list[int] = []
+    segments: list[int] = []
+    grids: dict[str, list[tuple[int, int, int]]] = {"video": [], "image": []}
+    for sample, items in enumerate(layout):
+        begin = len(ids)
+        for item in items:
+            if isinstance(item, int):
+                ids += torch.randint(0, WORDS, (item,), generator=random).tolist()
+                continue
+            kind, (t, h, w) = item
+            grids[kind].append((t, 2 * h, 2 * w))
+            pad = VIDEO if kind == "video" else IMAGE
+            if kind == "video" and family != "qwen2_5_vl":
+                for frame in range(t):
+                    ids += [*([5] * (1 + frame % 2)), START, *([pad] * (h * w)), END]
+            else:
+                ids += [START, *([pad] * (t * h * w)), END]
+        segments += [sample] * (len(ids) - begin)
+        answer = min(3, len(ids) - begin - 1)
+        labels += [-100] * (len(ids) - begin - answer) + ids[len(ids) - answer :]
+
+    def pixels(kind: str) -> torch.Tensor | None:
+        rows = sum(t * h * w for t, h, w in grids[kind])
+        return torch.randn(rows, 3 * 2 * 4 * 4, generator=random) if rows else None
+
+    return Prompts(
+        torch.tensor(ids),
+        torch.tensor(labels),
+        torch.tensor(segments),
+        pixels("video"),
+        torch.tensor(grids["video"], dtype=torch.long).view(-1, 3),
+        torch.linspace(0.4, 1.3, len(grids["video"]), dtype=torch.float64),
+        pixels("image"),
+        torch.tensor(grids["image"], dtype=torch.long).view(-1, 3),
+    )
+
+
+MIXED = [
+    [3, ("video", (4, 2, 3)), 5],
+    [("image", (1, 2, 2)), 2, ("video", (3, 3, 2)), 1, ("video", (2, 2, 2)), 4],
+    [6],
+    [("video", (5, 2, 2)), 2, ("image", (1, 3, 2)), 7],
+]
+
+
+def alone(batch: Prompts, family: str, layout: list[list[Any]], sample: int) -> Prompts:
+    """One sample of a pack as a pack of its own, with its own slice of pixels."""
+    one = prompts(family, [layout[sample]])
+    keep = batch.segment_N == sample
+    before = [item for items in layout[:sample] for item in items if not isinstance(item, int)]
+
+    def rows(kind: str) -> tuple[int, int]:
+        skipped = sum(4 * t * h * w for k, (t, h, w) in before if k == kind)
+        own = sum(4 * t * h * w for k, (t, h, w) in [i for i in layout[sample] if not isinstance(i, int)] if k == kind)
+        return skipped, skipped + own
+
+    def cut(pixels: torch.Tensor | None, kind: str) -> torch.Tensor | None:
+        begin, end = rows(kind)
+        return pixels[begin:end] if pixels is not None and end > begin else None
+
+    videos = sum(kind == "video" for kind, _ in before)
+    return replace(
+        one,
+        input_ids_N=batch.input_ids_N[keep],
+        labels_N=batch.labels_N[keep],
+        segment_N=torch.zeros(int(keep.sum()), dtype=torch.long),
+        pixel_values_videos=cut(batch.pixel_values_videos, "video"),
+        second_per_grid_V=batch.second_per_grid_V[videos : videos + len(one.second_per_grid_V)],
+        pixel_values=cut(batch.pixel_values, "image"),
+    )
+
+
+def stock_inputs(batch: Prompts) -> SimpleNamespace:
+    """The library's own keyword arguments for a pack of one sample."""
+    kwargs = {
+        "input_ids": batch.input_ids_N[None],
+        "pixel_values_videos": batch.pixel_values_videos,
+        "video_grid_thw": batch.video_grid_thw_V3 if len(batch.video_grid_thw_V3) else None,
+        "pixel_values": batch.pixel_values,
+        "image_grid_thw": batch.image_grid_thw_I3 if len(batch.image_grid_thw_I3) else None,
+    }
+    return SimpleNamespace(**{name: value for name, value in kwargs.items() if value is not None})

@@ -1,0 +1,111 @@
+"""The adapters against the library's own forward, and the pack against its samples one at a time."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from evs import FrameDelta, keep_count, keep_mask, prune
+from evs.adapters import adapter_for, check_family
+from tests.evs.models import MIXED, alone, prompts, stock_inputs
+
+
+def pruned(adapter, batch, rate):
+    x, features = adapter.embed(batch)
+    grids = adapter.grids(batch)
+    return prune(x, keep_mask(x, features, grids, [rate] * len(grids), FrameDelta()))
+
+
+@pytest.mark.parametrize("sample", range(len(MIXED)))
+def test_the_stock_forward_is_reproduced_given_the_same_positions(family, model, batch, sample):
+    one = alone(batch, family, MIXED, sample)
+    stock, adapter = copy.deepcopy(model), adapter_for(model)
+    x, _ = adapter.embed(one)
+    ours = model.lm_head(adapter.decode(x))
+    theirs = stock(**vars(stock_inputs(one)), position_ids=x.positions_PN[:, None]).logits[0]
+    torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-4)
+
+
+def test_rate_zero_is_the_identity(model, batch):
+    adapter = adapter_for(model)
+    x, features = adapter.embed(batch)
+    grids = adapter.grids(batch)
+    same = prune(x, keep_mask(x, features, grids, [0.0] * len(grids), FrameDelta()))
+    for name, value in vars(x).items():
+        for a, b in zip(value, getattr(same, name)) if name == "deepstack" else [(value, getattr(same, name))]:
+            assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.75])
+def test_a_pack_equals_its_samples_one_at_a_time(family, model, batch, rate):
+    adapter = adapter_for(model)
+    x = pruned(adapter, batch, rate)
+    packed = adapter.decode(x)
+    for sample in range(len(MIXED)):
+        one = pruned(adapter, alone(batch, family, MIXED, sample), rate)
+        assert torch.equal(one.positions_PN, x.positions_PN[:, x.segment_N == sample])
+        torch.testing.assert_close(adapter.decode(one), packed[x.segment_N == sample], atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", pytest.param("flex_attention", marks=pytest.mark.gpu)])
+def test_packed_and_padded_agree(model, batch, attention, monkeypatch):
+    adapter = adapter_for(model)
+    x = pruned(adapter, batch, 0.5)
+    padded = adapter.decode(x)
+    model.model.language_model.set_attn_implementation(attention)
+    monkeypatch.setattr("evs.adapters.packing.MASK_FREE", (attention,))
+    torch.testing.assert_close(adapter.decode(x), padded, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4, 0.9])
+def test_counts_are_the_servers_and_targets_never_change(model, batch, rate):
+    adapter = adapter_for(model)
+    full, x = adapter.embed(batch)[0], pruned(adapter, batch, rate)
+    for video, grid in enumerate(adapter.grids(batch)):
+        assert int((x.video_N == video).sum()) == keep_count(grid, rate)
+    assert torch.equal(x.labels_N[x.labels_N >= 0], full.labels_N[full.labels_N >= 0])
+    assert int((x.video_N < 0).sum()) == int((full.video_N < 0).sum())
+
+
+def test_gradients_reach_the_vision_tower_through_retained_rows(model, batch):
+    adapter = adapter_for(model)
+    adapter.decode(pruned(adapter, batch, 0.7)).square().mean().backward()
+    for name, parameter in model.model.visual.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_a_batch_without_media_still_calls_the_tower(family, model):
+    adapter = adapter_for(model)
+    calls = []
+    model.model.visual.register_forward_hook(lambda *_: calls.append(1))
+    x, features = adapter.embed(prompts(family, [[4], [5]]))
+    assert calls == [1] and len(features) == 0
+    adapter.decode(x).sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.model.visual.parameters())
+
+
+def test_speeding_up_the_tower_changes_nothing_but_rounding(family, model, batch):
+    stock = copy.deepcopy(model)
+    adapter = adapter_for(model)
+    assert stock.state_dict().keys() == model.state_dict().keys()
+    theirs = stock.model.visual(batch.pixel_values_videos, grid_thw=batch.video_grid_thw_V3).pooler_output
+    ours = adapter.model.model.visual(batch.pixel_values_videos, grid_thw=batch.video_grid_thw_V3).pooler_output
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_more_placeholders_than_videos_is_an_error(family, model):
+    adapter = adapter_for(model)
+    two, one = (
+        prompts(family, [[2, ("video", (2, 2, 2)), 3]] * 2),
+        prompts(family, [[2, ("video", (2, 2, 2)), 3]]),
+    )
+    broken = type(one)(**{**vars(one), "input_ids_N": two.input_ids_N, "segment_N": two.segment_N})
+    with pytest.raises(ValueError, match="more video placeholders than videos"):
+        adapter.positions(broken)
+
+
+def test_an_unsupported_family_names_the_supported_ones():
+    with pytest.raises(ValueError, match="'llava' is not supported: use one of qwen2_5_vl"):
+        check_family("llava")

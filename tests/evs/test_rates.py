@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from evs import Beta, Choice, Constant, Mixture, Uniform, draw
+
+DISTRIBUTIONS = [
+    Constant(0.75),
+    Uniform(0.0, 0.9),
+    Choice([0.0, 0.5, 0.75], [1, 2, 1]),
+    Beta(0.75, 8),
+    Beta(0.95, 4, high=0.95),
+    Mixture([Constant(0.0), Uniform(0.5, 0.9)], [1, 3]),
+]
+
+
+@pytest.mark.parametrize("dist", DISTRIBUTIONS, ids=lambda d: type(d).__name__)
+def test_every_quantile_is_a_rate(dist):
+    rates = dist.icdf(torch.linspace(0, 1, 1001, dtype=torch.float64)[:-1])
+    assert rates.min() >= 0 and rates.max() < 1
+
+
+def test_quantiles_are_the_distributions():
+    u = (torch.arange(40_000, dtype=torch.float64) + 0.5) / 40_000
+    assert Uniform(0.2, 0.6).icdf(u).quantile(0.25) == pytest.approx(0.3, abs=1e-3)
+    a, b = 1 + 0.75 / 0.95 * 6, 1 + (1 - 0.75 / 0.95) * 6
+    beta = torch.distributions.Beta(a, b)
+    x = Beta(0.75, 8, 0.0, 0.95).icdf(u) / 0.95
+    assert x.mean() == pytest.approx(float(beta.mean), abs=1e-4)
+    assert x.var() == pytest.approx(float(beta.variance), abs=1e-4)
+    choice = Choice([0.0, 0.5], [1, 3]).icdf(u)
+    assert (choice == 0).double().mean() == pytest.approx(0.25)
+    mixture = Mixture([Constant(0.1), Uniform(0.5, 0.9)], [1, 4]).icdf(u)
+    assert (mixture == 0.1).double().mean() == pytest.approx(0.2)
+    assert mixture[mixture > 0.1].mean() == pytest.approx(0.7, abs=1e-3)
+
+
+def test_draws_are_a_function_of_seed_and_step():
+    dist = Uniform()
+    assert torch.equal(draw(dist, 4, seed=1, step=7), draw(dist, 4, seed=1, step=7))
+    assert not torch.equal(draw(dist, 4, seed=1, step=7), draw(dist, 4, seed=1, step=8))
+    assert not torch.equal(draw(dist, 4, seed=1, step=7), draw(dist, 4, seed=2, step=7))
+
+
+def test_draws_leave_the_global_generator_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    draw(Uniform(), 8, seed=0, step=0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_a_stratified_step_covers_the_range(step):
+    rates = draw(Uniform(0.0, 0.8), 8, seed=0, step=step)
+    assert (rates / 0.1).floor().sort().values.tolist() == list(range(8))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Constant(1.0),
+        lambda: Uniform(0.0, 1.0),
+        lambda: Uniform(0.9, 0.1),
+        lambda: Choice([]),
+        lambda: Choice([0.1], [1, 2]),
+        lambda: Choice([0.1, 1.2]),
+        lambda: Beta(0.99),
+        lambda: Beta(0.5, 1.0),
+        lambda: Mixture([]),
+    ],
+)
+def test_a_distribution_that_could_leave_the_unit_interval_is_an_error(make):
+    with pytest.raises(ValueError, match=r".+: .+|outside|no rates|no components"):
+        make()

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from evs import FrameDelta, Grid, select
+from evs.score import EvenFrames, RandomTokens
+
+GRID = Grid(6, 3, 2)
+
+
+@pytest.mark.parametrize("scorer", [FrameDelta(), RandomTokens(1), EvenFrames()])
+def test_the_first_grid_outranks_every_other(scorer):
+    features = torch.randn(GRID.tokens, 8, generator=torch.Generator().manual_seed(0))
+    scores = scorer(features, GRID)
+    assert scores.shape == (6, 3, 2)
+    assert scores[0].min() > scores[1:].max()
+
+
+def test_a_changed_token_outranks_a_still_one():
+    features = torch.ones(6, 3, 2, 8)
+    features[4, 1, 1] = -1
+    keep = select(FrameDelta()(features.flatten(0, 2), GRID), 0.75)
+    assert keep[4, 1, 1] and keep[5, 1, 1] and keep.sum() == 9  # it changed, and changed back
+
+
+def test_the_score_compares_originals_not_survivors():
+    drift = torch.nn.functional.one_hot(torch.arange(6), 8).float()[:, None].expand(6, 6, 8)
+    assert torch.equal(FrameDelta()(drift.reshape(36, 8), GRID)[1:], torch.ones(5, 3, 2))
+
+
+def test_the_dtype_of_the_score_is_a_setting():
+    features = torch.randn(GRID.tokens, 8)
+    scores = FrameDelta("bfloat16")(features, GRID)
+    assert scores.dtype == torch.bfloat16
+    assert torch.equal(scores, FrameDelta()(features.bfloat16(), GRID))
+    with pytest.raises(ValueError, match="'bf17' is no torch dtype"):
+        FrameDelta("bf17")
+
+
+def test_autocast_does_not_upcast_the_score():
+    features = torch.randn(GRID.tokens, 8).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = FrameDelta()(features, GRID)
+    assert torch.equal(inside, FrameDelta()(features, GRID))
+
+
+def test_even_frames_keep_whole_grids_at_even_distances():
+    keep = select(EvenFrames()(torch.zeros(8 * 6, 4), Grid(8, 3, 2)), 0.5)
+    assert keep.flatten(1).all(1).nonzero().flatten().tolist() == [0, 2, 4, 6]
