@@ -1,0 +1,1 @@
+from data.formats.rows import load as load

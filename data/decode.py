@@ -1,0 +1,230 @@
+"""Media files -> pixels. The only file that imports the video decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from PIL import Image, ImageOps
+
+from data.frames import FramePolicy, frame_times
+from data.types import Clip, ImageRef, MediaError, VideoRef
+
+REORDER = 4  # frames by which decoding order may run ahead of showing order (B-frames)
+BLIND = 10.0  # seconds worth a seek where the file has no index to tell
+IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on bad files
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video's header says of the whole file, whatever segment the reference names."""
+
+    duration: float  # seconds
+    fps: float  # average
+    width: int  # as stored: a rotated video is turned when decoded
+    height: int
+    frames: int
+
+
+def probe(ref: VideoRef) -> VideoInfo:
+    """The header of a video; nothing is decoded. MediaError if the file or its segment cannot be used."""
+    with _opened(ref) as (_, stream, info):
+        _segment(ref, info)
+        return info
+
+
+def decode(ref: VideoRef, policy: FramePolicy, temporal_patch: int = 2) -> Clip:
+    """The frames `policy` wants, at source size, with the times at which they were really shot.
+
+    A frame is the first at or after its wanted time and is given once, so a video of variable rate may give fewer
+    than wanted, though always a multiple of `temporal_patch`. MediaError where frames are missing or damaged: none
+    ever takes another's place.
+    """
+    with _opened(ref) as (container, stream, info):
+        start, end = _segment(ref, info)
+        wanted = start + frame_times(end - start, info.fps, policy, temporal_patch)
+        reader, convert = _Reader(container, stream, info), VideoReformatter()
+        shots = [(time, _picture(ref, frame, convert)) for time, frame in reader.frames_at(wanted)]
+    times = np.array([time for time, _ in shots])
+    keep = whole_grids(times, temporal_patch)
+    if len(keep) == 0:
+        raise MediaError(
+            f"{ref.path}: has {len(shots)} frame(s) from {start:g} to {end:g} s, fewer than the {temporal_patch} of "
+            "a temporal grid; give it as an image or leave its rows out"
+        )
+    return Clip(np.stack([shots[i][1] for i in keep]), times[keep], info.fps, info.duration)
+
+
+def load_image(ref: ImageRef) -> np.ndarray:
+    """[H, W, 3] uint8 RGB, turned upright. MediaError if the file is missing or damaged."""
+    with _image(ref) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def probe_image(ref: ImageRef) -> tuple[int, int]:
+    """(height, width) by an image's header. MediaError if the file is missing or no image."""
+    with _image(ref) as image:
+        return image.height, image.width
+
+
+def whole_grids(times: np.ndarray, temporal_patch: int) -> np.ndarray:
+    """Indices to keep so that their number is a multiple of `temporal_patch`: the most crowded inner ones go."""
+    keep = np.arange(len(times))
+    while len(keep) % temporal_patch:
+        crowd = np.diff(times[keep])[:-1] + np.diff(times[keep])[1:]  # seconds between an inner frame's neighbours
+        keep = np.delete(keep, 1 + crowd.argmin()) if len(crowd) else keep[:0]
+    return keep
+
+
+class _Reader:
+    """A place in one video that moves forward: by reading on, or by a seek where a keyframe lies nearer."""
+
+    def __init__(self, container: InputContainer, stream: VideoStream, info: VideoInfo) -> None:
+        self.container, self.stream, self.info = container, stream, info
+        self.tick = float(stream.time_base or 0)
+        self.origin = stream.start_time or 0
+        self.frames = container.decode(stream)
+        self.last: VideoFrame | None = None  # read last
+
+    @property
+    def place(self) -> float:
+        """Seconds of the last frame read."""
+        return self.seconds(self.last) if self.last is not None else 0.0
+
+    def seconds(self, frame: VideoFrame) -> float:
+        if frame.pts is None:
+            raise MediaError(f"{self.container.name}: has frames without a time; remux it (ffmpeg -fflags +genpts)")
+        return (frame.pts - self.origin) * self.tick
+
+    def frames_at(self, wanted: np.ndarray) -> Iterator[tuple[float, VideoFrame]]:
+        """(seconds, frame) of the first frame at or after each wanted time, each frame once."""
+        half = 0.5 / self.info.fps  # containers round time stamps
+        given: VideoFrame | None = None
+        for time in wanted:
+            if given is not None and self.place >= time - half:
+                continue  # a frame held long stands for several wanted times
+            ended = not self._advance(time - half)
+            if self.last is not None and self.last is not given:
+                yield self.place, self.last
+            if ended:
+                return self._check_end()
+            given = self.last
+        return None
+
+    def _advance(self, time: float) -> bool:
+        """Reads up to the first frame at or after `time`; False when the file ends before it."""
+        if (keyframe := self._keyframe(time)) is not None:
+            self._seek(keyframe)
+            first = next(self.frames, None)
+            if first is None or self.seconds(first) > time:
+                self._seek(self.origin)  # landed behind the wanted frame: read all from the start
+            else:
+                self.last = first
+        while self.last is None or self.place < time:
+            if (frame := next(self.frames, None)) is None:
+                return False
+            self.last = frame
+        return True
+
+    def _keyframe(self, time: float) -> int | None:
+        """Ticks to seek to for `time`; None where reading on is as near. The index is in order of decoding."""
+        aim = self.origin + int((time - REORDER / self.info.fps) / self.tick)
+        here = self.origin + int(self.place / self.tick)
+        index = self.stream.index_entries
+        if len(index) and index[-1].timestamp >= aim:
+            found = index.search_timestamp(aim)
+            return index[found].timestamp if found >= 0 and index[found].timestamp > here else None
+        return aim if time - self.place > BLIND else None
+
+    def _seek(self, ticks: int) -> None:
+        self.container.seek(ticks, stream=self.stream)
+        self.frames = self.container.decode(self.stream)
+
+    def _check_end(self) -> None:
+        """MediaError if the file ended well before its header says: its tail is missing or unreadable."""
+        duration, fps = self.info.duration, self.info.fps
+        held = (self.last.duration or 0) * self.tick if self.last is not None else 0.0
+        end = self.place + max(held, 1 / fps)
+        if self.last is None or duration - end > max(0.5, 3 / fps, 0.02 * duration):
+            raise MediaError(
+                f"{self.container.name}: its frames end at {end if self.last else 0:.2f} s though its header says "
+                f"{duration:.2f} s (cut off or damaged?); get the whole file or leave its rows out"
+            )
+
+
+@contextmanager
+def _opened(ref: VideoRef) -> Iterator[tuple[InputContainer, VideoStream, VideoInfo]]:
+    """The file's container, first moving picture and header; every decoder failure becomes a MediaError."""
+    _check_file(ref.path)
+    try:
+        with av.open(ref.path, metadata_errors="ignore") as container:
+            streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+            if not streams:
+                raise MediaError(f"{ref.path}: holds no video stream; leave its rows out")
+            stream = streams[0]
+            yield container, stream, _header(ref, container, stream)
+    except FFmpegError as error:
+        raise MediaError(f"{ref.path}: {error.strerror}; get the whole file or leave its rows out") from None
+
+
+def _header(ref: VideoRef, container: InputContainer, stream: VideoStream) -> VideoInfo:
+    """MediaError where the file tells no duration, rate or size."""
+    fps = float(stream.average_rate or stream.guessed_rate or 0)
+    if stream.duration is not None and stream.time_base is not None:
+        duration = float(stream.duration * stream.time_base)
+    else:
+        duration = (container.duration or 0) / av.time_base
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if not (duration > 0 and fps > 0 and width > 0 and height > 0):
+        raise MediaError(
+            f"{ref.path}: its header tells {duration:g} s, {fps:g} fps, {width}x{height}; remux it (ffmpeg -c copy)"
+        )
+    return VideoInfo(duration, fps, width, height, stream.frames or round(duration * fps))
+
+
+def _segment(ref: VideoRef, info: VideoInfo) -> tuple[float, float]:
+    """(start, end) in seconds, end held to the file's. MediaError if nothing lies between."""
+    start = ref.start if ref.start is not None else 0.0
+    end = min(ref.end, info.duration) if ref.end is not None else info.duration
+    if not 0 <= start < end:
+        raise MediaError(
+            f"{ref.path}: no video from {start:g} to {end:g} s, the file has {info.duration:g} s; mend start and end"
+        )
+    return start, end
+
+
+def _picture(ref: VideoRef, frame: VideoFrame, convert: VideoReformatter) -> np.ndarray:
+    """[H, W, 3] uint8 RGB, turned upright."""
+    if frame.is_corrupt:
+        raise MediaError(f"{ref.path}: the frame at {frame.time} s is damaged; get the whole file or leave its rows out")
+    picture = convert.reformat(frame, format="rgb24").to_ndarray()
+    return np.rot90(picture, round(frame.rotation / 90)) if frame.rotation else picture
+
+
+@contextmanager
+def _image(ref: ImageRef) -> Iterator[Image.Image]:
+    """An opened image; every failure of Pillow inside becomes a MediaError."""
+    _check_file(ref.path)
+    try:
+        with Image.open(ref.path) as image:
+            yield image
+    except IMAGE_ERRORS as error:
+        reason = " ".join(str(error).split())
+        raise MediaError(f"{ref.path}: {reason}; make the image again or leave its rows out") from None
+
+
+def _check_file(path: str) -> None:
+    """MediaError, in our words, for what no decoder needs to be asked about."""
+    if not Path(path).is_file():
+        raise MediaError(f"{path}: no such file; mend the row or data.media_root")
+    if Path(path).stat().st_size == 0:
+        raise MediaError(f"{path}: the file is empty; fetch it again or leave its rows out")

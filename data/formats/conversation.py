@@ -1,0 +1,122 @@
+"""What every conversation format shares: marks in text, media references, and the checks of a finished sample."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.types import ImageRef, RowError, Sample, Turn, VideoRef
+
+MARK = re.compile(r"\s*<(video|image)>\s*")  # white space around a mark is layout, not text
+
+Part = str | VideoRef | ImageRef
+
+
+class Media:
+    """The media that a row lists beside its text, handed out in order as their marks come up."""
+
+    def __init__(self, row: Mapping[str, Any], media_root: Path, where: str) -> None:
+        self.where = where
+        self.videos = [video(entry, row, media_root, where) for entry in _listed(row, "video", "videos")]
+        self.images = [image(entry, media_root, where) for entry in _listed(row, "image", "images")]
+        self.taken = {"video": 0, "image": 0}
+
+    def split(self, text: str) -> tuple[Part, ...]:
+        """`text` with each mark replaced by the next medium of its kind."""
+        pieces = MARK.split(text)  # text, kind, text, kind, ... text
+        parts = [self._take(piece) if i % 2 else piece for i, piece in enumerate(pieces)]
+        return tuple(part for part in parts if part != "")
+
+    def check_all_taken(self) -> None:
+        """RowError if a listed medium has no mark."""
+        for kind, listed in (("video", self.videos), ("image", self.images)):
+            if self.taken[kind] < len(listed):
+                raise RowError(
+                    f"{self.where}: lists {len(listed)} {kind}(s) but its text has {self.taken[kind]} <{kind}> mark(s); "
+                    f"write one <{kind}> where each belongs"
+                )
+
+    def _take(self, kind: str) -> VideoRef | ImageRef:
+        listed: Sequence[VideoRef | ImageRef] = self.videos if kind == "video" else self.images
+        place = self.taken[kind]
+        self.taken[kind] += 1
+        if place >= len(listed):
+            raise RowError(
+                f"{self.where}: <{kind}> mark number {place + 1} has no {kind}, the row lists {len(listed)}; "
+                f'name its file under "{kind}" or take the mark out'
+            )
+        return listed[place]
+
+
+def video(entry: Any, row: Mapping[str, Any], media_root: Path, where: str) -> VideoRef:
+    """A reference from a path or {"video" | "path" | "url": path}; "video_start", "video_end" in seconds, in the entry
+    or for all videos of the row."""
+    fields = entry if isinstance(entry, Mapping) else {"video": entry}
+    path = next((fields[key] for key in ("video", "path", "url") if key in fields), None)
+    start, end = (_seconds(fields.get(key, row.get(key)), key, where) for key in ("video_start", "video_end"))
+    return VideoRef(_resolve(path, "video", media_root, where), start, end)
+
+
+def image(entry: Any, media_root: Path, where: str) -> ImageRef:
+    """A reference from a path or {"image" | "path" | "url": path}."""
+    fields = entry if isinstance(entry, Mapping) else {"image": entry}
+    path = next((fields[key] for key in ("image", "path", "url") if key in fields), None)
+    return ImageRef(_resolve(path, "image", media_root, where))
+
+
+def role(name: Any, names: Mapping[str, str], where: str) -> str:
+    """Our name of a role. RowError if it is none of `names`."""
+    if not isinstance(name, str) or name not in names:
+        raise RowError(f"{where}: unknown role {name!r}; use one of {', '.join(names)}")
+    return names[name]
+
+
+def finished(sample: Sample, where: str) -> Sample:
+    """The sample, checked. RowError if there is nothing to learn from it or its turns are out of order."""
+    roles = [turn.role for turn in sample.turns]
+    if "assistant" not in roles:
+        raise RowError(f"{where}: has no assistant turn, so nothing to learn; add the answer or take the row out")
+    if "system" in roles[1:]:
+        raise RowError(f"{where}: has a system turn in place {1 + roles[1:].index('system') + 1}; put it first")
+    for place, turn in enumerate(sample.turns, 1):
+        if not any(part.strip() if isinstance(part, str) else True for part in turn.parts):
+            raise RowError(f"{where}: turn {place} ({turn.role}) is empty; fill it in or take the row out")
+        if turn.role == "assistant" and not all(isinstance(part, str) for part in turn.parts):
+            raise RowError(f"{where}: turn {place} is the assistant's but shows media; move them to a user turn")
+    return sample
+
+
+def text_of(value: Any, what: str, where: str) -> str:
+    """`value` if it is text. RowError if not."""
+    if not isinstance(value, str):
+        raise RowError(f"{where}: {what} is {type(value).__name__} {value!r:.60}; write text there")
+    return value
+
+
+def turns_of(row: Mapping[str, Any], key: str, where: str) -> Iterable[Mapping[str, Any]]:
+    """The row's list of turns. RowError if it is no list of objects."""
+    turns = row.get(key)
+    if not isinstance(turns, Sequence) or isinstance(turns, str) or not all(isinstance(t, Mapping) for t in turns):
+        raise RowError(f'{where}: "{key}" is {type(turns).__name__}; write a list of turns')
+    return turns
+
+
+def _listed(row: Mapping[str, Any], *keys: str) -> list[Any]:
+    values = [row[key] for key in keys if row.get(key) is not None]
+    return [entry for value in values for entry in (value if isinstance(value, list) else [value])]
+
+
+def _resolve(path: Any, kind: str, media_root: Path, where: str) -> str:
+    if not isinstance(path, str) or not path:
+        raise RowError(f"{where}: {kind} is {path!r:.60}; give the path of a file")
+    if re.match(r"(https?|s3|gs|data):", path):
+        raise RowError(f"{where}: {kind} {path[:60]!r} is not a local file; fetch it first and give its path")
+    return str(media_root / path.removeprefix("file://"))  # an absolute path stays as it is
+
+
+def _seconds(value: Any, key: str, where: str) -> float | None:
+    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        return None if value is None else float(value)
+    raise RowError(f"{where}: {key}={value!r:.40}; give seconds as a number")

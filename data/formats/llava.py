@@ -1,0 +1,34 @@
+"""The LLaVA / Qwen conversation format.
+
+    {"id": "7", "video": "a.mp4" | ["a.mp4", "b.mp4"], "image": "c.png" | [...],
+     "conversations": [{"from": "human", "value": "<video>\\nWhat moves?"}, {"from": "gpt", "value": "A dog."}]}
+
+"videos" and "images" are read too. A video may be {"video": path, "video_start": 1.5, "video_end": 9} (seconds), and
+"video_start" / "video_end" of the row hold for all its videos. In rows with videos and no images `<image>` marks a
+video, as in LLaVA-Video-178K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data.formats.conversation import Media, finished, role, text_of, turns_of
+from data.types import Sample, Turn
+
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+
+def sample(row: Mapping[str, Any], media_root: Path, where: str) -> Sample:
+    """One row as a Sample. RowError, naming `where`, if it cannot be used."""
+    media = Media(row, media_root, where)
+    turns = []
+    for turn in turns_of(row, "conversations", where):
+        text = text_of(turn.get("value"), "a turn's value", where)
+        if media.videos and not media.images:
+            text = text.replace("<image>", "<video>")
+        name = role(turn.get("from"), ROLES, where)
+        turns.append(Turn(name, media.split(text) if name == "user" else (text,)))
+    media.check_all_taken()
+    return finished(Sample(str(row.get("id", where)), tuple(turns)), where)
