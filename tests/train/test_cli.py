@@ -1,0 +1,54 @@
+"""The scripts' command lines: typed values in, one line out for a mistake."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from train import cli
+
+
+@dataclass
+class Inner:
+    depth: int = 2
+
+
+@dataclass(frozen=True)
+class Options:
+    out: Path
+    rates: list[float] = field(default_factory=lambda: [0.0])
+    push: str | None = None
+    inner: Inner = field(default_factory=Inner)
+
+
+def test_words_become_typed_fields():
+    options = cli.parse(Options, ["out=a/b", "rates=[0,0.5]", "inner.depth=3", "push=user/name"])
+    assert options == Options(Path("a/b"), [0.0, 0.5], "user/name", Inner(3))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rats=[0]", "out=a"], "unknown argument 'rats'; did you mean 'rates'?"),
+        (["out=a", "inner.dept=1"], "inner.dept: Key 'dept' not in 'Inner'"),
+        (["out=a", "inner.depth=x"], "inner.depth: Value 'x' of type 'str' could not be converted to Integer"),
+        (["out"], "'out' is not of the form key=value"),
+        (["rates=[0]"], "missing out=..."),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.parse(Options, words)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_a_users_error_in_main_is_one_line(capsys):
+    def main(options: Options) -> None:
+        raise ValueError(f"no such folder:\n{options.out}")
+
+    with pytest.raises(SystemExit):
+        cli.run(main, Options, ["out=here"])
+    assert capsys.readouterr().err == "error: no such folder: here\n"

@@ -1,0 +1,106 @@
+"""Command lines of `key=value` words for scripts/, checked against a dataclass.
+
+A dataclass is the whole declaration: field names are the keys, annotations the types, a field without default
+is required. A field that is itself a dataclass must not be frozen (OmegaConf would refuse to set its keys).
+Mistakes end in one line on stderr and exit status 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, Field, fields
+from difflib import get_close_matches
+from typing import Any, NoReturn, TypeVar, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+T = TypeVar("T")
+
+
+def fail(message: object) -> NoReturn:
+    """End the process with the message as one line on stderr and exit status 2."""
+    print("error:", " ".join(str(message).split()), file=sys.stderr)
+    raise SystemExit(2)
+
+
+def parse(schema: type[T], argv: Sequence[str] | None = None) -> T:
+    """An instance of the dataclass `schema`, filled from `key=value` words (the process's own by default)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    known = fields(cast(Any, schema))
+    if {"-h", "--help"} & set(words):
+        print("arguments:", "  ".join(_usage(field) for field in known))
+        raise SystemExit(0)
+    for word in words:
+        _check_key(word, [field.name for field in known])
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_cli(words))
+    except OmegaConfBaseException as error:
+        fail(f"{error.full_key}: {str(error).splitlines()[0]}")
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        fail(f"missing {', '.join(f'{key}=...' for key in missing)}")
+    return cast(T, OmegaConf.to_object(config))
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """A mistake of the user (ValueError, OSError) ends the process with one line; EVS_TRACE=1 shows where it arose."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if os.environ.get("EVS_TRACE") == "1":
+            raise
+        fail(error)
+
+
+def run(main: Callable[[T], object], schema: type[T], argv: Sequence[str] | None = None) -> None:
+    """`main(parse(schema))`, where a mistake of the user (ValueError, OSError) is one line, not a trace."""
+    options = parse(schema, argv)
+    with one_line_errors():
+        main(options)
+
+
+def suggest(word: str, known: Sequence[str]) -> str:
+    """`; did you mean ...?` when a known word is close, else the known ones."""
+    close = get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def _check_key(word: str, known: list[str]) -> None:
+    key, equals, _ = word.partition("=")
+    if not equals:
+        fail(f"{word!r} is not of the form key=value")
+    if key.split(".")[0] not in known:
+        fail(f"unknown argument {key!r}{suggest(key, known)}")
+
+
+def _usage(field: Field[Any]) -> str:
+    default = field.default_factory() if field.default_factory is not MISSING else field.default
+    return f"{field.name}=..." if default is MISSING else f"[{field.name}={default}]"
+
+
+def config_error(error: Exception, words: Sequence[str], schema: Any) -> str:
+    """Hydra's and OmegaConf's many lines as one, with the nearest known key for a misspelt one."""
+    root: BaseException = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    message = str(error).splitlines()[0]
+    if str(root).splitlines()[0] not in message:
+        message += f" ({str(root).splitlines()[0]})"
+    keys = list(_leaves(schema))
+    for word in words:
+        key = word.partition("=")[0].lstrip("+~")
+        if key and key.rstrip(".") in message and key not in keys:
+            return message + suggest(key, keys) if get_close_matches(key, keys, n=1) else message
+    return message
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[str]:
+    for key in node:
+        child = None if OmegaConf.is_missing(node, key) else node[key]
+        yield prefix + key
+        if OmegaConf.is_dict(child):
+            yield from _leaves(child, f"{prefix}{key}.")
