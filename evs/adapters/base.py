@@ -44,6 +44,10 @@ class Adapter(Protocol):
         """The unpruned decoder inputs, and the [M, C] features that the scorer reads, videos only."""
         ...
 
+    def next_positions(self, batch: MediaBatch) -> list[int]:
+        """The position of each prompt's first generated token."""
+        ...
+
     def decode(self, x: DecoderInputs) -> Tensor:
         """[N, D] hidden states after the final norm, in the packed order of `x`."""
         ...

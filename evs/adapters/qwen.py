@@ -56,6 +56,9 @@ class QwenVL:
     def decode(self, x: DecoderInputs) -> Tensor:
         return decode_packed(self.model.model.language_model, x)
 
+    def next_positions(self, batch: MediaBatch) -> list[int]:
+        return self.positions(batch)[1]
+
     def positions(self, batch: MediaBatch) -> tuple[Tensor, list[int]]:
         """([3, N] positions of the unpruned prompts, each starting at 0, and each prompt's next position), on the CPU."""
         ids, segments = batch.input_ids_N, batch.segment_N

@@ -1,0 +1,184 @@
+"""Generation after a pruned prefill: the prompt's media are pruned once, then tokens follow one by one.
+
+Every generated token stands where it would without pruning: the first one at the unpruned prompt's maximum plus one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evs.adapters.base import Adapter, MediaBatch
+from evs.adapters.packing import index_in_segment
+from evs.prune import keep_mask, prune
+from evs.score import FrameDelta, Scorer
+from evs.select import check_rate
+from evs.types import DecoderInputs, Grid
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How to choose tokens and when to stop.
+
+    `processors` are the library's logits processors, (token ids [1, n], scores [1, vocabulary]) -> scores; they see the
+    unpruned prompt. Each prompt draws from its own generator, so that its sample does not depend on its batch.
+    """
+
+    max_new_tokens: int = 128
+    eos_ids: tuple[int, ...] | None = None  # None = the model's generation_config
+    sample: bool = False
+    seed: int = 0
+    processors: Callable[[Tensor, Tensor], Tensor] | None = None
+    logprobs: int = 0  # how many of the most likely tokens to report at every step
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one prompt brought forth. `logprobs[i]` maps token ids to natural logarithms, most likely first."""
+
+    tokens: tuple[int, ...]  # the end-of-sequence token included
+    logprobs: tuple[dict[int, float], ...]
+    prompt_tokens: int  # before pruning
+    kept_tokens: int  # of them, after pruning
+    frames: tuple[tuple[int, ...], ...]  # per video, the tokens kept of each temporal grid
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    adapter: Adapter,
+    batch: MediaBatch,
+    rate: float,
+    decoding: Decoding | None = None,
+    *,
+    scorer: Scorer | None = None,
+    on_step: Callable[[list[int]], object] | None = None,
+) -> list[Generation]:
+    """One Generation per prompt of the batch, its videos pruned at `rate`; greedy unless `decoding` says otherwise.
+
+    `on_step` receives every step's new tokens, one a prompt. Raises ValueError for a rate outside [0, 1).
+    """
+    decoding = decoding or Decoding()
+    eos = _eos_ids(model) if decoding.eos_ids is None else decoding.eos_ids
+    grids = adapter.grids(batch)
+    x, features = adapter.embed(batch)
+    keep_N = keep_mask(x, features, grids, [check_rate(rate)] * len(grids), scorer or FrameDelta())
+    sizes = x.segment_N.bincount().tolist()
+    prompts = [
+        _Prompt(ids, torch.Generator(x.embeds_ND.device).manual_seed(decoding.seed))
+        for ids in batch.input_ids_N.to(x.embeds_ND.device).split(sizes)
+    ]
+    decoder = _Decoder(model, prune(x, keep_N), adapter.next_positions(batch))
+    for step in range(1, decoding.max_new_tokens + 1):
+        tokens = [prompt.extend(logits, decoding, eos) for prompt, logits in zip(prompts, decoder.logits_BV())]
+        if on_step:
+            on_step(tokens)
+        if step == decoding.max_new_tokens or all(prompt.done for prompt in prompts):
+            break
+        decoder.feed(tokens)
+    kept = x.segment_N[keep_N].bincount().tolist()
+    frames = _kept_per_frame(x, keep_N, grids)
+    return [
+        Generation(tuple(prompt.tokens), tuple(prompt.logprobs), size, n, frames[i])
+        for i, (prompt, size, n) in enumerate(zip(prompts, sizes, kept))
+    ]
+
+
+@dataclass
+class _Prompt:
+    """One prompt while it grows."""
+
+    ids: Tensor
+    generator: torch.Generator
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[dict[int, float]] = field(default_factory=list)
+    done: bool = False
+
+    def extend(self, logits_V: Tensor, decoding: Decoding, eos: tuple[int, ...]) -> int:
+        """The next token; nothing is recorded once the prompt has ended."""
+        scores_1V = logits_V[None]
+        if decoding.processors is not None:
+            scores_1V = decoding.processors(self.ids[None], scores_1V)
+        if decoding.sample:
+            token = int(torch.multinomial(scores_1V.softmax(-1), 1, generator=self.generator))
+        else:
+            token = int(scores_1V.argmax())
+        if not self.done:
+            self.ids = torch.cat([self.ids, self.ids.new_tensor([token])])
+            self.tokens.append(token)
+            if decoding.logprobs:
+                self.logprobs.append(_top(logits_V, decoding.logprobs, token))
+            self.done = token in eos
+        return token
+
+
+class _Decoder:
+    """The language model with the prompts in its cache, one row each.
+
+    Rows are padded on the right, where causal attention hides the padding from the prompt; the mask hides it from
+    what follows.
+    """
+
+    def __init__(self, model: Any, x: DecoderInputs, next_positions: list[int]) -> None:
+        self.model = model
+        self.next_B = torch.tensor(next_positions, device=x.embeds_ND.device)
+        lengths_B = x.segment_N.bincount()
+        place = (x.segment_N, index_in_segment(x.segment_N))
+
+        def pad(values_N: Tensor) -> Tensor:
+            shape = len(lengths_B), int(lengths_B.max()), *values_N.shape[1:]
+            return values_N.new_zeros(shape).index_put(place, values_N)
+
+        self.mask_BL = pad(torch.ones_like(x.segment_N))
+        levels = list(x.deepstack)
+        extra = {"visual_pos_masks": pad(x.visual_N), "deepstack_visual_embeds": levels} if levels else {}
+        self._run(pad(x.embeds_ND), pad(x.positions_PN.T.contiguous()).movedim(-1, 0), None, **extra)
+        self.hidden_BD = self.hidden_BLD[torch.arange(len(lengths_B)), lengths_B - 1]
+
+    def logits_BV(self) -> Tensor:
+        return self.model.lm_head(self.hidden_BD).float()
+
+    def feed(self, tokens: list[int]) -> None:
+        """Append one token a row, at the row's next position."""
+        self.mask_BL = torch.cat([self.mask_BL, torch.ones_like(self.mask_BL[:, :1])], dim=1)
+        embeds = self.model.get_input_embeddings()(torch.tensor(tokens, device=self.next_B.device))
+        self._run(embeds[:, None], self.next_B[:, None].expand(3, -1, -1), self.cache)
+        self.next_B = self.next_B + 1
+        self.hidden_BD = self.hidden_BLD[:, -1]
+
+    def _run(self, embeds: Tensor, positions: Tensor, cache: Any, **extra: Any) -> None:
+        out = self.model.model.language_model(
+            inputs_embeds=embeds,
+            position_ids=positions,
+            attention_mask=self.mask_BL,
+            past_key_values=cache,
+            use_cache=True,
+            **extra,
+        )
+        self.hidden_BLD, self.cache = out.last_hidden_state, out.past_key_values
+
+
+def _eos_ids(model: Any) -> tuple[int, ...]:
+    eos = model.generation_config.eos_token_id
+    return () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
+
+
+def _top(logits_V: Tensor, n: int, chosen: int) -> dict[int, float]:
+    """The n most likely tokens, and the chosen one, before any processor."""
+    logprobs = logits_V.log_softmax(-1)
+    values, ids = logprobs.topk(n)
+    return dict(zip(ids.tolist(), values.tolist())) | {chosen: float(logprobs[chosen])}
+
+
+def _kept_per_frame(x: DecoderInputs, keep_N: Tensor, grids: list[Grid]) -> list[tuple[tuple[int, ...], ...]]:
+    """Per prompt, per video, the tokens kept of each temporal grid."""
+    frames: list[list[tuple[int, ...]]] = [[] for _ in range(int(x.segment_N[-1]) + 1)]
+    for video, grid in enumerate(grids):
+        tokens = x.video_N == video
+        kept = keep_N[tokens].view(grid.T, -1).sum(1)
+        frames[int(x.segment_N[tokens][0])].append(tuple(kept.tolist()))
+    return [tuple(videos) for videos in frames]
