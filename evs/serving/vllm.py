@@ -1,0 +1,57 @@
+"""The vLLM plugin: install this package next to vLLM, and a served checkpoint sees the positions of its training.
+
+Entry point `evs` of the group `vllm.general_plugins`; `EVS_VLLM_PLUGIN=0` turns it off. At `--video-pruning-rate`
+0 or none it changes nothing. Written against vLLM 0.31.0 and 0.32.0; others are refused rather than guessed at.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import wraps
+from typing import Any
+
+SUPPORTED = ("0.31.0", "0.32.0")
+MODELS = {
+    "Qwen2_5_VLForConditionalGeneration": "evs.serving.vllm_models:Qwen25VL",
+    "Qwen3VLForConditionalGeneration": "evs.serving.vllm_models:Qwen3VL",
+}
+
+
+def register() -> None:
+    """Called by vLLM in each of its processes, maybe more than once. ValueError for an unsupported version."""
+    if os.environ.get("EVS_VLLM_PLUGIN", "1") == "0":
+        return
+    import vllm
+    from vllm.platforms import current_platform
+
+    check_version(vllm.__version__)
+    for architecture, target in MODELS.items():
+        # By name: importing a model class here would touch CUDA before vLLM forks.
+        vllm.ModelRegistry.register_model(architecture, target)
+    if current_platform.is_cpu():
+        _set_pruning_flag_on_cpu()
+
+
+def check_version(version: str) -> None:
+    if version.split("+")[0] not in SUPPORTED:
+        raise ValueError(
+            f"the evs plugin does not know vLLM {version}: install {' or '.join(SUPPORTED)}, "
+            "or set EVS_VLLM_PLUGIN=0 to serve without it"
+        )
+
+
+def _set_pruning_flag_on_cpu() -> None:
+    """The GPU runner's load_model tells the runner that the model prunes; the CPU runner's own forgets to."""
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    stock = CPUModelRunner.load_model
+    if hasattr(stock, "sets_pruning_flag"):
+        return
+
+    @wraps(stock)
+    def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
+        stock(self, *args, **kwargs)
+        self.is_multimodal_pruning_enabled = getattr(self.get_model(), "is_multimodal_pruning_enabled", False)
+
+    load_model.sets_pruning_flag = True  # type: ignore[attr-defined]
+    CPUModelRunner.load_model = load_model
