@@ -37,7 +37,7 @@ class VideoInfo:
 
 def probe(ref: VideoRef) -> VideoInfo:
     """The header of a video; nothing is decoded. MediaError if the file or its segment cannot be used."""
-    with _opened(ref) as (_, stream, info):
+    with _opened(ref) as (_, _, info):
         _segment(ref, info)
         return info
 
@@ -171,6 +171,7 @@ def _opened(ref: VideoRef) -> Iterator[tuple[InputContainer, VideoStream, VideoI
             if not streams:
                 raise MediaError(f"{ref.path}: holds no video stream; leave its rows out")
             stream = streams[0]
+            stream.thread_count = 1  # the loader's workers are the parallelism
             yield container, stream, _header(ref, container, stream)
     except FFmpegError as error:
         raise MediaError(f"{ref.path}: {error.strerror}; get the whole file or leave its rows out") from None
@@ -205,7 +206,7 @@ def _segment(ref: VideoRef, info: VideoInfo) -> tuple[float, float]:
 def _picture(ref: VideoRef, frame: VideoFrame, convert: VideoReformatter) -> np.ndarray:
     """[H, W, 3] uint8 RGB, turned upright."""
     if frame.is_corrupt:
-        raise MediaError(f"{ref.path}: the frame at {frame.time} s is damaged; get the whole file or leave its rows out")
+        raise MediaError(f"{ref.path}: its frame at {frame.time} s is damaged; fetch it again or leave its rows out")
     picture = convert.reformat(frame, format="rgb24").to_ndarray()
     return np.rot90(picture, round(frame.rotation / 90)) if frame.rotation else picture
 

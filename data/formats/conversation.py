@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.types import ImageRef, RowError, Sample, Turn, VideoRef
+from data.types import ImageRef, RowError, Sample, VideoRef
 
 MARK = re.compile(r"\s*<(video|image)>\s*")  # white space around a mark is layout, not text
 
@@ -34,7 +34,7 @@ class Media:
         for kind, listed in (("video", self.videos), ("image", self.images)):
             if self.taken[kind] < len(listed):
                 raise RowError(
-                    f"{self.where}: lists {len(listed)} {kind}(s) but its text has {self.taken[kind]} <{kind}> mark(s); "
+                    f"{self.where}: lists {len(listed)} {kind}(s) but has {self.taken[kind]} <{kind}> mark(s) in its text; "
                     f"write one <{kind}> where each belongs"
                 )
 

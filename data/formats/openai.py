@@ -44,8 +44,8 @@ def _parts(item: Any, media: Media, media_root: Path, name: str) -> tuple[Part, 
         return media.split(text) if name == "user" else (text,)
     if kind in ("video", "video_url"):
         inner = item.get(kind)
-        return (video({**item, **inner} if isinstance(inner, Mapping) else {**item, "video": inner}, {}, media_root,
-                      media.where),)
+        entry = {**item, **inner} if isinstance(inner, Mapping) else {**item, "video": inner}
+        return (video(entry, {}, media_root, media.where),)
     if kind in ("image", "image_url"):
         return (image(item.get(kind), media_root, media.where),)
     raise RowError(f"{media.where}: content part of type {kind!r}; use text, video, video_url, image or image_url")

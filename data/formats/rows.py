@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -85,11 +85,7 @@ class Samples(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, place: int) -> Sample: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Sample]: ...
-    def __getitem__(self, place: int | slice) -> Sample | Sequence[Sample]:
+    def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
             return [self[i] for i in range(*place.indices(len(self)))]
         place = range(len(self))[place]  # negative places, IndexError
@@ -112,7 +108,7 @@ def _rows(file: Path) -> JsonRows | ParquetRows:
         case ".json":
             spans = list(_elements(file))
         case ".parquet":
-            from datasets import Dataset  # noqa: PLC0415  (slow to import, and needed here only)
+            from datasets import Dataset  # slow to import, and needed here only
 
             return ParquetRows(file, Dataset.from_parquet(str(file)))
         case suffix:

@@ -1,0 +1,232 @@
+"""Sample + Clips -> Encoding -> Batch, through the Hugging Face processor that is passed in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.decode import decode, load_image
+from data.frames import FramePolicy
+from data.labels import Labeller
+from data.types import IGNORE, Batch, Clip, Encoding, ImageRef, RowError, Sample, VideoRef
+
+
+class TooLong(RowError):
+    """A row of more tokens than fit; it is left out whole, never cut."""
+
+
+class Encoder:
+    """Samples -> token ids, labels and patches of a Qwen-VL model.
+
+    The processor's parts are called one by one: its `__call__` costs as much again and takes one size for all videos.
+    What its versions differ in (sampling, sizes, the cap per frame) is passed, never left to its defaults.
+    """
+
+    def __init__(self, processor: Any, policy: FramePolicy, max_tokens: int | None = None) -> None:
+        self.processor, self.policy, self.max_tokens = processor, policy, max_tokens
+        self.labeller = Labeller(processor.tokenizer)
+        tokenizer = processor.tokenizer
+        self.filler_token: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.size = VideoSize(processor.video_processor, policy)
+        self.temporal_patch: int = processor.video_processor.temporal_patch_size
+        self.placeholder = re.compile(
+            f"(?P<video>{re.escape(processor.video_token)})|(?P<image>{re.escape(processor.image_token)})"
+        )
+
+    def encode(self, sample: Sample) -> Encoding:
+        """The sample with its answers labelled. MediaError or RowError if it cannot be used, TooLong if it is."""
+        return self.encode_clips(sample, *self.read(sample))
+
+    def prompt(self, sample: Sample) -> Encoding:
+        """The sample up to where its last answer begins, for generation; no token is labelled."""
+        asked = sample.turns[:-1] if sample.turns[-1].role == "assistant" else sample.turns
+        return self.encode_clips(replace(sample, turns=asked), *self.read(sample), generate=True)
+
+    def read(self, sample: Sample) -> tuple[list[Clip], list[np.ndarray]]:
+        """The decoded videos and images, each in the order of the prompt. The text is checked first."""
+        self.labeller.check(sample)
+        parts = [part for turn in sample.turns for part in turn.parts]
+        return (
+            [decode(part, self.policy, self.temporal_patch) for part in parts if isinstance(part, VideoRef)],
+            [load_image(part) for part in parts if isinstance(part, ImageRef)],
+        )
+
+    def encode_clips(
+        self, sample: Sample, clips: Sequence[Clip], images: Sequence[np.ndarray], *, generate: bool = False
+    ) -> Encoding:
+        """The sample with media that are already decoded; with `generate`, open for an answer and without labels."""
+        videos = [self._video(clip) for clip in clips]
+        pictures = [self._image(image) for image in images]
+        text = self._expand(sample, self._chat(sample, generate), videos, pictures)
+        ids = self.labeller.tokens(text)
+        if self.max_tokens is not None and len(ids) > self.max_tokens:
+            raise TooLong(f"{sample.id}: {len(ids)} tokens are more than data.max_tokens={self.max_tokens}")
+        answers = 0 if generate else sum(turn.role == "assistant" for turn in sample.turns)
+        ids_N = torch.tensor(ids)
+        return Encoding(
+            id=sample.id,
+            input_ids_N=ids_N,
+            labels_N=self.labeller.labels(ids_N, answers, sample.id),
+            pixel_values_videos=_joined([video["pixel_values_videos"] for video in videos]),
+            video_grid_thw_V3=_grids([video["video_grid_thw"] for video in videos]),
+            second_per_grid_V=torch.tensor([self._second_per_grid(c) for c in clips], dtype=torch.float64),
+            pixel_values=_joined([picture["pixel_values"] for picture in pictures]),
+            image_grid_thw_I3=_grids([picture["image_grid_thw"] for picture in pictures]),
+            choices=() if generate else self.labeller.choices(sample.turns),
+        )
+
+    def _chat(self, sample: Sample, generate: bool) -> str:
+        """The chat template's text, one placeholder token for each medium."""
+        messages = [{"role": turn.role, "content": [_content(part) for part in turn.parts]} for turn in sample.turns]
+        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+
+    def _expand(self, sample: Sample, text: str, videos: Sequence[Any], pictures: Sequence[Any]) -> str:
+        """`text` with each placeholder repeated, and timestamps written, as the processor does."""
+        runs: dict[str, Iterator[str]] = {
+            "video": (self.processor.replace_video_token(video, 0) for video in videos),
+            "image": (self.processor.replace_image_token(picture, 0) for picture in pictures),
+        }
+        found = [match.lastgroup for match in self.placeholder.finditer(text)]
+        for kind, media in (("video", videos), ("image", pictures)):
+            if found.count(kind) != len(media):
+                raise RowError(
+                    f"{sample.id}: the chat template shows {found.count(kind)} of {len(media)} {kind}s; "
+                    "use a template that shows all media"
+                )
+        return self.placeholder.sub(lambda match: next(runs[str(match.lastgroup)]), text)
+
+    def _video(self, clip: Clip) -> Any:
+        """pixel_values_videos [R, patch], video_grid_thw [1, 3] and the metadata that timestamps are made of."""
+        metadata = {
+            "total_num_frames": len(clip.times_T),
+            "fps": 1.0,  # so that an index is a time: the processor's timestamps are index / fps
+            "frames_indices": clip.times_T.tolist(),
+            "duration": clip.duration,
+        }
+        return self.processor.video_processor(
+            torch.from_numpy(clip.frames_THWC).permute(0, 3, 1, 2),
+            video_metadata=[metadata],
+            **self.size.options(len(clip.times_T)),
+        )
+
+    def _image(self, image: np.ndarray) -> Any:
+        """pixel_values [R, patch] and image_grid_thw [1, 3]."""
+        return self.processor.image_processor(
+            torch.from_numpy(image).permute(2, 0, 1),
+            size=_edges(self.processor.image_processor.size),
+            do_resize=True,
+            do_rescale=True,
+            do_normalize=True,
+            input_data_format="channels_first",
+            return_tensors="pt",
+        )
+
+    def _second_per_grid(self, clip: Clip) -> float:
+        """Seconds from one temporal grid to the next, by the real times of the frames."""
+        times = clip.times_T
+        return float(self.temporal_patch * (times[-1] - times[0]) / (len(times) - 1))
+
+
+class VideoSize:
+    """A policy's pixel budget in the terms of one video processor.
+
+    `size` bounds the pixels of a frame for Qwen2.5-VL and those of the whole video for Qwen3-VL: which, is asked of
+    the processor itself, so that a family that shares a processor needs no mention here.
+    """
+
+    def __init__(self, video_processor: Any, policy: FramePolicy) -> None:
+        self.policy = policy
+        self.fixed = {
+            "do_sample_frames": False,
+            "do_resize": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "input_data_format": "channels_first",
+            "return_metadata": True,
+            "return_tensors": "pt",
+        }
+        if "cap_pixels_per_frame" in video_processor.valid_kwargs.__annotations__:
+            self.fixed["cap_pixels_per_frame"] = False  # `total_pixels` is our bound; the default is about to change
+        self.own = _edges(video_processor.size)
+        self.of_video = self._bounds_the_video(video_processor)
+
+    def options(self, frames: int) -> dict[str, Any]:
+        """Keyword arguments of the video processor for a clip of `frames` frames."""
+        policy, each = self.policy, frames if self.of_video else 1
+        fewest = policy.min_pixels * each if policy.min_pixels else self.own["shortest_edge"]
+        most = policy.max_pixels * each if policy.max_pixels else self.own["longest_edge"]
+        if policy.total_pixels:
+            share = policy.total_pixels * each // frames
+            most = max(min(most, share), int(fewest * 1.05))  # the floor is qwen-vl-utils'
+        return {**self.fixed, "size": {"shortest_edge": fewest, "longest_edge": most}}
+
+    def _bounds_the_video(self, video_processor: Any) -> bool:
+        """Whether more frames of one size get smaller under one `size`."""
+        side = 4 * video_processor.patch_size * video_processor.merge_size
+        size = {"shortest_edge": side, "longest_edge": 2 * side * side}
+        grids = [
+            video_processor(torch.zeros(n, 3, side, side, dtype=torch.uint8), **{**self.fixed, "size": size})
+            for n in (2, 8)
+        ]
+        two, eight = (grid["video_grid_thw"][0, 1:].prod().item() for grid in grids)
+        return eight < two
+
+
+def collate(encodings: Sequence[Encoding], *, filler_token: int) -> Batch:
+    """The encodings packed end to end; of none, one unlabelled `filler_token`, so that every rank has a step to do."""
+    if not encodings:
+        return collate([_filler(filler_token)], filler_token=filler_token)
+    lengths = torch.tensor([len(encoding.input_ids_N) for encoding in encodings])
+    return Batch(
+        ids=tuple(encoding.id for encoding in encodings if encoding.id),
+        input_ids_N=torch.cat([encoding.input_ids_N for encoding in encodings]),
+        labels_N=torch.cat([encoding.labels_N for encoding in encodings]),
+        segment_N=torch.repeat_interleave(torch.arange(len(encodings)), lengths),
+        pixel_values_videos=_joined([encoding.pixel_values_videos for encoding in encodings]),
+        video_grid_thw_V3=torch.cat([encoding.video_grid_thw_V3 for encoding in encodings]),
+        second_per_grid_V=torch.cat([encoding.second_per_grid_V for encoding in encodings]),
+        pixel_values=_joined([encoding.pixel_values for encoding in encodings]),
+        image_grid_thw_I3=torch.cat([encoding.image_grid_thw_I3 for encoding in encodings]),
+        choices=tuple(choice for encoding in encodings for choice in encoding.choices),
+    )
+
+
+def _filler(token: int) -> Encoding:
+    return Encoding(
+        id="",
+        input_ids_N=torch.tensor([token]),
+        labels_N=torch.tensor([IGNORE]),
+        pixel_values_videos=None,
+        video_grid_thw_V3=_grids([]),
+        second_per_grid_V=torch.zeros(0, dtype=torch.float64),
+        pixel_values=None,
+        image_grid_thw_I3=_grids([]),
+        choices=(),
+    )
+
+
+def _content(part: str | VideoRef | ImageRef) -> dict[str, str]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "video" if isinstance(part, VideoRef) else "image"}
+
+
+def _edges(size: Any) -> dict[str, int]:
+    return {"shortest_edge": size["shortest_edge"], "longest_edge": size["longest_edge"]}
+
+
+def _grids(grids: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(grids)) if grids else torch.zeros(0, 3, dtype=torch.int64)
+
+
+def _joined(pixels: Sequence[Tensor | None]) -> Tensor | None:
+    given = [each for each in pixels if each is not None]
+    if len(given) < 2:
+        return given[0] if given else None
+    return torch.cat(given)

@@ -1,0 +1,145 @@
+"""Samples -> steps, in worker processes; and the check of all media before the first."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from data.batching import Plan
+from data.decode import probe, probe_image
+from data.encode import Encoder, collate
+from data.types import Batch, Encoding, ImageRef, MediaError, RowError, Sample, VideoRef
+
+# Forked workers share the samples and start at once; they touch no device, and torch gives them one thread, so no lock
+# of the parent's thread pools is waited for. Elsewhere than on Linux system libraries do not survive a fork.
+START = "fork" if sys.platform == "linux" else "spawn"
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A sample that was left out, and why in one line."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One rank's micro-batches of one optimizer step, and what was left out of them."""
+
+    batches: tuple[Batch, ...]
+    quarantined: tuple[Quarantined, ...]
+
+
+class Steps(Dataset[Step]):
+    """Item k: the micro-batches of step k. Samples that cannot be used are left out, never replaced."""
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        encoder: Encoder,
+        micro_batches: Callable[[int], Sequence[Sequence[int]]],
+    ) -> None:
+        self.samples, self.encoder, self.micro_batches = samples, encoder, micro_batches
+
+    def __getitem__(self, step: int) -> Step:
+        lost: list[Quarantined] = []
+        batches = [self._batch(places, lost) for places in self.micro_batches(step)]
+        return Step(tuple(batches), tuple(lost))
+
+    def _batch(self, places: Sequence[int], lost: list[Quarantined]) -> Batch:
+        encodings: list[Encoding] = []
+        for sample in (self.samples[place] for place in places):
+            try:
+                encodings.append(self.encoder.encode(sample))
+            except (MediaError, RowError) as error:
+                lost.append(Quarantined(sample.id, str(error)))
+        return collate(encodings, filler_token=self.encoder.filler_token)
+
+
+def step_loader(
+    samples: Sequence[Sample], encoder: Encoder, plan: Plan, *, first_step: int, last_step: int, workers: int = 0
+) -> DataLoader[Step]:
+    """Steps first_step to last_step - 1 of `plan`, in order: wherever it starts, a step holds the same samples."""
+    return _loader(Steps(samples, encoder, plan.micro_batches), range(first_step, last_step), workers)
+
+
+def shard_loader(
+    samples: Sequence[Sample], encoder: Encoder, shards: Sequence[Sequence[int]], *, workers: int = 0
+) -> DataLoader[Step]:
+    """One Step of one batch for each of this rank's shards (data.batching.shards)."""
+    return _loader(Steps(samples, encoder, Shards(tuple(map(tuple, shards)))), range(len(shards)), workers)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Step k is shard k alone."""
+
+    shards: tuple[tuple[int, ...], ...]
+
+    def __call__(self, step: int) -> tuple[tuple[int, ...], ...]:
+        return (self.shards[step],)
+
+
+def _loader(steps: Steps, order: range, workers: int) -> DataLoader[Step]:
+    return DataLoader(
+        steps,
+        batch_size=None,
+        sampler=order,  # a range is a sampler
+        num_workers=workers,
+        multiprocessing_context=START if workers else None,
+        persistent_workers=workers > 0,
+        generator=torch.Generator(),  # or the loader draws from the global one
+    )
+
+
+def audit(
+    samples: Sequence[Sample], *, threads: int = 16, progress: bool = True
+) -> tuple[Sequence[Sample], tuple[Quarantined, ...]]:
+    """(samples whose media have usable headers, the others). Every medium is opened once, nothing is decoded."""
+    refs = list(dict.fromkeys(ref for sample in samples for ref in _media(sample)))
+    with ThreadPoolExecutor(threads) as pool:
+        checked = tqdm(pool.map(_fault, refs), "checking media", len(refs), unit="file", disable=not progress)
+        faults = {ref: fault for ref, fault in zip(refs, checked) if fault is not None}
+    kept, lost = [], []
+    for place, sample in enumerate(samples):
+        if found := [faults[ref] for ref in _media(sample) if ref in faults]:
+            lost.append(Quarantined(sample.id, found[0]))
+        else:
+            kept.append(place)
+    return (Selection(samples, np.array(kept, dtype=np.int64)) if lost else samples), tuple(lost)
+
+
+@dataclass(frozen=True)
+class Selection(Sequence[Sample]):
+    """Some of a sequence's samples."""
+
+    samples: Sequence[Sample]
+    places: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, place: Any) -> Any:
+        chosen = self.places[place]
+        return [self.samples[i] for i in chosen] if isinstance(place, slice) else self.samples[chosen]
+
+
+def _media(sample: Sample) -> list[VideoRef | ImageRef]:
+    return [part for turn in sample.turns for part in turn.parts if not isinstance(part, str)]
+
+
+def _fault(ref: VideoRef | ImageRef) -> str | None:
+    try:
+        probe(ref) if isinstance(ref, VideoRef) else probe_image(ref)
+    except MediaError as error:
+        return str(error)
+    return None
