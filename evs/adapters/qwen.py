@@ -79,12 +79,13 @@ class QwenVL:
         """The media of one prompt in order, taken from the batch's as its placeholder tokens ask for them."""
         boxes: list[Box] = []
         while (used := sum(box.grid.tokens for box in boxes)) < len(placeholders):
-            is_image = placeholders[used] == self.model.config.image_token_id
-            medium = next(images if is_image else videos, None)
-            if medium is None:
-                kind = "image" if is_image else "video"
-                raise ValueError(f"the prompt has more {kind} placeholders than {kind}s: remove a mark or add a file")
-            boxes += [image_box(medium)] if isinstance(medium, Grid) else self.video_boxes(medium[0], medium[1])
+            kind = "image" if placeholders[used] == self.model.config.image_token_id else "video"
+            try:
+                boxes += [image_box(next(images))] if kind == "image" else self.video_boxes(*next(videos))
+            except StopIteration:
+                raise ValueError(
+                    f"the prompt has more {kind} placeholders than {kind}s: remove a mark or add a file"
+                ) from None
         return boxes
 
     def _see(self, batch: MediaBatch, device: torch.device) -> tuple[Tensor, list[Tensor]]:

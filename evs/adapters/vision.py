@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 
-def speed_up(visual: nn.Module) -> None:
+def speed_up(visual: Any) -> None:
     """Rebind the forwards of a Qwen vision tower: same weights, same keys, equal up to rounding."""
     proj = visual.patch_embed.proj
     if tuple(proj.stride) != tuple(proj.kernel_size):

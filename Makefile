@@ -1,0 +1,52 @@
+# The environment's place: make test VENV=/elsewhere. The interpreter it is made of: PYTHON=python3.12.
+VENV ?= .venv
+PYTHON ?= python3
+RUNS ?= runs
+BIN = $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help install demo check format test test-serving test-oldest clean
+
+help:
+	@echo "make demo          train, prune, uptrain and export a tiny model on the CPU; ends with the curve"
+	@echo "make test          everything that runs without a GPU and without a server"
+	@echo "make check         format, lint, types, layering, fast tests"
+	@echo "make test-serving  against a real vLLM, in an environment of its own"
+	@echo "make test-oldest   the tests with the oldest supported transformers, in an environment of its own"
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $@
+
+demo: install
+	OMP_NUM_THREADS=2 $(BIN)/python scripts/demo.py out=$(RUNS)/demo
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not serving"
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: install
+	$(BIN)/python -m pytest -q -n 2 -m "not serving"
+
+test-serving: install
+	$(BIN)/python -m pytest -q -m serving
+
+test-oldest: pyproject.toml
+	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet -e ".[dev]" "transformers==5.16.0"
+	$(VENV)-oldest/bin/python -m pytest -q -n 2 -m "not serving"
+
+clean:
+	rm -rf $(VENV) $(VENV)-oldest build *.egg-info

@@ -1,0 +1,47 @@
+"""The curve: accuracy by pruning rate, one line a model, as PNG.
+
+python scripts/report.py results=[base.json,uptrained.json] out=curve.png      of scripts/evaluate.py's JSON
+python scripts/report.py run=DIR out=curve.png                                 of a run, before and after
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file: imports start at the repository root, not in scripts/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from train import cli
+from train.curve import Curve, from_run, plot
+
+
+@dataclass
+class Options:
+    out: str
+    results: list[str] = field(default_factory=list)
+    run: str | None = None
+    title: str = "Accuracy by pruning rate"
+
+
+def main(options: Options) -> None:
+    curves = [read(Path(path)) for path in options.results]
+    if options.run is not None:
+        curves += from_run(Path(options.run))
+    if not curves:
+        raise ValueError("nothing to plot: give results=[FILE.json,...] or run=DIR")
+    plot(curves, Path(options.out), options.title)
+    print(f"curve: {options.out}")
+
+
+def read(path: Path) -> Curve:
+    """A curve of scripts/evaluate.py's JSON."""
+    value: dict[str, Any] = json.loads(path.read_text())
+    return Curve(value["name"], {score["rate"]: score["accuracy"] for score in value["scores"]})
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)

@@ -1,0 +1,222 @@
+"""config -> objects, one function an object; the only place where `_target_` is instantiated."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DeepSpeedPlugin, broadcast_object_list
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from peft import PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from data.batching import Plan, shards
+from data.encode import Encoder
+from data.formats import load
+from data.frames import FramePolicy
+from data.loader import Quarantined, Step, audit, shard_loader, step_loader
+from data.types import Sample
+from evs.adapters import adapter_for, check_family
+from evs.rates import RateDistribution
+from evs.score import Scorer
+from train.checkpoint import Checkpoints, find, step_of
+from train.config import Config, DataConfig, EngineConfig, EvalConfig, ModelConfig, TrainConfig
+from train.evaluate import Score, evaluate
+from train.loop import Parts
+from train.metrics import build_recorder
+from train.optim import build_optimizer, freeze
+from train.task import UptrainTask
+
+
+@dataclass(frozen=True)
+class Run:
+    parts: Parts
+    steps: Iterable[Step]
+    first_step: int
+
+
+def build_run(config: Config) -> Run:
+    """Everything of a run, cheapest first, so that a mistake shows before weights are read."""
+    rates, scorer = build_rates(config.rate), build_scorer(config.scorer)
+    run_dir = Path(config.run_dir)
+    checkpoint = find(config.resume, run_dir / "checkpoints")
+    first_step = step_of(checkpoint) if checkpoint else 0
+    encoder = build_encoder(config.model, config.data)
+    engine = build_engine(config.engine, config.train, config.optim.clip)
+    recorder = build_recorder(engine, config, first_step)
+    samples, lost = build_samples(engine, config.data.train, config.data)
+    recorder.quarantine(lost)
+
+    model = build_model(config.model, weight_dtype(config))
+    bare = UptrainTask(model, adapter_for(base_model(model)), scorer)
+    task, optimizer = engine.prepare(bare, build_optimizer(bare, config.optim))
+    checkpoints = Checkpoints(engine, run_dir / "checkpoints", config.train.keep)
+    if checkpoint:
+        checkpoints.load(checkpoint)
+    plan = Plan(
+        samples=len(samples),
+        batch_size=config.train.batch_size,
+        accumulation=config.train.accumulation,
+        world=engine.num_processes,
+        rank=engine.process_index,
+        seed=config.seed,
+    )
+    steps = step_loader(
+        samples, encoder, plan, first_step=first_step, last_step=config.train.steps, workers=config.data.workers
+    )
+    evaluate = build_evaluation(engine, task, encoder, config.data, config.eval) if config.data.eval else None
+    return Run(Parts(engine, task, optimizer, rates, recorder, checkpoints, evaluate), steps, first_step)
+
+
+def build_samples(engine: Accelerator, path: str, config: DataConfig) -> tuple[Sequence[Sample], list[Quarantined]]:
+    """(usable samples, the same on every rank; what the audit of the files' headers put aside, on the main rank)."""
+    samples: Sequence[Sample] = load(path, format=config.format, media_root=config.media_root)
+    if not config.audit:
+        return samples, []
+    lost: list[Any] = [audit(samples, progress=True)] if engine.is_main_process else [None]
+    usable, lost = broadcast_object_list(lost)[0]
+    if not len(usable):
+        raise ValueError(f"{path}: no sample has usable media; first reason: {lost[0].reason}")
+    return usable, list(lost) if engine.is_main_process else []
+
+
+def build_encoder(model: ModelConfig, data: DataConfig) -> Encoder:
+    """Rows to tensors, through the checkpoint's own processor."""
+    policy = FramePolicy(
+        data.fps, data.min_frames, data.max_frames, data.min_pixels, data.max_pixels, data.total_pixels
+    )
+    return Encoder(build_processor(model), policy, data.max_tokens)
+
+
+def build_evaluation(
+    engine: Accelerator, task: nn.Module, encoder: Encoder, data: DataConfig, config: EvalConfig
+) -> Callable[[], list[Score]]:
+    """A function that scores the task as it then is on `data.eval`, every sample once over all ranks."""
+    assert data.eval is not None
+    samples, _ = build_samples(engine, data.eval, data)
+    samples = samples if config.limit is None else samples[: config.limit]
+    mine = shards(len(samples), config.batch_size, engine.num_processes, engine.process_index)
+    return lambda: evaluate(
+        engine, task, shard_loader(samples, encoder, mine, workers=data.workers), config.rates, len(mine)
+    )
+
+
+def build_rates(node: dict[str, Any]) -> RateDistribution:
+    return _plug("rate", node)
+
+
+def build_scorer(node: dict[str, Any]) -> Scorer:
+    return _plug("scorer", node)
+
+
+def _plug(key: str, node: dict[str, Any]) -> Any:
+    """Instantiate a plug point; what is wrong with its arguments becomes one line that names the key."""
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        raise ValueError(f"{key}={node}: {error.__cause__ or error}") from error
+
+
+def build_engine(config: EngineConfig, train: TrainConfig, clip: float) -> Accelerator:
+    """accelerate's handle on devices, ranks and DeepSpeed, as `engine=` asks."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if config.name == "none" and world > 1:
+        raise ValueError(f"engine=none runs one process, but {world} were started: use engine=ddp or zero1..zero3")
+    AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run of the same process, in a sweep
+    cpu = not torch.cuda.is_available()
+    deepspeed = None
+    if config.name.startswith("zero"):
+        _stand_alone(world)
+        if cpu:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        deepspeed = DeepSpeedPlugin(hf_ds_config=deepspeed_config(config, train, clip))
+        if cpu:  # before the Accelerator, which would otherwise believe that every rank is alone
+            PartialState(cpu=True)
+    return Accelerator(
+        cpu=cpu and deepspeed is None,
+        mixed_precision="bf16" if config.precision == "bf16" else "no",
+        gradient_accumulation_steps=train.accumulation,
+        deepspeed_plugin=deepspeed,
+    )
+
+
+def _stand_alone(world: int) -> None:
+    """DeepSpeed always wants a process group: give a process that torchrun did not start one of its own."""
+    if world == 1:
+        for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+            os.environ.setdefault(key, value)
+        os.environ.setdefault("MASTER_PORT", "29511")
+
+
+def deepspeed_config(config: EngineConfig, train: TrainConfig, clip: float) -> dict[str, Any]:
+    """DeepSpeed's own JSON. The batch size only labels its logs: batches are ours."""
+    return {
+        "train_micro_batch_size_per_gpu": train.batch_size,
+        "gradient_accumulation_steps": train.accumulation,
+        "gradient_clipping": clip,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "zero_optimization": dict(config.zero),
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": torch.cuda.is_available(),
+    }
+
+
+def build_processor(config: ModelConfig) -> Any:
+    """The checkpoint's own Hugging Face processor. Raises ValueError for an unsupported model family."""
+    check_family(_hub(AutoConfig, config).model_type)
+    return _hub(AutoProcessor, config)
+
+
+def build_model(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
+    """The Hugging Face model, frozen, checkpointed and with LoRA as asked."""
+    _check_attention(config.attention)
+    model = _hub(AutoModelForImageTextToText, config, dtype=dtype, attn_implementation=config.attention)
+    freeze(model, config.freeze)
+    if config.lora is not None:
+        model = _with_lora(model, config)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def _with_lora(model: nn.Module, config: ModelConfig) -> nn.Module:
+    lora = config.lora
+    assert lora is not None
+    return get_peft_model(
+        model,
+        peft.LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets),
+    )
+
+
+def _check_attention(name: str) -> None:
+    if name.startswith("flash_attention") and not torch.cuda.is_available():
+        raise ValueError(f"model.attention={name} needs a CUDA GPU and there is none: use model.attention=sdpa")
+
+
+def _hub(auto: Any, config: ModelConfig, **kwargs: Any) -> Any:
+    """from_pretrained, with a missing folder or repository told in one line."""
+    try:
+        return auto.from_pretrained(config.path, revision=config.revision, **kwargs)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"model.path={config.path} cannot be loaded ({reason}): give a folder or a Hub id") from error
+
+
+def weight_dtype(config: Config) -> torch.dtype:
+    """bf16 where full-precision copies live elsewhere (ZeRO) or the weights stay put (LoRA); else float32."""
+    lean = config.engine.name.startswith("zero") or config.model.lora is not None
+    return torch.bfloat16 if config.engine.precision == "bf16" and lean else torch.float32
+
+
+def base_model(model: Any) -> Any:
+    """The Hugging Face model itself, from under LoRA."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model

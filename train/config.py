@@ -1,0 +1,143 @@
+"""Every default and every cross-field check. YAML selects and overrides; below run.py no function sees a raw config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+ENGINES = ("none", "ddp", "zero0", "zero1", "zero2", "zero3", "zero3_offload")
+TOWERS = ("vision", "merger", "language")
+
+
+@dataclass
+class LoraConfig:
+    r: int = 64
+    alpha: int = 128
+    dropout: float = 0.05
+    targets: str = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"  # a regular expression over module names
+
+
+@dataclass
+class ModelConfig:
+    path: str = MISSING  # a folder or a Hub id
+    revision: str | None = None
+    attention: str = "sdpa"  # transformers' attn_implementation: sdpa, eager, flash_attention_2, flash_attention_3, ...
+    freeze: list[str] = field(default_factory=list)  # any of TOWERS
+    lora: LoraConfig | None = None
+    gradient_checkpointing: bool = True
+
+
+@dataclass
+class DataConfig:
+    train: str = MISSING  # JSON or JSONL
+    eval: str | None = None
+    format: str = "auto"
+    media_root: str | None = None  # default: the folder of the file
+    fps: float = 2.0
+    min_frames: int = 4
+    max_frames: int = 128
+    min_pixels: int | None = None  # of a frame; null: as the checkpoint says
+    max_pixels: int | None = None  # of a frame
+    total_pixels: int | None = None  # of all frames of a video together
+    max_tokens: int | None = None  # longer rows are dropped whole, and counted
+    workers: int = 4
+    audit: bool = True  # read every file's header before the first step
+
+
+@dataclass
+class OptimConfig:
+    lr: float = 1e-5
+    vision_lr: float | None = None  # None: lr
+    merger_lr: float | None = None
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup: float = 0.03  # fraction of the steps when below 1, else steps
+    final_lr: float = 0.1  # of the peak, at the end of the cosine
+    clip: float = 1.0
+
+
+@dataclass
+class EngineConfig:
+    name: str = "none"
+    precision: str = "bf16"  # bf16 | fp32
+    zero: dict[str, Any] = field(default_factory=dict)  # DeepSpeed's zero_optimization, as is
+
+
+@dataclass
+class TrainConfig:
+    steps: int = MISSING
+    batch_size: int = 1  # samples a rank and micro-batch
+    accumulation: int = 1  # micro-batches a step, each with its own rate
+    save_every: int = 500
+    keep: int = 2  # checkpoints
+    log_every: int = 10
+
+
+@dataclass
+class EvalConfig:
+    every: int = 500  # steps; 0: never
+    rates: list[float] = field(default_factory=lambda: [0.0, 0.5, 0.75, 0.9])
+    batch_size: int = 1
+    limit: int | None = None  # samples
+
+
+@dataclass
+class TrackerConfig:
+    wandb: bool = True  # offline unless a key is known
+    project: str = "evs-uptrain"
+    name: str | None = None
+
+
+@dataclass
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rate: dict[str, Any] = MISSING  # _target_ of a rate distribution and its arguments
+    scorer: dict[str, Any] = MISSING  # _target_ of a scorer and its arguments
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    run_dir: str = MISSING
+    resume: str | None = (
+        None  # None: a fresh run; auto: its latest checkpoint if there is one; or a checkpoint's folder
+    )
+    seed: int = 0
+
+
+def check(config: Config) -> None:
+    """Raise ValueError for what is wrong in itself or in combination; nothing is read or built."""
+    _one_of("engine", config.engine.name, ENGINES)
+    _one_of("engine.precision", config.engine.precision, ("bf16", "fp32"))
+    for tower in config.model.freeze:
+        _one_of("model.freeze", tower, TOWERS)
+    if set(config.model.freeze) == set(TOWERS) and config.model.lora is None:
+        raise ValueError(
+            f"model.freeze={config.model.freeze} leaves nothing to train: unfreeze a tower or set model.lora"
+        )
+    for key in ("steps", "batch_size", "accumulation", "save_every", "keep", "log_every"):
+        _at_least(f"train.{key}", getattr(config.train, key), 1)
+    _at_least("eval.every", config.eval.every, 0)
+    _at_least("eval.batch_size", config.eval.batch_size, 1)
+    for rate in config.eval.rates:
+        if not 0 <= rate < 1:
+            raise ValueError(f"eval.rates holds {rate}, outside [0, 1): give fractions of video tokens to remove")
+    for key in ("train", "eval"):
+        path = getattr(config.data, key)
+        if path is not None and not Path(path).is_file():
+            raise ValueError(f"data.{key}={path} does not exist: give a .json or .jsonl file")
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{key}={value} is unknown: use one of {', '.join(allowed)}")
+
+
+def _at_least(key: str, value: float, least: float) -> None:
+    if value < least:
+        raise ValueError(f"{key}={value} must be at least {least}")

@@ -1,0 +1,90 @@
+"""fit(): accumulate, step, log, save, evaluate. Knows no model and no video."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from data.loader import Step
+from evs import draw
+from evs.rates import RateDistribution
+from train.checkpoint import Checkpoints
+from train.config import Config
+from train.evaluate import Score
+from train.metrics import Recorder, rate_bucket
+from train.optim import lr_factor, set_lr
+from train.task import count_targets
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, built and wrapped by the engine."""
+
+    engine: Accelerator
+    task: nn.Module
+    optimizer: torch.optim.Optimizer
+    rates: RateDistribution
+    recorder: Recorder
+    checkpoints: Checkpoints
+    evaluate: Callable[[], list[Score]] | None
+
+
+def fit(parts: Parts, steps: Iterable[Step], config: Config, first_step: int) -> None:
+    """Train from `first_step` to `config.train.steps`; `steps` yields one item per optimizer step from there on."""
+    if parts.evaluate and first_step == 0:
+        _evaluate(parts, 0)
+    clock = time.perf_counter()
+    for step, data in enumerate(steps, start=first_step):
+        parts.recorder.record("time/data", time.perf_counter() - clock, weight=1)
+        lr = set_lr(parts.optimizer, lr_factor(step, config.train.steps, config.optim))
+        _train_step(parts, data, draw(parts.rates, len(data.batches), seed=config.seed, step=step).tolist(), config)
+        parts.recorder.record("time/step", time.perf_counter() - clock, weight=1)
+        clock, done = time.perf_counter(), step + 1
+        if done % config.train.log_every == 0 or done == config.train.steps:
+            parts.recorder.report(done, lr=lr)
+        if done % config.train.save_every == 0 or done == config.train.steps:
+            parts.checkpoints.save(done, parts.task)
+        if parts.evaluate and (done == config.train.steps or (config.eval.every and done % config.eval.every == 0)):
+            _evaluate(parts, done)
+
+
+def _train_step(parts: Parts, data: Step, rates: list[float], config: Config) -> None:
+    """One optimizer step. The loss is a sum over labelled tokens divided by their number over micro-batches and ranks,
+    so that neither the rates nor the split of samples changes its weight."""
+    engine, record = parts.engine, parts.recorder.record
+    targets = engine.reduce(torch.tensor(float(count_targets(data.batches)), device=engine.device), reduction="sum")
+    # Engines average over ranks and accumulation steps; this undoes it.
+    scale = engine.num_processes * len(data.batches) / targets.clamp_min(1)
+    for i, (batch, rate) in enumerate(zip(data.batches, rates)):
+        last = i == len(data.batches) - 1
+        engine.gradient_state._set_sync_gradients(last)
+        with nullcontext() if last else engine.no_sync(parts.task):
+            out = parts.task(batch, rate)
+            engine.backward(out.loss_sum * scale)
+        loss = out.loss_sum.detach() / max(out.targets, 1)
+        record("loss", loss, weight=out.targets)
+        record(f"loss/rate_{rate_bucket(rate)}", loss, weight=out.targets)
+        record("rate", rate, weight=1)
+        record("kept", out.kept / out.tokens, weight=out.tokens)
+        record("tokens/before", out.tokens)
+        record("tokens/after", out.kept)
+    norm = engine.clip_grad_norm_(parts.task.parameters(), config.optim.clip)
+    parts.optimizer.step()
+    parts.optimizer.zero_grad()
+    record("samples", sum(len(batch.ids) for batch in data.batches))
+    parts.recorder.quarantine(data.quarantined)
+    record("grad_norm", norm if norm is not None else float("nan"), weight=1)
+
+
+def _evaluate(parts: Parts, step: int) -> None:
+    assert parts.evaluate
+    values: dict[str, float] = {}
+    for score in parts.evaluate():
+        values |= {f"eval/accuracy_at_{score.rate:g}": score.accuracy, f"eval/loss_at_{score.rate:g}": score.loss}
+    parts.recorder.report(step, **values)

@@ -1,0 +1,165 @@
+"""Recording and reporting: one `record(name, value)` where a value is, one reduction over ranks where it is shown."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from omegaconf import OmegaConf
+from torch import Tensor
+from tqdm import tqdm
+
+from data.loader import Quarantined
+from train.config import Config, TrackerConfig
+
+
+class Sink(Protocol):
+    def write(self, step: int, values: dict[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass
+class Recorder:
+    """Collects values between two reports. Ranks must record the same names between reports, in any order."""
+
+    engine: Accelerator
+    run_dir: Path
+    sinks: list[Sink]
+    _mean: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
+    _sum: dict[str, list[Any]] = field(default_factory=dict)
+
+    def record(self, name: str, value: Tensor | float, weight: Tensor | float | None = None) -> None:
+        """A weighted mean over micro-batches and ranks with `weight`, a plain sum over them without."""
+        if weight is None:
+            self._sum.setdefault(name, []).append(value)
+        else:
+            self._mean.setdefault(name, []).append((value, weight))
+
+    def quarantine(self, samples: Sequence[Quarantined]) -> None:
+        """Samples left out on this rank: counted, and each with its reason in `quarantine.jsonl`."""
+        self.record("quarantined", len(samples))
+        append_lines(self.run_dir / "quarantine.jsonl", [asdict(sample) for sample in samples])
+
+    def report(self, step: int, **local: float) -> dict[str, float]:
+        """Reduce, forget and write what was recorded; `local` values are this rank's and go out as they are."""
+        values = {name: value for name, value in self._reduce().items() if value == value} | local
+        self._mean.clear()
+        self._sum.clear()
+        for sink in self.sinks:
+            sink.write(step, values)
+        return values
+
+    def close(self) -> None:
+        for sink in self.sinks:
+            sink.close()
+
+    def _reduce(self) -> dict[str, float]:
+        means, sums = sorted(self._mean), sorted(self._sum)
+        rows = [total(self._sum[name]) for name in sums]
+        rows += [total([value * weight for value, weight in self._mean[name]]) for name in means]
+        rows += [total([weight for _, weight in self._mean[name]]) for name in means]
+        if not rows:
+            return {}
+        flat = torch.stack([row.to(self.engine.device) for row in rows])
+        flat = self.engine.reduce(flat, reduction="sum").tolist()
+        n, m = len(sums), len(means)
+        mean = {
+            name: flat[n + i] / flat[n + m + i] if flat[n + m + i] else float("nan") for i, name in enumerate(means)
+        }
+        return dict(zip(sums, flat)) | mean
+
+
+def total(values: list[Any]) -> Tensor:
+    """Their float64 sum, without waiting for the device."""
+    tensors = [torch.as_tensor(value).detach().double() for value in values]
+    device = next((t.device for t in tensors if t.device.type != "cpu"), torch.device("cpu"))
+    return torch.stack([t.to(device, non_blocking=True) for t in tensors]).sum()
+
+
+def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """JSON lines at the end of a file that several processes may share."""
+    if rows:
+        with path.open("a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@dataclass(frozen=True)
+class Jsonl:
+    """One line a report, appended: a resumed run goes on in the same file."""
+
+    path: Path
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        append_lines(self.path, [{"step": step, **values}])
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Console:
+    """The progress bar, with time left and the values worth watching."""
+
+    bar: tqdm
+    shown: tuple[str, ...] = ("loss", "rate", "kept", "lr")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self.bar.update(step - self.bar.n)
+        self.bar.set_postfix({name: f"{values[name]:.4g}" for name in self.shown if name in values})
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+@dataclass(frozen=True)
+class Wandb:
+    run: Any
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self.run.log(values, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def build_recorder(engine: Accelerator, config: Config, first_step: int) -> Recorder:
+    """All sinks on rank 0, none elsewhere; every rank records. Writes the run's `config.yaml`."""
+    run_dir = Path(config.run_dir)
+    if engine.process_index != 0:
+        return Recorder(engine, run_dir, [])
+    run_dir.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
+    bar = tqdm(total=config.train.steps, initial=first_step, desc="train", unit="step")
+    sinks: list[Sink] = [Console(bar), Jsonl(run_dir / "metrics.jsonl")]
+    if config.tracker.wandb:
+        sinks.append(Wandb(_start_wandb(config.tracker, run_dir, asdict(config))))
+    return Recorder(engine, run_dir, sinks)
+
+
+def _start_wandb(config: TrackerConfig, run_dir: Path, settings: dict) -> Any:
+    """A W&B run under the run's own folder, offline when neither a key nor a mode is known."""
+    import wandb
+
+    key = os.environ.get("WANDB_API_KEY") or wandb.api.api_key
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if key else "offline")
+    return wandb.init(
+        project=config.project,
+        name=config.name or run_dir.name,
+        id=run_dir.name,
+        dir=run_dir,
+        config=settings,
+        mode=mode,
+        resume="allow",
+        settings=wandb.Settings(console="off", silent=True),
+    )
+
+
+def rate_bucket(rate: float) -> str:
+    """The third of [0, .9) that a rate falls in, or the rest: `loss/rate_0.3-0.6`."""
+    low = min(int(rate / 0.3 + 1e-9), 3) * 0.3
+    return f"{low:.1f}-{min(low + 0.3, 1.0):.1f}"

@@ -1,0 +1,64 @@
+"""Parameter groups by tower, AdamW, and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from train.config import TOWERS, OptimConfig
+
+
+def tower_of(name: str) -> str:
+    """vision | merger | language, from a parameter's name."""
+    if ".merger" in name or "deepstack_merger" in name:
+        return "merger"
+    return "vision" if "visual." in name else "language"
+
+
+def freeze(model: nn.Module, towers: list[str]) -> None:
+    """Take the parameters of `towers` out of training."""
+    for name, parameter in model.named_parameters():
+        if tower_of(name) in towers:
+            parameter.requires_grad_(False)
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """One group per tower and weight decay, with the peak learning rate as `peak_lr`; no decay on vectors."""
+    peak = {"vision": config.vision_lr, "merger": config.merger_lr, "language": config.lr}
+    groups = []
+    for tower in TOWERS:
+        named = [p for n, p in model.named_parameters() if p.requires_grad and tower_of(n) == tower]
+        lr = config.lr if peak[tower] is None else peak[tower]
+        for params, decay in (
+            ([p for p in named if p.ndim > 1], config.weight_decay),
+            ([p for p in named if p.ndim <= 1], 0.0),
+        ):
+            if params:
+                groups.append({"params": params, "lr": lr, "peak_lr": lr, "weight_decay": decay, "tower": tower})
+    return groups
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters, fused where the device has it."""
+    groups = parameter_groups(model, config)
+    fused = all(p.is_cuda for group in groups for p in group["params"])
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None)
+
+
+def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
+    """Linear warm-up, then a cosine from 1 to `final_lr`; a function of the step, so a resumed run needs no state."""
+    warmup = config.warmup * steps if config.warmup < 1 else config.warmup
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, steps - warmup)
+    return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Scale every group from its peak; the largest learning rate now in force."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+    return max(group["lr"] for group in optimizer.param_groups)

@@ -1,0 +1,60 @@
+"""Uptrain a video language model under random pruning rates.
+
+python train/run.py +experiment=qwen_evs_uptrain model.path=DIR_OR_HUB_ID data.train=FILE [key=value ...]
+torchrun --nproc-per-node 8 train/run.py +experiment=qwen_evs_uptrain ...      one process a GPU
+python train/run.py -m +experiment=... optim.lr=1e-5,2e-5                        a sweep
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import cast
+
+if not __package__:  # run as a file: imports start at the repository root, not in train/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from train import cli
+from train.config import Config, check
+
+
+@hydra.main(version_base="1.3", config_path="pkg://configs", config_name="config")
+def job(raw: DictConfig) -> None:
+    """One composed configuration, run."""
+    from train.build import build_run  # after composing, so that a misspelt key is told at once
+    from train.loop import fit
+
+    config = typed(raw)
+    with cli.one_line_errors():
+        check(config)
+        run = build_run(config)
+    fit(run.parts, run.steps, config, run.first_step)
+
+
+def typed(raw: DictConfig) -> Config:
+    """The composed YAML as dataclasses; a job of a sweep gets a folder of its own under `run_dir`."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raw.run_dir = str(Path(raw.run_dir) / str(HydraConfig.get().job.num))
+    return cast(Config, OmegaConf.to_object(raw))
+
+
+def main() -> None:
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's own handler prints several lines
+    ConfigStore.instance().store(name="schema", node=Config)
+    try:
+        job()
+    except (HydraException, OmegaConfBaseException) as error:
+        cli.fail(cli.config_error(error, sys.argv[1:], OmegaConf.structured(Config)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Batch + rates -> loss. The one visible line where pruning happens, and the one root that every engine wraps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from data.types import IGNORE, Batch
+from evs import DecoderInputs, keep_mask, prune
+from evs.adapters import Adapter
+from evs.score import Scorer
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    loss_sum: Tensor  # scalar float32, summed over the labelled tokens
+    targets: int  # labelled tokens of the batch, the same at every rate
+    tokens: int  # before pruning
+    kept: int  # after pruning
+    logits_TV: Tensor | None  # at the labelled tokens, in evaluation only
+
+
+class UptrainTask(nn.Module):
+    """A Hugging Face model trained on what a pruning server would let it see."""
+
+    def __init__(self, model: nn.Module, adapter: Adapter, scorer: Scorer) -> None:
+        super().__init__()
+        self.model = model
+        self.adapter = adapter
+        self.scorer = scorer
+
+    def forward(self, batch: Batch, rate: float | Sequence[float]) -> StepOutput:
+        """`rate`: one for all videos of the batch, or one a video."""
+        grids = self.adapter.grids(batch)
+        rates_V = [rate] * len(grids) if isinstance(rate, float | int) else rate
+        full, features = self.adapter.embed(batch)
+        x = prune(full, keep_mask(full, features, grids, rates_V, self.scorer))
+        hidden_TD, labels_T = labelled(self.adapter.decode(x), x)
+        logits_TV = self.head(hidden_TD)
+        return StepOutput(
+            loss_sum=cross_entropy(logits_TV.float(), labels_T, reduction="sum"),
+            targets=len(labels_T),
+            tokens=len(full.segment_N),
+            kept=len(x.segment_N),
+            logits_TV=None if self.training else logits_TV,
+        )
+
+    def head(self, hidden_TD: Tensor) -> Tensor:
+        """Through the module, never its weight: ZeRO 3 gathers parameters around module calls."""
+        head: Any = self.adapter.model.lm_head
+        return head(hidden_TD)
+
+
+def labelled(hidden_ND: Tensor, x: DecoderInputs) -> tuple[Tensor, Tensor]:
+    """([T, D] states that predict a labelled token, [T] those labels): each token is read off the one before it."""
+    target = (x.labels_N != IGNORE).nonzero().squeeze(1)
+    return hidden_ND[target - 1], x.labels_N[target]
+
+
+def count_targets(batches: Sequence[Batch]) -> int:
+    """Labelled tokens of one rank's step, known before anything is computed."""
+    return sum(int(torch.count_nonzero(batch.labels_N != IGNORE)) for batch in batches)
