@@ -34,7 +34,7 @@ class Media:
         for kind, listed in (("video", self.videos), ("image", self.images)):
             if self.taken[kind] < len(listed):
                 raise RowError(
-                    f"{self.where}: lists {len(listed)} {kind}(s) but has {self.taken[kind]} <{kind}> mark(s) in its text; "
+                    f"{self.where}: lists {len(listed)} {kind}(s) but has {self.taken[kind]} <{kind}> mark(s); "
                     f"write one <{kind}> where each belongs"
                 )
 

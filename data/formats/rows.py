@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,8 +24,8 @@ def load(path: str, *, format: str = "auto", media_root: str | None = None) -> S
     `format` is a module of data.formats ("llava", "openai"), or "auto" to tell by each row's keys. Relative media
     paths start at `media_root`, or at the file's folder. ValueError if the file or the format does not exist.
     """
-    if format != "auto" and find_spec(f"data.formats.{format}") is None:
-        raise ValueError(f"data format {format!r} is unknown; use auto, {', '.join(FORMAT_OF_KEY.values())}")
+    if format != "auto":
+        _converter(format)
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"{path}: no such data file; mend data.train or data.eval")
@@ -91,7 +92,17 @@ class Samples(Sequence[Sample]):
         place = range(len(self))[place]  # negative places, IndexError
         row, where = self.rows[place], self.rows.where(place)
         name = self.format if self.format != "auto" else _format_of(row, where)
-        return import_module(f"data.formats.{name}").sample(row, self.media_root, where)
+        return _converter(name)(row, self.media_root, where)
+
+
+@cache
+def _converter(name: str) -> Callable[[Mapping[str, Any], Path, str], Sample]:
+    """`sample` of the module data.formats.<name>. ValueError if there is none."""
+    found = find_spec(f"data.formats.{name}")
+    converter = getattr(import_module(f"data.formats.{name}"), "sample", None) if found else None
+    if converter is None:
+        raise ValueError(f"data format {name!r} is unknown; use auto, {', '.join(FORMAT_OF_KEY.values())}")
+    return converter
 
 
 def _format_of(row: Mapping[str, Any], where: str) -> str:

