@@ -85,9 +85,11 @@ def replace_folder(source: Path, target: Path) -> None:
 
 
 def save_weights(task: UptrainTask, state: dict[str, Tensor], folder: Path) -> None:
-    """Hugging Face weights with the base model's keys; with LoRA the adapter alone."""
+    """Sharded safetensors under the module's own names, which every engine agrees on; with LoRA the adapter alone."""
     model: Any = task.model
     weights = {name.removeprefix("model."): tensor.contiguous() for name, tensor in state.items()}
     if isinstance(model, PeftModel):
         weights = get_peft_model_state_dict(model, state_dict=weights)
-    model.save_pretrained(folder, state_dict=weights)
+        model.save_pretrained(folder, state_dict=weights)
+    else:
+        model.save_pretrained(folder, state_dict=weights, save_original_format=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,13 +125,20 @@ def check(config: Config) -> None:
         _at_least(f"train.{key}", getattr(config.train, key), 1)
     _at_least("eval.every", config.eval.every, 0)
     _at_least("eval.batch_size", config.eval.batch_size, 1)
-    for rate in config.eval.rates:
-        if not 0 <= rate < 1:
-            raise ValueError(f"eval.rates holds {rate}, outside [0, 1): give fractions of video tokens to remove")
+    check_rates("eval.rates", config.eval.rates)
     for key in ("train", "eval"):
         path = getattr(config.data, key)
         if path is not None and not Path(path).is_file():
             raise ValueError(f"data.{key}={path} does not exist: give a .json or .jsonl file")
+
+
+def check_rates(key: str, rates: Sequence[float]) -> None:
+    """Raise ValueError for an empty list and for what is no rate."""
+    if not rates:
+        raise ValueError(f"{key}=[] evaluates nothing: give at least one rate, such as [0,0.5,0.75]")
+    for rate in rates:
+        if not 0 <= rate < 1:
+            raise ValueError(f"{key} holds {rate}, outside [0, 1): give fractions of video tokens to remove")
 
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +15,9 @@ from evs.adapters import Adapter
 from evs.score import Scorer
 
 
-@dataclass(frozen=True)
-class StepOutput:
+class StepOutput(NamedTuple):
+    """A tuple, because ZeRO 3 looks for the tensors in what a module returns to hook its backward pass."""
+
     loss_sum: Tensor  # scalar float32, summed over the labelled tokens
     targets: int  # labelled tokens of the batch, the same at every rate
     tokens: int  # before pruning
