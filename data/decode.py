@@ -67,7 +67,7 @@ def decode(ref: VideoRef, policy: FramePolicy, temporal_patch: int = 2) -> Clip:
 def load_image(ref: ImageRef) -> np.ndarray:
     """[H, W, 3] uint8 RGB, turned upright. MediaError if the file is missing or damaged."""
     with _image(ref) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def probe_image(ref: ImageRef) -> tuple[int, int]:

@@ -63,7 +63,7 @@ class Encoder:
         """The sample with media that are already decoded; with `generate`, open for an answer and without labels."""
         videos = [self._video(clip) for clip in clips]
         pictures = [self._image(image) for image in images]
-        text = self._expand(sample, self._chat(sample, generate), videos, pictures)
+        text = self._expand(sample, self.chat(sample, generate=generate), videos, pictures)
         ids = self.labeller.tokens(text)
         if self.max_tokens is not None and len(ids) > self.max_tokens:
             raise TooLong(f"{sample.id}: {len(ids)} tokens are more than data.max_tokens={self.max_tokens}")
@@ -81,7 +81,7 @@ class Encoder:
             choices=() if generate else self.labeller.choices(sample.turns),
         )
 
-    def _chat(self, sample: Sample, generate: bool) -> str:
+    def chat(self, sample: Sample, *, generate: bool = False) -> str:
         """The chat template's text, one placeholder token for each medium."""
         messages = [{"role": turn.role, "content": [_content(part) for part in turn.parts]} for turn in sample.turns]
         return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
@@ -128,9 +128,13 @@ class Encoder:
         )
 
     def _second_per_grid(self, clip: Clip) -> float:
-        """Seconds from one temporal grid to the next, by the real times of the frames."""
-        times = clip.times_T
-        return float(self.temporal_patch * (times[-1] - times[0]) / (len(times) - 1))
+        """Seconds from one temporal grid to the next: the stretch that the frames stand for, shared among them.
+
+        It ends when the last frame does, so that this is the frames' number over their rate, which qwen-vl-utils, the
+        library and servers divide by.
+        """
+        stretch = clip.times_T[-1] - clip.times_T[0] + 1 / clip.fps
+        return float(self.temporal_patch * stretch / len(clip.times_T))
 
 
 class VideoSize:

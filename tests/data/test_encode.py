@@ -1,0 +1,151 @@
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.encode import Encoder, TooLong, collate
+from data.frames import FramePolicy
+from data.types import IGNORE, ImageRef, RowError, Sample, Turn, VideoRef
+from tests.data import videos
+
+POLICY = FramePolicy(fps=2.0, min_pixels=56 * 56, max_pixels=64 * 64)
+
+
+@pytest.fixture
+def sample(clip, footage, tmp_path):
+    """Two videos and an image between them, two questions."""
+    Image.effect_noise((70, 50), 60).save(tmp_path / "a.png")
+    first = Turn("user", (VideoRef(str(clip)), ImageRef(str(tmp_path / "a.png")), "What?\nA. red\nB. blue"))
+    second = Turn("user", (VideoRef(str(footage["bikes"]), 1.0, 5.0), "And here?"))
+    return Sample("s", (first, Turn("assistant", ("B",)), second, Turn("assistant", ("a ring",))))
+
+
+def test_a_sample_is_what_the_whole_processor_makes_of_it(processor, sample):
+    encoder = Encoder(processor, POLICY)
+    clips, images = encoder.read(sample)
+    size = encoder.size.options(8)["size"]
+    got = encoder.encode(sample)
+    assert [len(clip.times_T) for clip in clips] == [8, 8]
+    messages = [
+        {
+            "role": "user",
+            "content": [{"type": "video"}, {"type": "image"}, {"type": "text", "text": sample.turns[0].parts[2]}],
+        },
+        {"role": "assistant", "content": "B"},
+        {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "And here?"}]},
+        {"role": "assistant", "content": "a ring"},
+    ]
+    stock = processor(
+        text=[processor.apply_chat_template(messages, tokenize=False)],
+        images=images,
+        videos=[clip.frames_THWC for clip in clips],
+        video_metadata=[{"total_num_frames": 100, "fps": 25.0, "frames_indices": list(25 * c.times_T)} for c in clips],
+        videos_kwargs={"size": size, "do_sample_frames": False, "cap_pixels_per_frame": False},
+        return_tensors="pt",
+    )
+    assert torch.equal(got.input_ids_N, stock["input_ids"][0])
+    for name, ours in [("pixel_values", got.pixel_values), ("image_grid_thw", got.image_grid_thw_I3)]:
+        assert torch.equal(ours, stock[name])
+    assert torch.equal(got.video_grid_thw_V3, stock["video_grid_thw"])
+    assert torch.equal(got.pixel_values_videos, stock["pixel_values_videos"])
+
+
+def test_only_answers_are_labelled(processor, sample):
+    got = Encoder(processor, POLICY).encode(sample)
+    labelled = got.labels_N[got.labels_N != IGNORE]
+    assert processor.tokenizer.decode(labelled) == "B<|im_end|>a ring<|im_end|>"
+    assert [len(choice) for choice in got.choices] == [2, 0]
+
+
+def test_real_times_set_the_seconds_per_grid_and_the_timestamps(processor, tmp_path):
+    path = videos.write(tmp_path / "vfr.mp4", [0.0, 0.4, 1.0, 1.2, 2.0, 4.2], bf=0)
+    turns = (Turn("user", (VideoRef(str(path)), "What?")), Turn("assistant", ("A dog.",)))
+    encoder = Encoder(processor, replace(POLICY, fps=100.0))
+    ((clip,), _), got = encoder.read(Sample("v", turns)), encoder.encode(Sample("v", turns))
+    assert clip.times_T.tolist() == pytest.approx([0.0, 1.2, 2.0, 4.2])
+    assert got.second_per_grid_V.dtype == torch.float64
+    assert got.second_per_grid_V.tolist() == pytest.approx([2 * (4.2 + 1 / clip.fps) / 4])
+    stamps = re.findall(r"<([0-9.]+) seconds>", processor.tokenizer.decode(got.input_ids_N))
+    assert stamps in ([], ["0.6", "3.1"])  # Qwen2.5-VL writes none
+
+
+def test_at_a_constant_rate_seconds_per_grid_are_the_servers(processor, clip):
+    got = Encoder(processor, POLICY).encode(
+        Sample("c", (Turn("user", (VideoRef(str(clip)), "What?")), Turn("assistant", ("A dog.",))))
+    )
+    assert got.second_per_grid_V.tolist() == pytest.approx([2 / (8 / 100 * 25)])  # patch / sampled fps
+
+
+def test_a_prompt_ends_where_the_last_answer_begins(processor, sample):
+    encoder = Encoder(processor, POLICY)
+    whole, prompt = encoder.encode(sample), encoder.prompt(sample)
+    n = len(prompt.input_ids_N)
+    assert torch.equal(prompt.input_ids_N, whole.input_ids_N[:n])
+    assert whole.labels_N[n] != IGNORE and whole.labels_N[n - 1] == IGNORE
+    assert (prompt.labels_N == IGNORE).all() and prompt.choices == ()
+
+
+@pytest.mark.parametrize("frames", [4, 16])
+def test_the_pixel_budget_is_of_a_frame_in_every_family(processor, frames):
+    encoder = Encoder(processor, FramePolicy(min_pixels=56 * 56, max_pixels=112 * 112))
+    pixels = torch.zeros(frames, 3, 360, 480, dtype=torch.uint8)
+    grid = processor.video_processor(pixels, **encoder.size.options(frames))["video_grid_thw"][0]
+    area = grid[1] * grid[2] * processor.video_processor.patch_size**2
+    assert 0.6 * 112 * 112 < area <= 112 * 112
+
+
+def test_total_pixels_bound_the_whole_video(processor):
+    encoder = Encoder(processor, FramePolicy(min_pixels=32 * 32, max_pixels=448 * 448, total_pixels=16 * 112 * 112))
+    pixels = torch.zeros(16, 3, 480, 480, dtype=torch.uint8)
+    grid = processor.video_processor(pixels, **encoder.size.options(16))["video_grid_thw"][0]
+    assert grid[1] * grid[2] * processor.video_processor.patch_size**2 <= 112 * 112
+
+
+def test_without_limits_the_checkpoints_own_size_is_passed(processor):
+    size = processor.video_processor.size
+    options = Encoder(processor, FramePolicy()).size.options(8)
+    assert options["size"] == {key: size[key] for key in ("shortest_edge", "longest_edge")}
+    assert options["do_sample_frames"] is False and options["cap_pixels_per_frame"] is False
+
+
+def test_a_long_row_is_refused_whole(processor, sample):
+    n = len(Encoder(processor, POLICY).encode(sample).input_ids_N)
+    assert len(Encoder(processor, POLICY, max_tokens=n).encode(sample).input_ids_N) == n
+    with pytest.raises(TooLong, match=f"s: {n} tokens are more than data.max_tokens={n - 1}"):
+        Encoder(processor, POLICY, max_tokens=n - 1).encode(sample)
+
+
+def test_a_template_that_hides_media_is_refused(processor, sample, monkeypatch):
+    monkeypatch.setattr(processor, "chat_template", "{{ messages[0].content[-1].text }}")
+    with pytest.raises(RowError, match="shows 0 of 2 videos"):
+        Encoder(processor, POLICY).encode(sample)
+
+
+def test_collate_packs_end_to_end_in_order(processor, sample):
+    encoder = Encoder(processor, POLICY)
+    text = encoder.encode(Sample("t", (Turn("user", ("hi",)), Turn("assistant", ("yes",)))))
+    one = encoder.encode(sample)
+    batch = collate([one, text, one], filler_token=0)
+    n, m = len(one.input_ids_N), len(text.input_ids_N)
+    assert batch.ids == ("s", "t", "s") and batch.segment_N.bincount().tolist() == [n, m, n]
+    assert torch.equal(batch.input_ids_N[n : n + m], text.input_ids_N)
+    assert torch.equal(batch.pixel_values_videos, torch.cat([one.pixel_values_videos] * 2))
+    assert batch.video_grid_thw_V3.shape == (4, 3) and batch.image_grid_thw_I3.shape == (2, 3)
+    assert len(batch.pixel_values_videos) == batch.video_grid_thw_V3.prod(dim=1).sum()
+    assert batch.choices == one.choices + text.choices + one.choices
+    assert collate([text], filler_token=0).pixel_values_videos is None
+
+
+def test_a_batch_of_nothing_is_one_unlabelled_token():
+    batch = collate([], filler_token=5)
+    assert batch.ids == () and batch.input_ids_N.tolist() == [5] and batch.labels_N.tolist() == [IGNORE]
+    assert batch.video_grid_thw_V3.shape == (0, 3) and batch.segment_N.tolist() == [0]
+
+
+def test_an_image_of_any_shape_is_encoded(processor, tmp_path):
+    Image.fromarray(np.zeros((3, 200, 3), np.uint8)).save(tmp_path / "thin.png")
+    turns = (Turn("user", (ImageRef(str(tmp_path / "thin.png")), "What?")), Turn("assistant", ("no",)))
+    assert Encoder(processor, POLICY).encode(Sample("i", turns)).image_grid_thw_I3.shape == (1, 3)
