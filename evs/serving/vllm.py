@@ -29,7 +29,7 @@ def register() -> None:
         # By name: importing a model class here would touch CUDA before vLLM forks.
         vllm.ModelRegistry.register_model(architecture, target)
     if current_platform.is_cpu():
-        _set_pruning_flag_on_cpu()
+        set_pruning_flag_on_cpu()
 
 
 def check_version(version: str) -> None:
@@ -40,7 +40,7 @@ def check_version(version: str) -> None:
         )
 
 
-def _set_pruning_flag_on_cpu() -> None:
+def set_pruning_flag_on_cpu() -> None:
     """The GPU runner's load_model tells the runner that the model prunes; the CPU runner's own forgets to."""
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 

@@ -1,0 +1,216 @@
+"""Does a real vLLM answer as the trained model does? The same prompts through evs.generate and through the server.
+
+    python scripts/check_serving.py model=DIR vllm_python=ENV/bin/python [rates=[0,0.5,0.75]] [cases=[square,1 fps]]
+        [chunks=[0,64]] [plugin=false] [dtype=float32] [device=cpu]
+
+Prints one line a case and one column a rate: the largest difference of the server's top-5 log-probabilities over the
+first 8 greedy tokens, as far as both chose the same tokens. Exit status 1 where kept counts, lengths, tokens or
+log-probabilities differ. `chunks` are values of the server's max_num_batched_tokens; below the prompts' length, the
+prefill comes in several steps; 0 is one that all prompts fit.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file: imports start at the repository root, not in scripts/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from data.encode import Encoder, collate
+from data.frames import FramePolicy
+from data.types import Batch
+from evs.adapters import adapter_for, check_family
+from evs.generate import Decoding, Generation, generate
+from evs.select import check_rate
+from scripts.serving_cases import CASES, Case, clip, picture, server_metadata
+from train import cli
+
+# A prompt as it is written, without a chat's headers.
+BARE = (
+    "{%- for part in messages[0].content -%}{%- if part.type == 'text' -%}{{- part.text -}}{%- else -%}"
+    "{{- '<|vision_start|><|' + part.type + '_pad|><|vision_end|>' -}}{%- endif -%}{%- endfor -%}"
+)
+TOP, STEPS = 5, 8
+
+Key = tuple[str, float, int]  # case, rate, chunk
+
+
+@dataclass(frozen=True)
+class Options:
+    model: str
+    vllm_python: str = os.environ.get("EVS_VLLM_PYTHON", "")
+    rates: list[float] = field(default_factory=lambda: [0.0, 0.5, 0.75])
+    cases: list[str] = field(default_factory=lambda: list(CASES))
+    chunks: list[int] = field(default_factory=lambda: [0])
+    plugin: bool = True
+    dtype: str = "float32"
+    device: str = "cpu"
+    tolerance: float = 1e-3
+    table: str | None = None  # a file to write the table to
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One case at one rate. `text` is what the table shows."""
+
+    text: str
+    agrees: bool
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One case, as text and media for the server and as a batch for ourselves."""
+
+    name: str
+    text: str
+    media: dict[str, np.ndarray]
+    videos: list[dict[str, Any]]
+    images: list[str]
+    batch: Batch
+
+
+def main(options: Options) -> None:
+    _check(options)
+    prompts = prepare(options.model, options.cases)
+    theirs = serve(prompts, options)
+    ours = answer(prompts, options)
+    verdicts = {
+        (name, rate, chunk): compare(ours[name, rate], one, options.tolerance)
+        for (name, rate, chunk), one in theirs.items()
+    }
+    text = table(verdicts, options)
+    print(text)
+    if options.table:
+        Path(options.table).write_text(text + "\n")
+    differing = sum(not verdict.agrees for verdict in verdicts.values())
+    if differing:
+        raise SystemExit(f"{differing} of {len(verdicts)} differ by more than {options.tolerance:g}")
+
+
+def prepare(model: str, cases: list[str]) -> list[Prompt]:
+    """The cases at this checkpoint's patch size, encoded by the trainer's own encoder."""
+    processor = AutoProcessor.from_pretrained(model)
+    bare = copy.copy(processor)
+    bare.chat_template = BARE
+    encoders = {True: Encoder(processor, FramePolicy()), False: Encoder(bare, FramePolicy())}
+    return [_prompt(name, CASES[name], encoders[CASES[name].chat]) for name in cases]
+
+
+def serve(prompts: list[Prompt], options: Options) -> dict[Key, dict[str, Any]]:
+    """What vLLM answers, in its own process and its own Python."""
+    request = {
+        "model": options.model,
+        "dtype": options.dtype,
+        "plugin": options.plugin,
+        "steps": STEPS,
+        "top": TOP,
+        "max_model_len": max(len(prompt.batch.input_ids_N) for prompt in prompts) + 64,
+        "runs": [{"rate": rate, "chunk": chunk} for chunk in options.chunks for rate in options.rates],
+        "cases": [
+            {"name": prompt.name, "prompt": prompt.text, "videos": prompt.videos, "images": prompt.images}
+            for prompt in prompts
+        ],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "request.json").write_text(json.dumps(request))
+        np.savez(Path(folder, "media.npz"), **{k: v for prompt in prompts for k, v in prompt.media.items()})
+        worker = Path(__file__).with_name("vllm_worker.py")
+        environment = {**os.environ, "EVS_VLLM_PLUGIN": str(int(options.plugin))}
+        done = subprocess.run(
+            [options.vllm_python, str(worker), folder], env=environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise ValueError(f"vLLM ended with status {done.returncode}: {_last_error(done.stderr or done.stdout)}")
+        answers = json.loads(Path(folder, "answers.json").read_text())
+    return {(one["case"], one["rate"], one["chunk"]): one for one in answers}
+
+
+def answer(prompts: list[Prompt], options: Options) -> dict[tuple[str, float], Generation]:
+    """What our own generation answers."""
+    dtype = getattr(torch, options.dtype)
+    model = AutoModelForImageTextToText.from_pretrained(options.model, dtype=dtype).to(options.device).eval()
+    adapter = adapter_for(model)
+    decoding = Decoding(STEPS, eos_ids=(), logprobs=4 * TOP)  # more than the server's, to hold all of its own
+    return {
+        (prompt.name, rate): generate(model, adapter, prompt.batch, rate, decoding)[0]
+        for prompt in prompts
+        for rate in options.rates
+    }
+
+
+def compare(ours: Generation, theirs: dict[str, Any], tolerance: float) -> Verdict:
+    """Lengths first, then the log-probabilities as long as the chosen tokens are the same."""
+    if "error" in theirs:
+        return Verdict("raises", False)
+    if len(theirs["prompt_ids"]) != ours.kept_tokens:
+        return Verdict(f"{len(theirs['prompt_ids'])} tokens, not {ours.kept_tokens}", False)
+    same = [a == b for a, b in zip(ours.tokens, theirs["tokens"])]
+    agreed = same.index(False) if False in same else len(same)
+    pairs = list(zip(ours.logprobs, theirs["logprobs"]))[: agreed + 1]
+    worst = max(abs(mine.get(int(token), -1e9) - value) for mine, step in pairs for token, value in step.items())
+    diverged = "" if agreed == len(same) else f", token {agreed + 1}"
+    return Verdict(f"{worst:.1e}{diverged}", agreed == len(same) and worst <= tolerance)
+
+
+def table(verdicts: dict[Key, Verdict], options: Options) -> str:
+    """Markdown; a cell that differs stands in bold."""
+    runs = [(rate, chunk) for chunk in options.chunks for rate in options.rates]
+    heads = [f"{rate:g}" + (f", chunks of {chunk}" if chunk else "") for rate, chunk in runs]
+    rows = [["case", *heads], ["---"] * (1 + len(runs))]
+    for name in options.cases:
+        cells = [verdicts[name, rate, chunk] for rate, chunk in runs]
+        rows.append([name, *(cell.text if cell.agrees else f"**{cell.text}**" for cell in cells)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _prompt(name: str, case: Case, encoder: Encoder) -> Prompt:
+    vision = encoder.processor.video_processor
+    cell = vision.patch_size * vision.merge_size
+    clips = [clip(video, cell, seed) for seed, video in enumerate(case.videos)]
+    pictures = [picture(one.shape, cell, seed) for seed, one in enumerate(case.pictures)]
+    sample = case.sample()
+    media = {f"{name}/video{i}": one.frames_THWC for i, one in enumerate(clips)}
+    videos = [{"key": key, "metadata": server_metadata(one)} for key, one in zip(media, clips)]
+    images = {f"{name}/image{i}": one for i, one in enumerate(pictures)}
+    return Prompt(
+        name=name,
+        text=encoder.chat(sample, generate=True),
+        media=media | images,
+        videos=videos,
+        images=list(images),
+        batch=collate([encoder.encode_clips(sample, clips, pictures, generate=True)], filler_token=0),
+    )
+
+
+def _check(options: Options) -> None:
+    for rate in options.rates:
+        check_rate(rate)
+    for name in options.cases:
+        if name not in CASES:
+            raise ValueError(f"no case {name!r}{cli.suggest(name, list(CASES))}")
+    check_family(AutoConfig.from_pretrained(options.model).model_type)
+    if not options.vllm_python:
+        raise ValueError("vllm_python= is missing: give the Python of an environment with vLLM and this package")
+    if not Path(options.vllm_python).exists():
+        raise ValueError(f"vllm_python={options.vllm_python} does not exist: build one with scripts/vllm_env.sh DIR")
+
+
+def _last_error(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if "Error" in line or line.startswith("error:")]
+    return (lines or output.strip().splitlines() or ["no output"])[-1]
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)

@@ -1,0 +1,103 @@
+"""The prompts of check_serving: every shape, speed and order of media that moves positions, as synthetic clips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.frames import FramePolicy, frame_times
+from data.types import Clip, ImageRef, Sample, Turn, VideoRef
+
+SOURCE_FPS = 8.0
+SHAPES = {"square": (4, 4), "landscape": (3, 5), "portrait": (5, 3)}  # rows and columns of tokens
+
+
+@dataclass(frozen=True)
+class Video:
+    shape: str = "square"
+    grids: int = 6
+    fps: float = 2.0
+
+
+@dataclass(frozen=True)
+class Picture:
+    shape: str = "landscape"
+
+
+Part = str | Video | Picture
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt; `chat` puts it into the checkpoint's chat template, otherwise it stands bare."""
+
+    parts: tuple[Part, ...]
+    chat: bool = True
+
+    @property
+    def videos(self) -> list[Video]:
+        return [part for part in self.parts if isinstance(part, Video)]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        return [part for part in self.parts if isinstance(part, Picture)]
+
+    def sample(self) -> Sample:
+        """The prompt as one user turn; its media are handed over decoded, so their paths say nothing."""
+        stand_ins = {Video: VideoRef("clip"), Picture: ImageRef("picture")}
+        return Sample("case", (Turn("user", tuple(stand_ins.get(type(part), part) for part in self.parts)),))
+
+
+ASK = " What is the color at the end? Answer with the option letter."
+CASES = {
+    "square": Case((Video("square"), ASK)),
+    "landscape": Case((Video("landscape"), ASK)),
+    "portrait": Case((Video("portrait"), ASK)),
+    "1 fps": Case((Video("landscape", fps=1.0), ASK)),
+    "4 fps": Case((Video("landscape", fps=4.0, grids=9), ASK)),
+    "4 grids": Case((Video("portrait", grids=4), ASK)),
+    "16 grids": Case((Video("landscape", grids=16), ASK)),
+    "64 grids": Case((Video("portrait", grids=64), ASK)),
+    "text before and after": Case((f"Here is a video of a ring and a disc.{ASK} Look:", Video("landscape"), ASK)),
+    "starts with the video": Case((Video("landscape"), ASK), chat=False),
+    "two videos": Case((Video("landscape"), " and ", Video("portrait", grids=5, fps=4.0), ASK)),
+    "image then video": Case((Picture(), Video("portrait"), ASK)),
+    "video then image": Case((Video("landscape"), Picture("portrait"), ASK)),
+}
+
+
+def clip(video: Video, cell: int, seed: int) -> Clip:
+    """Noise that changes little here and much there, `cell` pixels to a token; sampled as training samples a file."""
+    random = np.random.default_rng(seed)
+    rows, columns = SHAPES[video.shape]
+    duration = 2 * video.grids / video.fps
+    times = frame_times(duration, SOURCE_FPS, FramePolicy(fps=video.fps))
+    change = random.uniform(0, 90, (len(times), rows, columns, 1, 1, 1))
+    still = random.integers(0, 256, (1, rows, columns, cell, cell, 3))
+    noise = random.uniform(-1, 1, (len(times), rows, columns, cell, cell, 3))
+    cells = np.clip(still + change * noise, 0, 255).astype(np.uint8)
+    return Clip(_tiled(cells), times, SOURCE_FPS, duration)
+
+
+def picture(shape: str, cell: int, seed: int) -> np.ndarray:
+    """[H, W, 3] uint8 noise."""
+    rows, columns = SHAPES[shape]
+    return _tiled(np.random.default_rng(seed).integers(0, 256, (1, rows, columns, cell, cell, 3), dtype=np.uint8))[0]
+
+
+def server_metadata(clip: Clip) -> dict[str, object]:
+    """What a server knows of the frames that it has sampled from a file."""
+    return {
+        "fps": clip.fps,
+        "duration": clip.duration,
+        "total_num_frames": round(clip.duration * clip.fps),
+        "frames_indices": np.round(clip.times_T * clip.fps).astype(int).tolist(),
+        "do_sample_frames": False,
+    }
+
+
+def _tiled(cells: np.ndarray) -> np.ndarray:
+    """[T, rows, columns, cell, cell, 3] -> [T, H, W, 3]."""
+    frames, rows, columns, cell = cells.shape[:4]
+    return np.ascontiguousarray(cells.transpose(0, 1, 3, 2, 4, 5).reshape(frames, rows * cell, columns * cell, 3))
