@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -90,6 +91,8 @@ class Shards:
 
 
 def _loader(steps: Steps, order: range, workers: int) -> DataLoader[Step]:
+    if workers:
+        _allow_open_files()
     return DataLoader(
         steps,
         batch_size=None,
@@ -99,6 +102,13 @@ def _loader(steps: Steps, order: range, workers: int) -> DataLoader[Step]:
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # or the loader draws from the global one
     )
+
+
+def _allow_open_files() -> None:
+    """Lifts the soft limit to the hard one: each tensor on its way from a worker is an open file, and the usual 1024
+    are few for 8 workers at 16 micro-batches a step."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def audit(
