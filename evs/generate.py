@@ -65,14 +65,16 @@ def generate(
     decoding = decoding or Decoding()
     eos = _eos_ids(model) if decoding.eos_ids is None else decoding.eos_ids
     grids = adapter.grids(batch)
-    x, features = adapter.embed(batch)
+    x, features = adapter.embed(batch, pruned=rate > 0)
     keep_N = keep_mask(x, features, grids, [check_rate(rate)] * len(grids), scorer or FrameDelta())
     sizes = x.segment_N.bincount().tolist()
     prompts = [
         _Prompt(ids, torch.Generator(x.embeds_ND.device).manual_seed(decoding.seed))
         for ids in batch.input_ids_N.to(x.embeds_ND.device).split(sizes)
     ]
-    decoder = _Decoder(model, prune(x, keep_N), adapter.next_positions(batch))
+    pruned = prune(x, keep_N)
+    # Under `preserve` the answer goes on behind the unpruned prompt; stock servers count on from the survivors.
+    decoder = _Decoder(model, pruned, next_positions(x if adapter.scheme == "preserve" else pruned))
     for step in range(1, decoding.max_new_tokens + 1):
         tokens = [prompt.extend(logits, decoding, eos) for prompt, logits in zip(prompts, decoder.logits_BV())]
         if on_step:
@@ -123,9 +125,8 @@ class _Decoder:
     what follows.
     """
 
-    def __init__(self, model: Any, x: DecoderInputs, next_positions: list[int]) -> None:
-        self.model = model
-        self.next_B = torch.tensor(next_positions, device=x.embeds_ND.device)
+    def __init__(self, model: Any, x: DecoderInputs, next_B: Tensor) -> None:
+        self.model, self.next_B = model, next_B
         lengths_B = x.segment_N.bincount()
         place = (x.segment_N, index_in_segment(x.segment_N))
 
@@ -160,6 +161,12 @@ class _Decoder:
             **extra,
         )
         self.hidden_BLD, self.cache = out.last_hidden_state, out.past_key_values
+
+
+def next_positions(x: DecoderInputs) -> Tensor:
+    """[B] the position after each sample's largest."""
+    highest_N = x.positions_PN.amax(0)
+    return highest_N.new_zeros(int(x.segment_N[-1]) + 1).scatter_reduce(0, x.segment_N, highest_N, "amax") + 1
 
 
 def _eos_ids(model: Any) -> tuple[int, ...]:

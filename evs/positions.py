@@ -1,21 +1,26 @@
-"""Rope positions of the unpruned prompt, one rule per family.
+"""Rope positions of the unpruned prompt, one rule per family, and the schemes that keep or break them.
 
 The scheme `preserve`: every survivor keeps the position it has in the unpruned prompt, and the text after a video
 continues where it would have without pruning. Both families follow one law, text by steps of one and a medium as a
 (t, h, w) box whose successor is the maximum over all three rows plus one; they differ in what counts as a medium.
 Transformers continues Qwen2.5-VL text at `base + max(h, w)` instead, which neither the release nor servers do, so the
 model is never asked for positions.
+
+The schemes `vllm` and `vllm_bf16` imitate what stock vLLM does to Qwen2.5-VL when it prunes: text after a medium
+restarts at `base + W`, whole seconds only, and in bf16 the offsets of the media are rounded to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from evs.types import Grid
+
+SCHEMES = ("preserve", "vllm", "vllm_bf16")
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class Box:
 
     grid: Grid
     t_offsets: tuple[int, ...]
+    extent: int | None = None  # where text continues, counted from the base; None = after the maximum
 
 
 def image_box(grid: Grid) -> Box:
@@ -38,6 +44,13 @@ def timed_box(grid: Grid, *, tokens_per_second: float, second_per_grid: float) -
     """
     seconds = torch.tensor(second_per_grid, dtype=torch.float32).item()
     return Box(grid, tuple(int(k * (tokens_per_second * seconds)) for k in range(grid.T)))
+
+
+def stock_vllm(box: Box, scheme: str) -> Box:
+    """A Qwen2.5-VL medium as stock vLLM 0.33.0 lays it out when its pruning is on."""
+    t = torch.tensor(box.t_offsets)
+    offsets = t.bfloat16().long() if scheme == "vllm_bf16" else t
+    return replace(box, t_offsets=tuple(offsets.tolist()), extent=box.grid.W)
 
 
 def frame_boxes(grid: Grid) -> list[Box]:
@@ -65,7 +78,7 @@ def rope_positions(visual_N: Tensor, boxes: Sequence[Box]) -> tuple[Tensor, int]
         if places[used - 1] - start != box.grid.tokens - 1:
             raise ValueError(f"text interrupts the {box.grid.tokens} placeholders of the medium at token {start}")
         pieces += [_text(position, start - cursor), _box(position + start - cursor, box)]
-        position = int(pieces[-1].max()) + 1
+        position = int(pieces[-1].max()) + 1 if box.extent is None else int(pieces[-1][0, 0]) + box.extent
         cursor = start + box.grid.tokens
     rest = len(visual_N) - cursor
     pieces.append(_text(position, rest))

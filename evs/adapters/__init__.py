@@ -21,8 +21,11 @@ def check_family(model_type: str) -> str:
     return model_type
 
 
-def adapter_for(model: Any) -> Adapter:
-    """The adapter of a Hugging Face model; its vision tower is sped up in place, its weights and keys stay."""
-    adapter = FAMILIES[check_family(model.config.model_type)](model)
+def adapter_for(model: Any, scheme: str = "preserve") -> Adapter:
+    """The adapter of a Hugging Face model; its vision tower is sped up in place, its weights and keys stay.
+
+    Raises ValueError for a family without an adapter, and for a position scheme that the family does not have.
+    """
+    adapter = FAMILIES[check_family(model.config.model_type)](model, scheme)
     speed_up(model.model.visual)
     return adapter

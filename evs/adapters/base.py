@@ -35,17 +35,18 @@ class Adapter(Protocol):
 
     @property
     def model(self) -> Any: ...
+    @property
+    def scheme(self) -> str: ...
 
     def grids(self, batch: MediaBatch) -> list[Grid]:
         """The merged grid of every video of the batch."""
         ...
 
-    def embed(self, batch: MediaBatch) -> tuple[DecoderInputs, Tensor]:
-        """The unpruned decoder inputs, and the [M, C] features that the scorer reads, videos only."""
-        ...
+    def embed(self, batch: MediaBatch, *, pruned: bool = True) -> tuple[DecoderInputs, Tensor]:
+        """The unpruned decoder inputs, and the [M, C] features that the scorer reads, videos only.
 
-    def next_positions(self, batch: MediaBatch) -> list[int]:
-        """The position of each prompt's first generated token."""
+        `pruned` tells whether pruning follows: schemes that imitate a server differ from `preserve` only then.
+        """
         ...
 
     def decode(self, x: DecoderInputs) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,9 +17,20 @@ from evs.types import DecoderInputs, Grid
 
 @dataclass(frozen=True)
 class QwenVL:
-    """`model` is a Hugging Face *ForConditionalGeneration; a family adds its video rule and its scorer's features."""
+    """`model` is a Hugging Face *ForConditionalGeneration; a family adds its media's rules."""
 
     model: Any
+    scheme: str = "preserve"
+
+    schemes: ClassVar[tuple[str, ...]] = ("preserve",)
+
+    def __post_init__(self) -> None:
+        if self.scheme not in self.schemes:
+            family = self.model.config.model_type
+            raise ValueError(f"scheme {self.scheme!r} is unknown for {family}: use {' or '.join(self.schemes)}")
+
+    def image_box(self, grid: Grid) -> Box:
+        return image_box(grid)
 
     def video_boxes(self, grid: Grid, second_per_grid: float) -> list[Box]:
         raise NotImplementedError
@@ -27,12 +38,14 @@ class QwenVL:
     def grids(self, batch: MediaBatch) -> list[Grid]:
         return self._merged(batch.video_grid_thw_V3)
 
-    def embed(self, batch: MediaBatch) -> tuple[DecoderInputs, Tensor]:
+    def embed(self, batch: MediaBatch, *, pruned: bool = True) -> tuple[DecoderInputs, Tensor]:
+        if not pruned and self.scheme != "preserve":  # servers break positions only when they prune
+            return replace(self, scheme="preserve").embed(batch)
         tokens = self.model.get_input_embeddings()
         image_N = batch.input_ids_N == self.model.config.image_token_id
         video_N = batch.input_ids_N == self.model.config.video_token_id
         visual_N = image_N | video_N
-        positions_PN = self.positions(batch)[0]
+        positions_PN = self.positions(batch)
         embeds_ND = tokens(batch.input_ids_N.to(self.model.device))
         device = embeds_ND.device
 
@@ -56,22 +69,17 @@ class QwenVL:
     def decode(self, x: DecoderInputs) -> Tensor:
         return decode_packed(self.model.model.language_model, x)
 
-    def next_positions(self, batch: MediaBatch) -> list[int]:
-        return self.positions(batch)[1]
-
-    def positions(self, batch: MediaBatch) -> tuple[Tensor, list[int]]:
-        """([3, N] positions of the unpruned prompts, each starting at 0, and each prompt's next position), on the CPU."""
+    def positions(self, batch: MediaBatch) -> Tensor:
+        """[3, N] positions of the unpruned prompts, each starting at 0, on the CPU."""
         ids, segments = batch.input_ids_N, batch.segment_N
         image, video = self.model.config.image_token_id, self.model.config.video_token_id
         images = iter(self._merged(batch.image_grid_thw_I3))
         videos = iter(zip(self.grids(batch), batch.second_per_grid_V.tolist()))
-        pieces, following = [], []
+        pieces = []
         for prompt in ids.split(segments.bincount().tolist()):
             visual = (prompt == image) | (prompt == video)
-            positions, next_position = rope_positions(visual, self._boxes(prompt[visual].tolist(), images, videos))
-            pieces.append(positions)
-            following.append(next_position)
-        return torch.cat(pieces, dim=1), following
+            pieces.append(rope_positions(visual, self._boxes(prompt[visual].tolist(), images, videos))[0])
+        return torch.cat(pieces, dim=1)
 
     def _boxes(
         self, placeholders: list[int], images: Iterator[Grid], videos: Iterator[tuple[Grid, float]]
@@ -81,7 +89,7 @@ class QwenVL:
         while (used := sum(box.grid.tokens for box in boxes)) < len(placeholders):
             kind = "image" if placeholders[used] == self.model.config.image_token_id else "video"
             try:
-                boxes += [image_box(next(images))] if kind == "image" else self.video_boxes(*next(videos))
+                boxes += [self.image_box(next(images))] if kind == "image" else self.video_boxes(*next(videos))
             except StopIteration:
                 raise ValueError(
                     f"the prompt has more {kind} placeholders than {kind}s: remove a mark or add a file"

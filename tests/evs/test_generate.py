@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from evs.adapters import adapter_for
-from evs.generate import Decoding, generate
+from evs.generate import Decoding, generate, next_positions
 from evs.prune import keep_mask, prune
 from evs.score import FrameDelta
-from tests.evs.models import IMAGE, MIXED, VIDEO, alone, prompts, stock_inputs
+from tests.evs.models import IMAGE, MIXED, VIDEO, alone, prompts, stock_inputs, tiny_model
 
 STEPS = 6
 # Positions of these equal the library's own, which for Qwen2.5-VL continue text at base + max(h, w).
@@ -34,9 +34,9 @@ def test_cached_decoding_equals_decoding_the_whole_sequence_again(model, batch, 
     x, features = adapter.embed(batch)
     grids = adapter.grids(batch)
     pruned = prune(x, keep_mask(x, features, grids, [rate] * len(grids), FrameDelta()))
-    next_positions = adapter.next_positions(batch)
+    following = next_positions(x)
     for i, out in enumerate(outs):
-        logits = _teacher_forced(adapter, pruned, i, out.tokens, next_positions[i])
+        logits = _teacher_forced(adapter, pruned, i, out.tokens, int(following[i]))
         logprobs = logits.log_softmax(-1)
         assert logits.argmax(-1).tolist() == list(out.tokens)
         for step, top in enumerate(out.logprobs):
@@ -71,6 +71,18 @@ def test_processors_see_the_unpruned_prompt_and_choose(model, batch) -> None:
     assert all(out.tokens == (7, 7) for out in outs)
     sizes = batch.segment_N.bincount().tolist()
     assert seen == [*sizes, *(size + 1 for size in sizes)]
+
+
+def test_a_server_s_scheme_changes_generation_only_where_it_prunes(family, batch) -> None:
+    if family != "qwen2_5_vl":
+        with pytest.raises(ValueError, match="scheme 'vllm' is unknown for qwen3_vl"):
+            adapter_for(tiny_model(family), "vllm")
+        return
+    model = tiny_model(family)
+    decoding = Decoding(STEPS, eos_ids=(), logprobs=3)
+    ours, theirs = adapter_for(model), adapter_for(model, "vllm")
+    assert generate(model, ours, batch, 0.0, decoding) == generate(model, theirs, batch, 0.0, decoding)
+    assert generate(model, ours, batch, 0.5, decoding) != generate(model, theirs, batch, 0.5, decoding)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0])

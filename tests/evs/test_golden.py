@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from evs.positions import Box, frame_boxes, image_box, rope_positions, timed_box
+from evs.positions import Box, frame_boxes, image_box, rope_positions, stock_vllm, timed_box
 from evs.score import FrameDelta
 from evs.select import keep_count, select
 from evs.types import Grid
@@ -61,7 +61,7 @@ def test_golden_masks(golden):
     assert checked > 100
 
 
-def qwen2_5_vl_prompt(case: dict[str, Any]) -> tuple[list[int], list[Box], list[tuple[str, int]]]:
+def qwen2_5_vl_prompt(case: dict[str, Any], served: bool = False) -> tuple[list[int], list[Box], list[tuple[str, int]]]:
     """Per token 0 = text, 1 = visual; the boxes; and (kind, tokens) of each segment with its markers."""
     visual: list[int] = []
     boxes: list[Box] = []
@@ -71,13 +71,14 @@ def qwen2_5_vl_prompt(case: dict[str, Any]) -> tuple[list[int], list[Box], list[
             visual += [0] * rest[0]
             segments.append(("text", rest[0]))
             continue
-        media, grid_thw, seconds, _ = rest
+        media, grid_thw, seconds, dtype = rest
+        seconds = int(seconds) if served and seconds is not None else seconds
         grid = merged(grid_thw, case["merge"])
         if kind == "video":
             box = timed_box(grid, tokens_per_second=case["tokens_per_second"], second_per_grid=seconds)
         else:
             box = image_box(grid)
-        boxes.append(box)
+        boxes.append(stock_vllm(box, "vllm_bf16" if dtype == "bfloat16" else "vllm") if served else box)
         visual += [0] + [1] * grid.tokens + [0]
         segments.append((f"{kind}{media}", grid.tokens))
     return visual, boxes, segments
@@ -88,13 +89,30 @@ def test_golden_qwen2_5_vl_positions(golden):
     for case in index["q25_cases"]:
         visual, boxes, segments = qwen2_5_vl_prompt(case)
         positions, following = rope_positions(torch.tensor(visual, dtype=torch.bool), boxes)
-        keep: list[np.ndarray] = []
-        for kind, tokens in segments:
-            mask = z[f"{case['key']}_mask{kind[5:]}"].reshape(-1) if kind.startswith("video") else np.ones(tokens)
-            keep.append(mask if kind == "text" else np.concatenate([[1], mask, [1]]))
-        survivors = positions[:, torch.from_numpy(np.concatenate(keep).astype(bool))]
+        survivors = positions[:, survive(z, case, segments)]
         np.testing.assert_array_equal(survivors, z[f"{case['key']}_pos_preserving"], err_msg=str(case))
         assert following == case["preserving_next_pos"]
+
+
+def test_golden_qwen2_5_vl_served_positions(golden):
+    z, index = golden
+    served = [case for case in index["q25_cases"] if "error" not in case]
+    for case in served:
+        visual, boxes, segments = qwen2_5_vl_prompt(case, served=True)
+        positions, _ = rope_positions(torch.tensor(visual, dtype=torch.bool), boxes)
+        survivors = positions[:, survive(z, case, segments)]
+        np.testing.assert_array_equal(survivors, z[f"{case['key']}_pos_served"], err_msg=str(case))
+        assert survivors.max() + 1 - survivors.shape[1] == case["delta_v2"]
+    assert len(served) > 10
+
+
+def survive(z: dict[str, np.ndarray], case: dict[str, Any], segments: list[tuple[str, int]]) -> Tensor:
+    """[N] bool, the recorded masks over the whole prompt."""
+    keep: list[np.ndarray] = []
+    for kind, tokens in segments:
+        mask = z[f"{case['key']}_mask{kind[5:]}"].reshape(-1) if kind.startswith("video") else np.ones(tokens)
+        keep.append(mask if kind == "text" else np.concatenate([[1], mask, [1]]))
+    return torch.from_numpy(np.concatenate(keep).astype(bool))
 
 
 def test_golden_qwen3_vl_positions(golden):
