@@ -166,13 +166,15 @@ def _opened(ref: VideoRef) -> Iterator[tuple[InputContainer, VideoStream, VideoI
     """The file's container, first moving picture and header; every decoder failure becomes a MediaError."""
     _check_file(ref.path)
     try:
-        with av.open(ref.path, metadata_errors="ignore") as container:
+        with av.open(ref.path) as container:
             streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
             if not streams:
                 raise MediaError(f"{ref.path}: holds no video stream; leave its rows out")
             stream = streams[0]
             stream.thread_count = 1  # the loader's workers are the parallelism
             yield container, stream, _header(ref, container, stream)
+    except UnicodeDecodeError:  # of PyAV before 19
+        raise MediaError(f"{ref.path}: its metadata is not UTF-8; drop it (ffmpeg -map_metadata -1 -c copy)") from None
     except FFmpegError as error:
         raise MediaError(f"{ref.path}: {error.strerror}; get the whole file or leave its rows out") from None
 
