@@ -4,9 +4,9 @@
         [chunks=[0,64]] [plugin=false] [dtype=float32] [device=cpu]
 
 Prints one line a case and one column a rate: the largest difference of the server's top-5 log-probabilities over the
-first 8 greedy tokens, as far as both chose the same tokens. Exit status 1 where kept counts, lengths, tokens or
-log-probabilities differ. `chunks` are values of the server's max_num_batched_tokens; below the prompts' length, the
-prefill comes in several steps; 0 is one that all prompts fit.
+first 8 greedy tokens, as far as both chose the same tokens, and how many tokens stand at another position. Exit
+status 1 where lengths, positions, tokens or log-probabilities differ. `chunks` are values of the server's
+max_num_batched_tokens: below a prompt's length its prefill comes in several steps; 0 is a length that all prompts fit.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from data.encode import Encoder, collate
 from data.frames import FramePolicy
 from data.types import Batch
-from evs.adapters import adapter_for, check_family
-from evs.generate import Decoding, Generation, generate
+from evs.adapters import Adapter, adapter_for, check_family
+from evs.generate import Decoding, Generation, generate, next_positions
+from evs.prune import keep_mask, prune
+from evs.score import FrameDelta
 from evs.select import check_rate
 from scripts.serving_cases import CASES, Case, clip, picture, server_metadata
 from train import cli
@@ -87,7 +89,7 @@ def main(options: Options) -> None:
     theirs = serve(prompts, options)
     ours = answer(prompts, options)
     verdicts = {
-        (name, rate, chunk): compare(ours[name, rate], one, options.tolerance)
+        (name, rate, chunk): compare(*ours[name, rate], one, options.tolerance)
         for (name, rate, chunk), one in theirs.items()
     }
     text = table(verdicts, options)
@@ -137,21 +139,34 @@ def serve(prompts: list[Prompt], options: Options) -> dict[Key, dict[str, Any]]:
     return {(one["case"], one["rate"], one["chunk"]): one for one in answers}
 
 
-def answer(prompts: list[Prompt], options: Options) -> dict[tuple[str, float], Generation]:
-    """What our own generation answers."""
+def answer(prompts: list[Prompt], options: Options) -> dict[tuple[str, float], tuple[Generation, list[list[int]]]]:
+    """What our own generation answers, and the [3][tokens] positions at which it does."""
     dtype = getattr(torch, options.dtype)
     model = AutoModelForImageTextToText.from_pretrained(options.model, dtype=dtype).to(options.device).eval()
     adapter = adapter_for(model)
     decoding = Decoding(STEPS, eos_ids=(), logprobs=4 * TOP)  # more than the server's, to hold all of its own
     return {
-        (prompt.name, rate): generate(model, adapter, prompt.batch, rate, decoding)[0]
+        (prompt.name, rate): (
+            generate(model, adapter, prompt.batch, rate, decoding)[0],
+            positions(adapter, prompt.batch, rate),
+        )
         for prompt in prompts
         for rate in options.rates
     }
 
 
-def compare(ours: Generation, theirs: dict[str, Any], tolerance: float) -> Verdict:
-    """Lengths first, then the log-probabilities as long as the chosen tokens are the same."""
+@torch.no_grad()
+def positions(adapter: Adapter, batch: Batch, rate: float) -> list[list[int]]:
+    """[3][tokens] of the survivors and of all but the last generated token."""
+    x, features = adapter.embed(batch, pruned=rate > 0)
+    grids = adapter.grids(batch)
+    kept = prune(x, keep_mask(x, features, grids, [rate] * len(grids), FrameDelta())).positions_PN
+    following = int(next_positions(x)) + torch.arange(STEPS - 1)
+    return torch.cat([kept.cpu(), following.expand(3, -1)], dim=1).tolist()
+
+
+def compare(ours: Generation, at: list[list[int]], theirs: dict[str, Any], tolerance: float) -> Verdict:
+    """Lengths first, then positions, then the log-probabilities as long as the chosen tokens are the same."""
     if "error" in theirs:
         return Verdict("raises", False)
     if len(theirs["prompt_ids"]) != ours.kept_tokens:
@@ -160,8 +175,9 @@ def compare(ours: Generation, theirs: dict[str, Any], tolerance: float) -> Verdi
     agreed = same.index(False) if False in same else len(same)
     pairs = list(zip(ours.logprobs, theirs["logprobs"]))[: agreed + 1]
     worst = max(abs(mine.get(int(token), -1e9) - value) for mine, step in pairs for token, value in step.items())
-    diverged = "" if agreed == len(same) else f", token {agreed + 1}"
-    return Verdict(f"{worst:.1e}{diverged}", agreed == len(same) and worst <= tolerance)
+    moved = sum(mine != other for mine, other in zip(zip(*at), zip(*theirs["positions"])))
+    text = f"{worst:.1e}" + (f", {moved} moved" if moved else "")
+    return Verdict(text, not moved and agreed == len(same) and worst <= tolerance)
 
 
 def table(verdicts: dict[Key, Verdict], options: Options) -> str:

@@ -49,21 +49,29 @@ class Case:
         return Sample("case", (Turn("user", tuple(stand_ins.get(type(part), part) for part in self.parts)),))
 
 
-ASK = " What is the color at the end? Answer with the option letter."
+LOOK = "Here is a video. Watch closely what happens, then answer with the option letter."
+ASK = " What is the color at the end?"
+
+
+def _asked(video: Video) -> Case:
+    return Case((LOOK, video, ASK))
+
+
 CASES = {
-    "square": Case((Video("square"), ASK)),
-    "landscape": Case((Video("landscape"), ASK)),
-    "portrait": Case((Video("portrait"), ASK)),
-    "1 fps": Case((Video("landscape", fps=1.0), ASK)),
-    "4 fps": Case((Video("landscape", fps=4.0, grids=9), ASK)),
-    "4 grids": Case((Video("portrait", grids=4), ASK)),
-    "16 grids": Case((Video("landscape", grids=16), ASK)),
-    "64 grids": Case((Video("portrait", grids=64), ASK)),
-    "text before and after": Case((f"Here is a video of a ring and a disc.{ASK} Look:", Video("landscape"), ASK)),
+    "square": _asked(Video("square")),
+    "landscape": _asked(Video("landscape")),
+    "portrait": _asked(Video("portrait")),
+    "1 fps": _asked(Video("landscape", fps=1.0)),
+    "4 fps": _asked(Video("landscape", fps=4.0, grids=9)),
+    "4 grids": _asked(Video("portrait", grids=4)),
+    "16 grids": _asked(Video("landscape", grids=16)),
+    "64 grids": _asked(Video("portrait", grids=64)),
+    "no text before": Case((Video("landscape"), ASK)),
+    "no text after": Case((LOOK, Video("landscape")), chat=False),
     "starts with the video": Case((Video("landscape"), ASK), chat=False),
-    "two videos": Case((Video("landscape"), " and ", Video("portrait", grids=5, fps=4.0), ASK)),
-    "image then video": Case((Picture(), Video("portrait"), ASK)),
-    "video then image": Case((Video("landscape"), Picture("portrait"), ASK)),
+    "two videos": Case((LOOK, Video("landscape"), " and ", Video("portrait", grids=5, fps=4.0), ASK)),
+    "image then video": Case((LOOK, Picture(), Video("portrait"), ASK)),
+    "video then image": Case((LOOK, Video("landscape"), Picture("portrait"), ASK)),
 }
 
 

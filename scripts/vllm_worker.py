@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import sys
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,29 @@ def answer(llm: Any, case: dict[str, Any], media: Any, steps: int, top: int) -> 
     }
     prompt["multi_modal_data"] = {kind: items for kind, items in prompt["multi_modal_data"].items() if items}
     sampling = SamplingParams(temperature=0, max_tokens=steps, logprobs=top, ignore_eos=True)
+    seen: list[list[list[int]]] = []
+    llm.apply_model(partial(watch_positions, seen=seen))
     (out,) = llm.generate([prompt], sampling, use_tqdm=False)
+    llm.apply_model(unwatch)
     return {
         "prompt_ids": list(out.prompt_token_ids),
         "tokens": list(out.outputs[0].token_ids),
+        "positions": [[p for step in seen for p in step[row]] for row in range(3)],
         "logprobs": [{t: float(p.logprob) for t, p in step.items()} for step in out.outputs[0].logprobs],
     }
+
+
+def watch_positions(model: Any, seen: list[list[list[int]]]) -> None:
+    """Append to `seen` the [3, tokens] positions of every forward pass of the model."""
+
+    def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        seen.append(kwargs["positions"].tolist())
+
+    model.watching = model.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def unwatch(model: Any) -> None:
+    model.watching.remove()
 
 
 def answer_until_error(

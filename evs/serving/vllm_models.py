@@ -13,8 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
+from vllm.model_executor.models.qwen2_5_vl import (
+    Qwen2_5_VLDummyInputsBuilder,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLMultiModalProcessor,
+    Qwen2_5_VLProcessingInfo,
+)
 from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration, Qwen3VLMultiModalProcessor
+from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from evs.positions import Box, frame_boxes, image_box, rope_positions, timed_box
@@ -96,6 +102,21 @@ class PreservedPositions:
         return tuple(_carry(rows, _within([image_box(grid)])[0]) for rows, grid in zip(images, grids))
 
 
+class ExactSeconds(Qwen2_5_VLMultiModalProcessor):
+    """Keeps frame times out of the cast of all floats to the model's dtype: bfloat16 has 8 bits for them."""
+
+    def _postprocess_hf_mm_data(self, mm_inputs: Any, hf_processor_mm_kwargs: Any, processed_data: Any) -> Any:
+        data = super()._postprocess_hf_mm_data(mm_inputs, hf_processor_mm_kwargs, processed_data)
+        videos = mm_inputs.get("video_metadata")
+        if videos and self.info.ctx.get_mm_config().is_multimodal_pruning_enabled():
+            patch = self.info.get_hf_processor(**hf_processor_mm_kwargs).video_processor.temporal_patch_size
+            data["second_per_grid_ts"] = torch.tensor([patch / video.sampled_fps for video in videos])
+        return data
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    ExactSeconds, info=Qwen2_5_VLProcessingInfo, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
+)
 class Qwen25VL(PreservedPositions, Qwen2_5_VLForConditionalGeneration):
     """A video is one box on the clock of its real frame times."""
 
