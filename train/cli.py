@@ -82,25 +82,28 @@ def _usage(field: Field[Any]) -> str:
     return f"{field.name}=..." if default is MISSING else f"[{field.name}={default}]"
 
 
-def config_error(error: Exception, words: Sequence[str], schema: Any) -> str:
-    """Hydra's and OmegaConf's many lines as one, with the nearest known key for a misspelt one."""
-    root: BaseException = error
-    while root.__cause__ is not None:
-        root = root.__cause__
-    message = str(error).splitlines()[0]
-    if str(root).splitlines()[0] not in message:
-        message += f" ({str(root).splitlines()[0]})"
-    keys = list(_leaves(schema))
-    for word in words:
-        key = word.partition("=")[0].lstrip("+~")
-        if key and key.rstrip(".") in message and key not in keys:
-            return message + suggest(key, keys) if get_close_matches(key, keys, n=1) else message
+def config_error(error: Exception, words: Sequence[str], known: Sequence[str]) -> str:
+    """Hydra's and OmegaConf's many lines as one: the fault, its cause, and the nearest of the `known` keys."""
+    lines = str(error).splitlines()
+    message = lines[0]
+    if error.__cause__ is not None and (cause := str(error.__cause__).splitlines()[0]) not in message:
+        message += f" ({cause})"
+    if options := [line.strip() for line in lines if line.startswith("\t") and "=" not in line]:
+        return f"{message}; available: {', '.join(options)}"
+    for key in (word.partition("=")[0].lstrip("+~") for word in words):
+        if key and (f"'{key}'" in message or f"'{key.rpartition('.')[2]}'" in message):
+            close = [match for match in get_close_matches(key, known, n=3) if not key.startswith(match)]
+            return message + (
+                f"; did you mean {close[0]!r}?" if close else "; see train/config.py and configs/ for all keys"
+            )
     return message
 
 
-def _leaves(node: Any, prefix: str = "") -> Iterator[str]:
+def leaves(node: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of a configuration."""
     for key in node:
         child = None if OmegaConf.is_missing(node, key) else node[key]
-        yield prefix + key
-        if OmegaConf.is_dict(child):
-            yield from _leaves(child, f"{prefix}{key}.")
+        if OmegaConf.is_dict(child) and len(child):
+            yield from leaves(child, f"{prefix}{key}.")
+        else:
+            yield prefix + key

@@ -9,14 +9,16 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from data.frames import FramePolicy
+
 ENGINES = ("none", "ddp", "zero0", "zero1", "zero2", "zero3", "zero3_offload")
 TOWERS = ("vision", "merger", "language")
 
 
 @dataclass
 class LoraConfig:
-    r: int = 64
-    alpha: int = 128
+    r: int | None = None  # rank; null: no LoRA, all weights are trained
+    alpha: float = 128
     dropout: float = 0.05
     targets: str = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"  # a regular expression over module names
 
@@ -27,7 +29,7 @@ class ModelConfig:
     revision: str | None = None
     attention: str = "sdpa"  # transformers' attn_implementation: sdpa, eager, flash_attention_2, flash_attention_3, ...
     freeze: list[str] = field(default_factory=list)  # any of TOWERS
-    lora: LoraConfig | None = None
+    lora: LoraConfig = field(default_factory=LoraConfig)
     gradient_checkpointing: bool = True
 
 
@@ -117,12 +119,16 @@ def check(config: Config) -> None:
     _one_of("engine.precision", config.engine.precision, ("bf16", "fp32"))
     for tower in config.model.freeze:
         _one_of("model.freeze", tower, TOWERS)
-    if set(config.model.freeze) == set(TOWERS) and config.model.lora is None:
+    if set(config.model.freeze) == set(TOWERS) and config.model.lora.r is None:
         raise ValueError(
-            f"model.freeze={config.model.freeze} leaves nothing to train: unfreeze a tower or set model.lora"
+            f"model.freeze={config.model.freeze} leaves nothing to train: unfreeze a tower or set model.lora.r"
         )
     for key in ("steps", "batch_size", "accumulation", "save_every", "keep", "log_every"):
         _at_least(f"train.{key}", getattr(config.train, key), 1)
+    for key in ("lr", "clip", "eps"):
+        if not getattr(config.optim, key) > 0:
+            raise ValueError(f"optim.{key}={getattr(config.optim, key)} must be above 0")
+    frame_policy(config.data)
     _at_least("eval.every", config.eval.every, 0)
     _at_least("eval.batch_size", config.eval.batch_size, 1)
     check_rates("eval.rates", config.eval.rates)
@@ -130,6 +136,11 @@ def check(config: Config) -> None:
         path = getattr(config.data, key)
         if path is not None and not Path(path).is_file():
             raise ValueError(f"data.{key}={path} does not exist: give a .json or .jsonl file")
+
+
+def frame_policy(data: DataConfig) -> FramePolicy:
+    """How many frames and pixels of a video are taken. Raises ValueError for what contradicts itself."""
+    return FramePolicy(data.fps, data.min_frames, data.max_frames, data.min_pixels, data.max_pixels, data.total_pixels)
 
 
 def check_rates(key: str, rates: Sequence[float]) -> None:

@@ -33,8 +33,8 @@ def job(raw: DictConfig) -> None:
     from train.build import build_run  # after composing, so that a misspelt key is told at once
     from train.loop import fit
 
-    config = typed(raw)
     with cli.one_line_errors():
+        config = typed(raw)
         check(config)
         run = build_run(config)
     fit(run.parts, run.steps, config, run.first_step)
@@ -42,9 +42,15 @@ def job(raw: DictConfig) -> None:
 
 def typed(raw: DictConfig) -> Config:
     """The composed YAML as dataclasses; a job of a sweep gets a folder of its own under `run_dir`."""
+    if missing := sorted(OmegaConf.missing_keys(raw)):
+        raise ValueError(f"missing {', '.join(missing)}: give {' '.join(f'{key}=...' for key in missing)}")
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         raw.run_dir = str(Path(raw.run_dir) / str(HydraConfig.get().job.num))
-    return cast(Config, OmegaConf.to_object(raw))
+    schema = OmegaConf.structured(Config)
+    try:  # once more, since `+key=value` adds what the schema does not know
+        return cast(Config, OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.to_container(raw))))
+    except OmegaConfBaseException as error:
+        raise ValueError(cli.config_error(error, sys.argv[1:], list(cli.leaves(schema)))) from error
 
 
 def main() -> None:
@@ -53,7 +59,7 @@ def main() -> None:
     try:
         job()
     except (HydraException, OmegaConfBaseException) as error:
-        cli.fail(cli.config_error(error, sys.argv[1:], OmegaConf.structured(Config)))
+        cli.fail(cli.config_error(error, sys.argv[1:], list(cli.leaves(OmegaConf.structured(Config)))))
 
 
 if __name__ == "__main__":

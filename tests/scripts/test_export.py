@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from scripts import export
+from tests.runs import trained
+from train.checkpoint import complete
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_the_export_is_the_base_with_other_weights(words, checkpoint, questions, tmp_path, family):
+    trained(*words(f"data.eval={questions}", "eval.limit=1", family=family))
+    out = tmp_path / "out"
+    export.main(export.Options(run=str(tmp_path / "run"), out=str(out)))
+    base = checkpoint(family)
+    assert export.weight_keys(out) == export.weight_keys(base)
+    assert json.loads((out / "config.json").read_text()) == json.loads((base / "config.json").read_text())
+    model = AutoModelForImageTextToText.from_pretrained(out)
+    AutoProcessor.from_pretrained(out)
+    trained_weights = load_file(complete(tmp_path / "run" / "checkpoints")[-1] / "model" / "model.safetensors")
+    for name, value in model.state_dict().items():
+        if name in trained_weights:
+            assert torch.equal(value, trained_weights[name].to(value.dtype)), name
+    card = (out / "README.md").read_text()
+    assert "| step 4 |" in card and (out / "curve.png").stat().st_size > 1000
+
+
+def test_a_lora_run_exports_merged(words, checkpoint, tmp_path):
+    trained(*words("model.lora.r=4", "model.lora.alpha=8", "optim.lr=0.1"))
+    export.main(export.Options(run=str(tmp_path / "run"), out=str(tmp_path / "out")))
+    base = checkpoint("qwen2_5_vl")
+    assert export.weight_keys(tmp_path / "out") == export.weight_keys(base)
+    ours, theirs = (AutoModelForImageTextToText.from_pretrained(path).state_dict() for path in (tmp_path / "out", base))
+    changed = {name for name in ours if not torch.equal(ours[name], theirs[name])}
+    assert changed and all("language_model" in name and "proj" in name for name in changed)
+
+
+def test_an_export_never_overwrites(tmp_path, words):
+    trained(*words("train.steps=1"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").touch()
+    with pytest.raises(ValueError, match="is not empty: give a new folder"):
+        export.main(export.Options(run=str(tmp_path / "run"), out=str(tmp_path / "out")))
+
+
+def test_a_folder_that_is_no_run_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="holds no config.yaml: give the run_dir"):
+        export.main(export.Options(run=str(tmp_path), out=str(tmp_path / "out")))

@@ -1,0 +1,70 @@
+"""Mistakes are told before anything is built, in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.runs import composed
+from train.build import build_rates, build_scorer, check_attention
+from train.config import check
+
+EXPERIMENTS = sorted(p.stem for p in (Path(__file__).parents[2] / "configs" / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("rate", ["uniform", "constant", "choice", "beta", "mixture"])
+@pytest.mark.parametrize("scorer", ["frame_delta", "random_tokens", "even_frames"])
+def test_every_rate_and_scorer_composes_and_builds(words, rate, scorer):
+    config = composed(*words(f"rate={rate}", f"scorer={scorer}"))
+    build_rates(config.rate)
+    build_scorer(config.scorer)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_is_a_short_diff_with_a_header(experiment):
+    text = (Path(__file__).parents[2] / "configs" / "experiment" / f"{experiment}.yaml").read_text()
+    assert len([line for line in text.splitlines() if line and not line.startswith("#")]) <= 30
+    assert f"+experiment={experiment}" in text and "Hardware:" in text and "Expect:" in text
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("model.freeze=[visoin]", "model.freeze=visoin is unknown: use one of vision, merger, language"),
+        ("model.freeze=[vision,merger,language]", "leaves nothing to train"),
+        ("eval.rates=[0,1.0]", r"holds 1.0, outside \[0, 1\)"),
+        ("eval.rates=[]", "give at least one rate"),
+        ("train.steps=0", "train.steps=0 must be at least 1"),
+        ("data.train=/no/such/file.jsonl", "does not exist: give a .json or .jsonl file"),
+        ("engine.precision=fp8", "engine.precision=fp8 is unknown: use one of bf16, fp32"),
+        ("optim.lr=-1.0", "optim.lr=-1.0 must be above 0"),
+        ("data.fps=0", "fps=0.0 must be above 0"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_remedy(words, word, message):
+    with pytest.raises(ValueError, match=message) as error:
+        check(composed(*words(word)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_key_added_with_plus_is_checked_too(words):
+    with pytest.raises(ValueError, match=r"stepz.*did you mean 'train.steps'|Key 'stepz'"):
+        composed(*words("+train.stepz=3"))
+
+
+def test_missing_keys_are_listed_together():
+    with pytest.raises(ValueError, match=r"missing data.train, model.path, train.steps: give data.train=\.\.\."):
+        composed()
+
+
+def test_a_rate_outside_the_interval_is_named(words):
+    with pytest.raises(ValueError, match=r"pruning rate 1.2 is outside \[0, 1\)"):
+        build_rates(composed(*words("rate.high=1.2")).rate)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_an_option_that_needs_a_gpu_says_so():
+    with pytest.raises(ValueError, match="flash_attention_2 needs a CUDA GPU .* use model.attention=sdpa"):
+        check_attention("flash_attention_2")

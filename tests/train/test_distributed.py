@@ -1,0 +1,49 @@
+"""Two processes on the CPU, under every engine: the same loss as one process, saved and exported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForImageTextToText
+
+from scripts import export
+from tests.runs import trained
+from tests.train.test_run import assert_same_weights, metrics
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributed")]
+ROOT = Path(__file__).parents[2]
+FIXED = ["rate=constant", "rate.rate=0.5", "train.steps=3", "optim.lr=1e-4", "engine.precision=fp32"]
+
+
+def torchrun(*words: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, str(ROOT / "train" / "run.py"), *words], env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero1", "zero2", "zero3"])
+def test_two_ranks_train_as_one_process_does(words, tmp_path, engine):
+    trained(*words(*FIXED, "train.accumulation=4", run_dir=tmp_path / "one"))
+    torchrun(*words(*FIXED, "train.accumulation=2", f"engine={engine}", run_dir=tmp_path / "two"))
+    for name in ("loss", "grad_norm"):
+        assert metrics(tmp_path / "two", name) == pytest.approx(metrics(tmp_path / "one", name), rel=1e-3)
+    export.main(export.Options(run=str(tmp_path / "two"), out=str(tmp_path / "out")))
+    AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    assert_same_weights(tmp_path / "one", tmp_path / "two", atol=2e-4, rtol=1e-3)
+
+
+def test_zero2_resumes_exactly(words, tmp_path):
+    def run(name: str, steps: int, *more: str) -> None:
+        torchrun(*words("engine=zero2", "train.save_every=2", f"train.steps={steps}", *more, run_dir=tmp_path / name))
+
+    run("whole", 4, "optim.warmup=2", "optim.final_lr=1.0")  # the rate must not depend on the number of steps
+    run("broken", 2, "optim.warmup=2", "optim.final_lr=1.0")
+    run("broken", 4, "optim.warmup=2", "optim.final_lr=1.0", "resume=auto")
+    assert_same_weights(tmp_path / "whole", tmp_path / "broken")

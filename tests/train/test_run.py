@@ -1,0 +1,102 @@
+"""Whole runs on real footage, in this process: learning, equal splits, exact resume, quarantine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.runs import trained
+from train.checkpoint import complete
+
+pytestmark = pytest.mark.slow
+
+
+def metrics(run_dir: Path, name: str) -> list[float]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [row[name] for row in rows if name in row]
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(complete(run_dir / "checkpoints")[-1] / "model" / "model.safetensors")
+
+
+def assert_same_weights(one: Path, other: Path, **tolerance: float) -> None:
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], **(tolerance or {"atol": 0.0, "rtol": 0.0}))
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_the_loss_falls_and_every_rate_is_evaluated(words, questions, tmp_path, family):
+    run = tmp_path / "run"
+    more = ["train.steps=8", "model.freeze=[]", f"data.eval={questions}", "eval.limit=2", "optim.lr=3e-3"]
+    trained(*words(*more, family=family))
+    losses = metrics(run, "loss")
+    assert losses[-1] < 0.7 * losses[0]
+    for rate in ("0", "0.5", "0.75", "0.9"):
+        before, after = metrics(run, f"eval/loss_at_{rate}")
+        assert after < before
+    assert min(metrics(run, "kept")) < 0.8 and all(0 <= rate < 0.9 for rate in metrics(run, "rate"))
+
+
+@pytest.mark.parametrize("split", [(4, 1), (1, 4)])
+def test_the_global_loss_does_not_depend_on_the_split_over_micro_batches(words, tmp_path, split):
+    fixed = ["rate=constant", "rate.rate=0.5", "engine.precision=fp32", "train.steps=3", "optim.lr=1e-4"]
+    batch, accumulation = split
+    for name, (b, a) in {"two": (2, 2), "other": (batch, accumulation)}.items():
+        trained(*words(*fixed, f"train.batch_size={b}", f"train.accumulation={a}", run_dir=tmp_path / name))
+    for name in ("loss", "grad_norm"):
+        assert metrics(tmp_path / "two", name) == pytest.approx(metrics(tmp_path / "other", name), rel=1e-4)
+
+
+def test_a_resumed_run_ends_where_the_unbroken_one_does(words, tmp_path):
+    save = "train.save_every=2"
+    trained(*words(save, "train.keep=2", run_dir=tmp_path / "whole"))
+    broken = words(save, "train.keep=2", "resume=auto", run_dir=tmp_path / "broken")
+    trained(*broken)
+    last = complete(tmp_path / "broken" / "checkpoints")[-1]
+    for path in sorted(last.rglob("*"), reverse=True):  # as if the run had been cut off after step 2
+        path.rmdir() if path.is_dir() else path.unlink()
+    last.rmdir()
+    trained(*broken)
+    assert_same_weights(tmp_path / "whole", tmp_path / "broken")
+    assert metrics(tmp_path / "broken", "loss")[-2:] == metrics(tmp_path / "whole", "loss")[-2:]
+
+
+def test_a_fresh_run_does_not_write_over_an_old_one(words):
+    trained(*words("train.steps=1"))
+    with pytest.raises(ValueError, match="already holds step_00000001: add resume=auto or change run_dir"):
+        trained(*words("train.steps=1"))
+
+
+def test_checkpoints_are_complete_or_absent_and_only_the_newest_stay(words, tmp_path):
+    trained(*words("train.save_every=1", "train.keep=2"))
+    folder = tmp_path / "run" / "checkpoints"
+    assert [path.name for path in complete(folder)] == ["step_00000003", "step_00000004"]
+    (folder / "step_00000009.partial").mkdir()
+    assert complete(folder)[-1].name == "step_00000004"
+
+
+def test_broken_and_missing_videos_are_quarantined_with_a_reason(words, questions, tmp_path):
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    (tmp_path / "broken.mp4").write_bytes(b"no video at all")
+    cut = Path(rows[2]["video"]).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(cut[: len(cut) * 2 // 3])
+    for row, name in zip(rows, ("broken.mp4", "missing.mp4", "cut.mp4")):
+        row["video"] = str(tmp_path / name)
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trained(*words())
+    lost = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
+    assert {"row0", "row1"} <= {row["id"] for row in lost}
+    assert all(row["reason"] and "\n" not in row["reason"] for row in lost)
+
+
+def test_lora_trains_adapters_alone(words, tmp_path):
+    trained(*words("model.lora.r=4", "model.lora.alpha=8", "train.steps=2"))
+    saved = complete(tmp_path / "run" / "checkpoints")[-1] / "model"
+    assert all("lora_" in name for name in load_file(saved / "adapter_model.safetensors"))
