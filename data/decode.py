@@ -45,23 +45,23 @@ def probe(ref: VideoRef) -> VideoInfo:
 def decode(ref: VideoRef, policy: FramePolicy, temporal_patch: int = 2) -> Clip:
     """The frames `policy` wants, at source size, with the times at which they were really shot.
 
-    A frame is the first at or after its wanted time and is given once, so a video of variable rate may give fewer
-    than wanted, though always a multiple of `temporal_patch`. MediaError where frames are missing or damaged: none
-    ever takes another's place.
+    A frame is the one on screen at its wanted time and is given once, so a video of variable rate may give fewer than
+    wanted, though always a multiple of `temporal_patch`. MediaError where frames are missing or damaged: none ever
+    takes another's place.
     """
     with _opened(ref) as (container, stream, info):
         start, end = _segment(ref, info)
         wanted = start + frame_times(end - start, info.fps, policy, temporal_patch)
-        reader, convert = _Reader(container, stream, info), VideoReformatter()
-        shots = [(time, _picture(ref, frame, convert)) for time, frame in reader.frames_at(wanted)]
-    times = np.array([time for time, _ in shots])
+        shots = _Reader(container, stream, info).frames_at(wanted)
+        times, frames_THWC = _pictures(ref, shots, len(wanted))
     keep = whole_grids(times, temporal_patch)
     if len(keep) == 0:
         raise MediaError(
-            f"{ref.path}: has {len(shots)} frame(s) from {start:g} to {end:g} s, fewer than the {temporal_patch} of "
+            f"{ref.path}: has {len(times)} frame(s) from {start:g} to {end:g} s, fewer than the {temporal_patch} of "
             "a temporal grid; give it as an image or leave its rows out"
         )
-    return Clip(np.stack([shots[i][1] for i in keep]), times[keep], info.fps, info.duration)
+    kept_THWC = frames_THWC if len(keep) == len(frames_THWC) else frames_THWC[keep]
+    return Clip(kept_THWC, times[keep], info.fps, info.duration)
 
 
 def load_image(ref: ImageRef) -> np.ndarray:
@@ -106,22 +106,19 @@ class _Reader:
         return (frame.pts - self.origin) * self.tick
 
     def frames_at(self, wanted: np.ndarray) -> Iterator[tuple[float, VideoFrame]]:
-        """(seconds, frame) of the first frame at or after each wanted time, each frame once."""
-        half = 0.5 / self.info.fps  # containers round time stamps
-        given: VideoFrame | None = None
+        """(seconds, frame) of the frame on screen at each wanted time, each frame once."""
+        given = -np.inf  # seconds of the last frame given
         for time in wanted:
-            if given is not None and self.place >= time - half:
-                continue  # a frame held long stands for several wanted times
-            ended = not self._advance(time - half)
-            if self.last is not None and self.last is not given:
-                yield self.place, self.last
+            ended = not self._advance(time)
+            if self.last is not None and self.place > given:
+                given = self.place
+                yield given, self.last
             if ended:
                 return self._check_end()
-            given = self.last
         return None
 
     def _advance(self, time: float) -> bool:
-        """Reads up to the first frame at or after `time`; False when the file ends before it."""
+        """Reads up to the frame on screen at `time`; False when the file ends before."""
         if (keyframe := self._keyframe(time)) is not None:
             self._seek(keyframe)
             first = next(self.frames, None)
@@ -129,11 +126,17 @@ class _Reader:
                 self._seek(self.origin)  # landed behind the wanted frame: read all from the start
             else:
                 self.last = first
-        while self.last is None or self.place < time:
+        while self.last is None or self._over(self.last) < time:
             if (frame := next(self.frames, None)) is None:
                 return False
             self.last = frame
         return True
+
+    def _over(self, frame: VideoFrame) -> float:
+        """Seconds when a frame leaves the screen, less a half of a frame's time: containers round time stamps."""
+        usual = 1 / self.info.fps
+        held = (frame.duration or 0) * self.tick or usual
+        return self.seconds(frame) + held - min(held, usual) / 2
 
     def _keyframe(self, time: float) -> int | None:
         """Ticks to seek to for `time`; None where reading on is as near. The index is in order of decoding."""
@@ -205,12 +208,25 @@ def _segment(ref: VideoRef, info: VideoInfo) -> tuple[float, float]:
     return start, end
 
 
-def _picture(ref: VideoRef, frame: VideoFrame, convert: VideoReformatter) -> np.ndarray:
-    """[H, W, 3] uint8 RGB, turned upright."""
-    if frame.is_corrupt:
-        raise MediaError(f"{ref.path}: its frame at {frame.time} s is damaged; fetch it again or leave its rows out")
-    picture = convert.reformat(frame, format="rgb24").to_ndarray()
-    return np.rot90(picture, round(frame.rotation / 90)) if frame.rotation else picture
+def _pictures(ref: VideoRef, shots: Iterator[tuple[float, VideoFrame]], most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds [T] and uint8 RGB [T, H, W, 3], upright, of at most `most` shots, none behind the reference's end."""
+    times: list[float] = []
+    pictures_THWC = np.empty((0, 0, 0, 3), np.uint8)
+    convert = VideoReformatter()
+    for time, frame in shots:
+        if ref.end is not None and time > ref.end:
+            break
+        if frame.is_corrupt:
+            raise MediaError(f"{ref.path}: its frame at {time:.2f} s is damaged; fetch it again or leave its rows out")
+        picture = convert.reformat(frame, format="rgb24").to_ndarray()
+        picture = np.rot90(picture, round(frame.rotation / 90)) if frame.rotation else picture
+        if not times:  # filled in place: a list and a stack would hold every frame twice
+            pictures_THWC = np.empty((most, *picture.shape), np.uint8)
+        elif picture.shape != pictures_THWC.shape[1:]:
+            raise MediaError(f"{ref.path}: its picture changes size at {time:.2f} s; encode it anew")
+        pictures_THWC[len(times)] = picture
+        times.append(time)
+    return np.array(times), pictures_THWC[: len(times)]
 
 
 @contextmanager

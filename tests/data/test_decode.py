@@ -58,6 +58,13 @@ def test_a_segment_keeps_the_times_of_the_file(clip):
     assert np.allclose(got.times_T, np.array(videos.numbers(got.frames_THWC)) / 25)
 
 
+def test_a_slide_is_given_for_as_long_as_it_is_on_screen(tmp_path):
+    path = videos.write(tmp_path / "slides.mp4", [*np.arange(11) / 10, 5.0, 9.0], bf=0)
+    last = decode(VideoRef(str(path), 0.0, 2.0), EVERY).times_T[-1]
+    assert 0.5 < last <= 1.0  # not the next slide, which comes after the segment
+    assert decode(VideoRef(str(path), 2.0, 9.0), EVERY).times_T.tolist() == [1.0, 5.0]
+
+
 def test_odd_sizes_are_kept(tmp_path):
     path = videos.write(tmp_path / "odd.mp4", [i / 25 for i in range(10)], size=(45, 67))
     assert decode(VideoRef(str(path)), EVERY).frames_THWC.shape == (10, 45, 67, 3)
