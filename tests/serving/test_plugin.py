@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import pytest
+
+from evs.serving.vllm import SUPPORTED, check_version, register
+
+
+@pytest.mark.parametrize("version", [*SUPPORTED, f"{SUPPORTED[0]}+cpu"])
+def test_the_versions_it_was_written_for_are_known(version) -> None:
+    check_version(version)
+
+
+def test_any_other_version_is_refused_in_one_line_with_the_way_out() -> None:
+    with pytest.raises(ValueError, match=r"does not know vLLM 0\.33\.0: install .* or set EVS_VLLM_PLUGIN=0") as error:
+        check_version("0.33.0")
+    assert "\n" not in str(error.value)
+
+
+def test_one_variable_turns_it_off(monkeypatch) -> None:
+    monkeypatch.setenv("EVS_VLLM_PLUGIN", "0")
+    register()  # would need vLLM otherwise
