@@ -77,6 +77,8 @@ class Sizes:
     vision_depth: int = 4
     vision_heads: int = 4
     vision_mlp: int = 256
+    patch: int | None = None  # pixels of a patch's side; None: the family's
+    full_attention: bool = False  # in every vision block, where the family has windows
     vocabulary: int = 768
     experts: int = 4  # of the mixture-of-experts family
     tied: bool = False  # input and output embeddings are one matrix
@@ -123,7 +125,7 @@ def make(family: str, out: Path, seed: int = 0, **sizes: Any) -> Path:
         pad_token_id=tokenizer.pad_token_id,
     )
     model.save_pretrained(out)
-    _processor(spec, tokenizer).save_pretrained(out)
+    _processor(spec, tokenizer, size.patch or spec.patch).save_pretrained(out)
     return Path(out)
 
 
@@ -149,7 +151,7 @@ def _config(spec: Family, size: Sizes, tokenizer: Any) -> Any:
         "intermediate_size": size.vision_mlp,
         "num_heads": size.vision_heads,
         "out_hidden_size": size.text_width,
-        "patch_size": spec.patch,
+        "patch_size": size.patch or spec.patch,
         **spec.vision(size),
     }
     return getattr(hf, f"{spec.name}Config")(
@@ -186,9 +188,9 @@ def _tokenizer(vocabulary: int) -> Any:
     )
 
 
-def _processor(spec: Family, tokenizer: Any) -> Any:
+def _processor(spec: Family, tokenizer: Any, patch: int) -> Any:
     shared: dict[str, Any] = {  # images and videos alike
-        "patch_size": spec.patch,
+        "patch_size": patch,
         "temporal_patch_size": 2,
         "merge_size": 2,
         "image_mean": [0.5, 0.5, 0.5],
@@ -209,7 +211,8 @@ def _text_qwen2_5(size: Sizes) -> dict[str, Any]:
 
 
 def _vision_qwen2_5(size: Sizes) -> dict[str, Any]:
-    full = range(size.vision_depth - 1, -1, -2)  # every second block, the last among them
+    step = 1 if size.full_attention else 2  # every second block, the last among them
+    full = range(size.vision_depth - 1, -1, -step)
     return {"fullatt_block_indexes": sorted(full), "window_size": 112, "tokens_per_second": 2}
 
 

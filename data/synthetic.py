@@ -1,0 +1,190 @@
+"""Videos with known answers, written as real files: the demo's data set.
+
+In each video, before a smooth static texture with sensor noise: a solid square that is always there, a ring that
+appears later and stays, two lamps that change color one to three times and keep the last, and two white-framed
+squares of which one moves. Five questions, all in one conversation, in random order. A frame of 64x64 pixels is
+4x4 cells of 16, one merged token each for a patch of 8, and 32 frames make 16 temporal grids.
+
+What pruning takes away is what nothing announces: a lamp that has stopped changing has no tokens at the end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import av
+import numpy as np
+from tqdm import tqdm
+
+FRAMES, FPS = 32, 4
+CELL, CELLS = 16, 4  # pixels of a cell's side, cells of a frame's side
+SIDE = CELL * CELLS
+HALF = 6  # half of an object's side or its radius, in pixels
+BEAT = 2  # frames; every change falls on a beat, so that a temporal grid shows one state
+NOISE = 3.0  # standard deviation of the sensor noise, of 255
+COLORS = {
+    "red": (220, 40, 40),
+    "green": (40, 180, 60),
+    "blue": (50, 70, 220),
+    "yellow": (230, 210, 50),
+    "cyan": (60, 210, 220),
+    "magenta": (210, 60, 200),
+}
+WHITE = (245, 245, 245)
+QUESTIONS = {
+    "square": "What color is the square?",
+    "ring": "What color is the ring?",
+    "left": "What color is the left lamp at the end?",
+    "right": "What color is the right lamp at the end?",
+    "moved": "What color is the square that moved?",
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One video's plan. A cell is (row, column); a color is its name, one a frame for the lamps."""
+
+    cells: dict[str, tuple[int, int]]  # of every object; "moved" is where the mover starts
+    goal: tuple[int, int]  # where the mover ends, beside its start
+    square: str
+    ring: str
+    lamps: dict[str, list[str]]  # "left" and "right" -> color by frame
+    framed: dict[str, str]  # "moved" and "still" -> color
+    ring_from: int  # frame
+    move: tuple[int, int]  # frames: first and last of the motion
+
+    @property
+    def answers(self) -> dict[str, str]:
+        lamps = {side: colors[-1] for side, colors in self.lamps.items()}
+        return {"square": self.square, "ring": self.ring, "moved": self.framed["moved"], **lamps}
+
+
+def generate(out: Path, videos: int, seed: int, *, workers: int = 2) -> Path:
+    """The path of `out`/data.jsonl (LLaVA format), with its videos beside it in `out`/videos.
+
+    A video depends on `seed` and its number alone. Written by `workers` processes, with a progress bar.
+    """
+    (out / "videos").mkdir(parents=True, exist_ok=True)
+    write = partial(_write_row, out=out, seed=seed)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        rows = list(tqdm(pool.map(write, range(videos), chunksize=8), total=videos, desc=f"videos for {out.name}"))
+    data = out / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return data
+
+
+def plan(rng: np.random.Generator) -> Scene:
+    """A random scene: objects in cells of their own, the left lamp in the first column, the right in the last."""
+    cells = {"left": (int(rng.integers(CELLS)), 0), "right": (int(rng.integers(CELLS)), CELLS - 1)}
+    free = [(r, c) for r in range(CELLS) for c in range(CELLS) if (r, c) not in cells.values()]
+    rng.shuffle(free)
+    start, goal = next((a, b) for a in free for b in free if abs(a[0] - b[0]) + abs(a[1] - b[1]) == 1)
+    rest = [cell for cell in free if cell not in (start, goal)]
+    cells |= {"moved": start, "still": rest[0], "square": rest[1], "ring": rest[2]}
+    moved, still = rng.choice(list(COLORS), 2, replace=False).tolist()
+    begin = BEAT * int(rng.integers(1, 8))
+    return Scene(
+        cells=cells,
+        goal=goal,
+        square=_color(rng),
+        ring=_color(rng),
+        lamps={side: _lamp(rng) for side in ("left", "right")},
+        framed={"moved": moved, "still": still},
+        ring_from=BEAT * int(rng.integers(3, 13)),
+        move=(begin, begin + BEAT * int(rng.integers(4, 8))),
+    )
+
+
+def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """[FRAMES, SIDE, SIDE, 3] uint8 RGB."""
+    frames = np.repeat(_texture(rng)[None], FRAMES, axis=0)
+    places = {name: _center(cell) + rng.integers(-1, 2, 2) for name, cell in scene.cells.items()}
+    y, x = np.mgrid[-HALF : HALF + 1, -HALF : HALF + 1]
+    solid, disc, inner = np.full(y.shape, True), x**2 + y**2 <= HALF**2, np.maximum(abs(x), abs(y)) <= HALF - 2
+    ring = disc & (x**2 + y**2 >= (HALF - 3) ** 2)
+
+    def paint(view: np.ndarray, place: np.ndarray, mask: np.ndarray, color: np.ndarray) -> None:
+        top, left = place - HALF
+        view[:, top : top + len(mask), left : left + len(mask)][:, mask] = color
+
+    paint(frames, places["square"], solid, _rgb(scene.square))
+    paint(frames[scene.ring_from :], places["ring"], ring, _rgb(scene.ring))
+    for side, colors in scene.lamps.items():
+        paint(frames, places[side], disc, np.stack([_rgb(color) for color in colors])[:, None])
+    path = _path(scene)
+    for frame in range(FRAMES):
+        for name, place in (("still", places["still"]), ("moved", places["moved"] + path[frame])):
+            paint(frames[frame : frame + 1], place, solid, np.array(WHITE))
+            paint(frames[frame : frame + 1], place, inner, _rgb(scene.framed[name]))
+    noise = NOISE * rng.standard_normal(frames.shape, dtype=np.float32)
+    return np.clip(frames + noise, 0, 255).round().astype(np.uint8)
+
+
+def write_video(path: Path, frames_THWC: np.ndarray, fps: int = FPS) -> None:
+    """An H.264 file, at a quality at which colors survive."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "16", "preset": "veryfast"})
+        stream.height, stream.width = frames_THWC.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.thread_count = 1  # several threads would make the bytes depend on timing
+        for frame in frames_THWC:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _write_row(number: int, out: Path, seed: int) -> dict[str, object]:
+    rng = np.random.default_rng([seed, number])
+    scene = plan(rng)
+    video = f"videos/{number:05d}.mp4"
+    write_video(out / video, render(scene, rng))
+    names = rng.permutation(list(QUESTIONS)).tolist()
+    return {"id": f"{number:05d}", "video": video, "conversations": list(_conversation(scene, names))}
+
+
+def _conversation(scene: Scene, names: list[str]) -> Iterator[dict[str, str]]:
+    for place, name in enumerate(names):
+        yield {"from": "human", "value": ("" if place else "<video>\n") + QUESTIONS[name]}
+        yield {"from": "gpt", "value": scene.answers[name]}
+
+
+def _texture(rng: np.random.Generator) -> np.ndarray:
+    """[SIDE, SIDE, 3] float32: a coarse random field, smoothly enlarged; dark and dull beside the objects."""
+    coarse = rng.uniform(70, 130, (5, 5, 3)).astype(np.float32)
+    at = np.linspace(0, 4 - 1e-4, SIDE)
+    low, part = at.astype(int), (at % 1).astype(np.float32)
+    weight = np.zeros((SIDE, 5), np.float32)  # linear interpolation, along either axis
+    weight[np.arange(SIDE), low], weight[np.arange(SIDE), low + 1] = 1 - part, part
+    return np.einsum("yi,xj,ijc->yxc", weight, weight, coarse, optimize=True)
+
+
+def _lamp(rng: np.random.Generator) -> list[str]:
+    """A color a frame: one to three changes, the last well before the end."""
+    changes = sorted(rng.choice(np.arange(2, 12), int(rng.integers(1, 4)), replace=False) * BEAT)
+    colors = [_color(rng)]
+    for frame in range(1, FRAMES):
+        colors.append(_color(rng, but=colors[-1]) if frame in changes else colors[-1])
+    return colors
+
+
+def _path(scene: Scene) -> np.ndarray:
+    """[FRAMES, 2] whole pixels by which the mover has left its start."""
+    way = np.clip((np.arange(FRAMES) - scene.move[0]) / (scene.move[1] - scene.move[0]), 0, 1)
+    return (way[:, None] * (_center(scene.goal) - _center(scene.cells["moved"]))).round().astype(int)
+
+
+def _center(cell: tuple[int, int]) -> np.ndarray:
+    return np.array(cell) * CELL + CELL // 2
+
+
+def _color(rng: np.random.Generator, but: str = "") -> str:
+    return str(rng.choice([name for name in COLORS if name != but]))
+
+
+def _rgb(name: str) -> np.ndarray:
+    return np.array(COLORS[name], np.float32)
