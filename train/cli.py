@@ -15,7 +15,7 @@ from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
 from typing import Any, NoReturn, TypeVar, cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ def parse(schema: type[T], argv: Sequence[str] | None = None) -> T:
     for word in words:
         _check_key(word, [field.name for field in known])
     try:
-        config = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_cli(words))
+        config = OmegaConf.merge(OmegaConf.structured(schema), _values(words, known))
     except OmegaConfBaseException as error:
         fail(f"{error.full_key}: {str(error).splitlines()[0]}")
     if missing := sorted(OmegaConf.missing_keys(config)):
@@ -75,6 +75,15 @@ def _check_key(word: str, known: list[str]) -> None:
         fail(f"{word!r} is not of the form key=value")
     if key.split(".")[0] not in known:
         fail(f"unknown argument {key!r}{suggest(key, known)}")
+
+
+def _values(words: list[str], known: Sequence[Field[Any]]) -> DictConfig:
+    """The words' values: a text's as it stands, any other's read as YAML."""
+    texts = {field.name for field in known if field.type in (str, "str")}
+    pairs = [word.partition("=") for word in words]
+    values = OmegaConf.from_cli(["".join(pair) for pair in pairs if pair[0] not in texts])
+    values.update({key: value for key, _, value in pairs if key in texts})
+    return values
 
 
 def _usage(field: Field[Any]) -> str:

@@ -28,6 +28,17 @@ def test_words_become_typed_fields():
     assert options == Options(Path("a/b"), [0.0, 0.5], "user/name", Inner(3))
 
 
+@dataclass(frozen=True)
+class Question:
+    prompt: str
+    rate: float = 0.0
+
+
+@pytest.mark.parametrize("text", ["Here: what?", '"why"?', "[a], {b}", "#1 = 2", "null", "5"])
+def test_a_text_is_taken_as_it_stands(text):
+    assert cli.parse(Question, [f"prompt={text}", "rate=0.5"]) == Question(text, 0.5)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
