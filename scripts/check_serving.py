@@ -127,7 +127,8 @@ def serve(prompts: list[Prompt], options: Options) -> dict[Key, dict[str, Any]]:
     }
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "request.json").write_text(json.dumps(request))
-        np.savez(Path(folder, "media.npz"), **{k: v for prompt in prompts for k, v in prompt.media.items()})
+        media: dict[str, Any] = {key: value for prompt in prompts for key, value in prompt.media.items()}
+        np.savez(Path(folder, "media.npz"), **media)
         worker = Path(__file__).with_name("vllm_worker.py")
         environment = {**os.environ, "EVS_VLLM_PLUGIN": str(int(options.plugin))}
         done = subprocess.run(
@@ -142,8 +143,8 @@ def serve(prompts: list[Prompt], options: Options) -> dict[Key, dict[str, Any]]:
 def answer(prompts: list[Prompt], options: Options) -> dict[tuple[str, float], tuple[Generation, list[list[int]]]]:
     """What our own generation answers, and the [3][tokens] positions at which it does."""
     dtype = getattr(torch, options.dtype)
-    model = AutoModelForImageTextToText.from_pretrained(options.model, dtype=dtype).to(options.device).eval()
-    adapter = adapter_for(model)
+    model: Any = AutoModelForImageTextToText.from_pretrained(options.model, dtype=dtype)
+    adapter = adapter_for(model.to(options.device).eval())
     decoding = Decoding(STEPS, eos_ids=(), logprobs=4 * TOP)  # more than the server's, to hold all of its own
     return {
         (prompt.name, rate): (

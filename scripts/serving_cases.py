@@ -45,12 +45,17 @@ class Case:
 
     def sample(self) -> Sample:
         """The prompt as one user turn; its media are handed over decoded, so their paths say nothing."""
-        stand_ins = {Video: VideoRef("clip"), Picture: ImageRef("picture")}
-        return Sample("case", (Turn("user", tuple(stand_ins.get(type(part), part) for part in self.parts)),))
+        return Sample("case", (Turn("user", tuple(_stand_in(part) for part in self.parts)),))
 
 
 LOOK = "Here is a video. Watch closely what happens, then answer with the option letter."
 ASK = " What is the color at the end?"
+
+
+def _stand_in(part: Part) -> str | VideoRef | ImageRef:
+    if isinstance(part, str):
+        return part
+    return VideoRef("clip") if isinstance(part, Video) else ImageRef("picture")
 
 
 def _asked(video: Video) -> Case:

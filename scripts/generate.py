@@ -1,0 +1,145 @@
+"""Ask a model about videos and images, its video tokens pruned as a server would prune them.
+
+    python scripts/generate.py model=DIR_OR_HUB_ID video=FILE prompt="What happens?" rate=0.5
+        [video=[a.mp4,b.mp4]] [image=[c.png]] [scheme=preserve] [fps=2] [max_frames=768] [dtype=float32]
+        [sample=true temperature=0.7 top_p=0.8 seed=1] [logprobs=5] [json=true]
+
+Media stand before the prompt, images first, unless it says where: prompt="First <video>, then <video>: the difference?"
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, cast
+
+if not __package__:  # run as a file: imports start at the repository root, not in scripts/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+import transformers as hf
+from torch import Tensor
+
+from data.encode import Encoder, collate
+from data.formats.conversation import MARK, Media
+from data.frames import FramePolicy
+from data.types import Batch, Sample, Turn
+from evs.adapters import adapter_for, check_family
+from evs.generate import Decoding, Generation, generate
+from evs.select import check_rate
+from train import cli
+
+
+@dataclass(frozen=True)
+class Options:
+    model: str
+    prompt: str
+    rate: float = 0.0
+    video: Any = None  # a file or a list of files
+    image: Any = None
+    scheme: str = "preserve"
+    fps: float = 2.0
+    min_frames: int = 4
+    max_frames: int = 768
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    dtype: str = "auto"  # the checkpoint's own
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    attention: str = "sdpa"
+    max_new_tokens: int = 128
+    sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0  # 0 = off
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    logprobs: int = 0
+    json: bool = False
+
+
+def main(options: Options) -> None:
+    check_rate(options.rate)
+    check_family(hf.AutoConfig.from_pretrained(options.model).model_type)
+    processor = hf.AutoProcessor.from_pretrained(options.model)
+    batch = read(options, processor)
+    model: Any = hf.AutoModelForImageTextToText.from_pretrained(
+        options.model, dtype=options.dtype, attn_implementation=options.attention
+    )
+    adapter = adapter_for(model.to(options.device).eval(), options.scheme)
+    started, first = perf_counter(), []
+    (out,) = generate(
+        model, adapter, batch, options.rate, decoding(options), on_step=lambda _: first.append(perf_counter())
+    )
+    seconds = first[0] - started
+    answer = processor.tokenizer.decode(out.tokens, skip_special_tokens=True)
+    if options.json:
+        print(json.dumps(report(out, batch, answer, seconds)))
+    else:
+        print(answer)
+        print(f"{out.prompt_tokens} tokens, {out.kept_tokens} after pruning; first token after {seconds:.2f} s")
+        for step, (token, top) in enumerate(zip(out.tokens, out.logprobs), 1):
+            listed = "  ".join(f"{processor.tokenizer.decode([id])!r} {value:.3f}" for id, value in top.items())
+            print(f"{step:4d} {processor.tokenizer.decode([token])!r}: {listed}")
+
+
+def read(options: Options, processor: Any) -> Batch:
+    """The prompt and its media as the trainer encodes them. RowError or MediaError if they do not fit or open."""
+    videos, images = _listed(options.video), _listed(options.image)
+    text = options.prompt
+    if not MARK.search(text):
+        text = "<image>" * len(images) + "<video>" * len(videos) + text
+    media = Media({"video": videos, "image": images}, Path(), "prompt")
+    parts = media.split(text)
+    media.check_all_taken()
+    policy = FramePolicy(options.fps, options.min_frames, options.max_frames, options.min_pixels, options.max_pixels)
+    encoding = Encoder(processor, policy).prompt(Sample("prompt", (Turn("user", parts),)))
+    return collate([encoding], filler_token=0)
+
+
+def decoding(options: Options) -> Decoding:
+    return Decoding(
+        max_new_tokens=options.max_new_tokens,
+        sample=options.sample,
+        seed=options.seed,
+        processors=processors(options),
+        logprobs=options.logprobs,
+    )
+
+
+def processors(options: Options) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The library's logits processors in its own order; None where nothing is asked of them."""
+    chosen: list[Any] = []
+    if options.repetition_penalty != 1.0:
+        chosen.append(hf.RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
+    if options.sample and options.temperature != 1.0:
+        chosen.append(hf.TemperatureLogitsWarper(options.temperature))
+    if options.sample and options.top_k:
+        chosen.append(hf.TopKLogitsWarper(options.top_k))
+    if options.sample and options.top_p < 1.0:
+        chosen.append(hf.TopPLogitsWarper(options.top_p))
+    return cast(Any, hf.LogitsProcessorList(chosen)) if chosen else None
+
+
+def report(out: Generation, batch: Batch, answer: str, seconds: float) -> dict[str, Any]:
+    return {
+        "answer": answer,
+        "prompt_ids": batch.input_ids_N.tolist(),
+        "prompt_tokens": out.prompt_tokens,
+        "kept_tokens": out.kept_tokens,
+        "kept_per_frame": [list(frames) for frames in out.frames],
+        "output_ids": list(out.tokens),
+        "logprobs": [{str(id): value for id, value in top.items()} for top in out.logprobs],
+        "seconds_to_first_token": seconds,
+    }
+
+
+def _listed(files: Any) -> list[str]:
+    return [] if files is None else [files] if isinstance(files, str) else list(files)
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)
