@@ -13,6 +13,7 @@ from data.types import IGNORE, Batch
 from evs import DecoderInputs, keep_mask, prune
 from evs.adapters import Adapter
 from evs.score import Scorer
+from train.head import fuse_loss
 
 
 class StepOutput(NamedTuple):
@@ -33,6 +34,7 @@ class UptrainTask(nn.Module):
         self.model = model
         self.adapter = adapter
         self.scorer = scorer
+        self.fused_loss = fuse_loss(adapter.model.lm_head)
 
     def forward(self, batch: Batch, rate: float | Sequence[float]) -> StepOutput:
         """`rate`: one for all videos of the batch, or one a video."""
@@ -41,19 +43,18 @@ class UptrainTask(nn.Module):
         full, features = self.adapter.embed(batch)
         x = prune(full, keep_mask(full, features, grids, rates_V, self.scorer))
         hidden_TD, labels_T = labelled(self.adapter.decode(x), x)
-        logits_TV = self.head(hidden_TD)
-        return StepOutput(
-            loss_sum=cross_entropy(logits_TV.float(), labels_T, reduction="sum"),
-            targets=len(labels_T),
-            tokens=len(full.segment_N),
-            kept=len(x.segment_N),
-            logits_TV=None if self.training else logits_TV,
-        )
+        loss_sum, logits_TV = self.head(hidden_TD, labels_T)
+        return StepOutput(loss_sum, len(labels_T), len(full.segment_N), len(x.segment_N), logits_TV)
 
-    def head(self, hidden_TD: Tensor) -> Tensor:
-        """Through the module, never its weight: ZeRO 3 gathers parameters around module calls."""
+    def head(self, hidden_TD: Tensor, labels_T: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(summed loss, logits in evaluation only), through the module, never its weight: ZeRO 3 gathers parameters
+        around module calls."""
         head: Any = self.adapter.model.lm_head
-        return head(hidden_TD)
+        if self.training and self.fused_loss:
+            return head(hidden_TD, labels_T), None
+        logits_TV = head(hidden_TD)
+        loss_sum = cross_entropy(logits_TV.float(), labels_T, reduction="sum")
+        return loss_sum, None if self.training else logits_TV
 
 
 def labelled(hidden_ND: Tensor, x: DecoderInputs) -> tuple[Tensor, Tensor]:

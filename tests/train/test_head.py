@@ -1,0 +1,55 @@
+"""The chunked loss is the plain one: values and gradients, whatever the chunk, the dtype and the number of rows."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, linear
+
+from train.head import fuse_loss, summed_cross_entropy
+
+
+def problem(rows, dtype=torch.float32, words=37):
+    random = torch.Generator().manual_seed(rows)
+    hidden = torch.randn(rows, 8, generator=random).to(dtype).requires_grad_()
+    weight = torch.randn(words, 8, generator=random).to(dtype).requires_grad_()
+    return hidden, weight, torch.randint(0, words, (rows,), generator=random)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5, 64])
+@pytest.mark.parametrize("chunk", [1, 37 * 3, 2**20])
+def test_loss_and_gradients_are_those_of_the_whole_logits(rows, chunk):
+    hidden, weight, labels = problem(rows)
+    plain = cross_entropy(linear(hidden, weight), labels, reduction="sum")
+    ours = summed_cross_entropy(hidden, weight, labels, chunk)
+    torch.testing.assert_close(ours, plain)
+    for a, b in zip(torch.autograd.grad(3 * ours, (hidden, weight)), torch.autograd.grad(3 * plain, (hidden, weight))):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_autocast_and_a_frozen_weight_are_respected():
+    hidden, weight, labels = problem(6)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = cross_entropy(linear(hidden, weight.detach()).float(), labels, reduction="sum")
+        ours = summed_cross_entropy(hidden, weight.detach(), labels, 74)
+    torch.testing.assert_close(ours, plain, rtol=1e-3, atol=0)
+    grads = [torch.autograd.grad(loss, hidden)[0] for loss in (ours, plain)]
+    assert grads[0].dtype == torch.float32
+    torch.testing.assert_close(*grads, atol=2e-2, rtol=2e-2)
+
+
+def test_logits_are_never_kept_whole():
+    hidden, weight, labels = problem(64, words=1000)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
+        summed_cross_entropy(hidden, weight, labels, 4000).backward()
+    assert max(saved, default=0) < 64 * 1000
+
+
+def test_a_head_keeps_its_keys_and_its_logits():
+    head = nn.Linear(8, 37, bias=False)
+    hidden, _, labels = problem(4)
+    before = head(hidden)
+    assert fuse_loss(head) and list(head.state_dict()) == ["weight"]
+    assert torch.equal(head(hidden), before)
+    torch.testing.assert_close(head(hidden, labels), cross_entropy(before, labels, reduction="sum"))
+    assert not fuse_loss(nn.Linear(8, 37))
