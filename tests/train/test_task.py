@@ -1,0 +1,72 @@
+"""What the loss is, and what it is not: a matter of rates, of packing, or of how samples are split."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from evs import FrameDelta
+from evs.adapters import adapter_for
+from tests.evs.models import BUILDERS, MIXED, alone, prompts, stock_inputs, tiny_model
+from train.task import UptrainTask, count_targets
+
+
+@pytest.fixture(params=BUILDERS)
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def task(family) -> UptrainTask:
+    model = tiny_model(family)
+    return UptrainTask(model, adapter_for(model), FrameDelta())
+
+
+@pytest.fixture
+def batch(family):
+    return prompts(family, MIXED)
+
+
+def test_the_loss_is_the_stock_models_summed_over_labels(family, task, batch):
+    one = alone(batch, family, MIXED, 0)
+    positions = task.adapter.embed(one)[0].positions_PN[:, None]
+    logits = tiny_model(family)(**vars(stock_inputs(one)), position_ids=positions).logits[0]
+    expected = cross_entropy(logits[:-1], one.labels_N[1:], reduction="sum", ignore_index=-100)
+    torch.testing.assert_close(task(one, 0.0).loss_sum, expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_a_pack_loses_what_its_samples_lose_together(family, task, batch, rate):
+    packed = task(batch, rate)
+    apart = [task(alone(batch, family, MIXED, sample), rate) for sample in range(len(MIXED))]
+    torch.testing.assert_close(packed.loss_sum, sum(out.loss_sum for out in apart), atol=1e-3, rtol=1e-4)
+    assert packed.targets == sum(out.targets for out in apart) == count_targets([batch])
+
+
+def test_targets_never_change_with_the_rate(task, batch):
+    outs = [task(batch, rate) for rate in (0.0, 0.3, 0.6, 0.9)]
+    assert len({out.targets for out in outs}) == 1
+    assert [out.kept for out in outs] == sorted({out.kept for out in outs}, reverse=True)
+
+
+def test_every_video_may_have_a_rate_of_its_own(task, batch):
+    videos = len(batch.video_grid_thw_V3)
+    assert task(batch, [0.0] * videos).kept > task(batch, [0.9] + [0.0] * (videos - 1)).kept
+    with pytest.raises(ValueError, match="give one rate a video"):
+        task(batch, [0.5])
+
+
+def test_a_batch_without_labels_has_a_zero_loss_and_gradient(task, batch):
+    silent = replace(batch, labels_N=torch.full_like(batch.labels_N, -100))
+    out = task.train()(silent, 0.5)
+    out.loss_sum.backward()
+    assert out.loss_sum == 0 and out.targets == 0
+    assert not any(p.grad.any() for p in task.parameters() if p.grad is not None)
+
+
+def test_logits_come_in_evaluation_only(task, batch):
+    assert task.train()(batch, 0.5).logits_TV is None
+    assert task.eval()(batch, 0.5).logits_TV.shape == (count_targets([batch]), 32)
