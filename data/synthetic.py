@@ -129,7 +129,7 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 def write_video(path: Path, frames_THWC: np.ndarray, fps: int = FPS) -> None:
     """An H.264 file, at a quality at which colors survive."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "20", "preset": "veryfast"})
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "16", "preset": "veryfast"})
         stream.height, stream.width = frames_THWC.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1  # several threads would make the bytes depend on timing
