@@ -84,14 +84,7 @@ class Prompt:
 
 
 def main(options: Options) -> None:
-    _check(options)
-    prompts = prepare(options.model, options.cases)
-    theirs = serve(prompts, options)
-    ours = answer(prompts, options)
-    verdicts = {
-        (name, rate, chunk): compare(*ours[name, rate], one, options.tolerance)
-        for (name, rate, chunk), one in theirs.items()
-    }
+    verdicts = check(options)
     text = table(verdicts, options)
     print(text)
     if options.table:
@@ -101,13 +94,25 @@ def main(options: Options) -> None:
         raise SystemExit(f"{differing} of {len(verdicts)} differ by more than {options.tolerance:g}")
 
 
-def prepare(model: str, cases: list[str]) -> list[Prompt]:
+def check(options: Options) -> dict[Key, Verdict]:
+    """A verdict on every case at every rate, for each of the server's chunk lengths."""
+    _check(options)
+    prompts = prepare(options.model, {name: CASES[name] for name in options.cases})
+    theirs = serve(prompts, options)
+    ours = answer(prompts, options)
+    return {
+        (name, rate, chunk): compare(*ours[name, rate], one, options.tolerance)
+        for (name, rate, chunk), one in theirs.items()
+    }
+
+
+def prepare(model: str, cases: dict[str, Case]) -> list[Prompt]:
     """The cases at this checkpoint's patch size, encoded by the trainer's own encoder."""
     processor = AutoProcessor.from_pretrained(model)
     bare = copy.copy(processor)
     bare.chat_template = BARE
     encoders = {True: Encoder(processor, FramePolicy()), False: Encoder(bare, FramePolicy())}
-    return [_prompt(name, CASES[name], encoders[CASES[name].chat]) for name in cases]
+    return [_prompt(name, case, encoders[case.chat]) for name, case in cases.items()]
 
 
 def serve(prompts: list[Prompt], options: Options) -> dict[Key, dict[str, Any]]:

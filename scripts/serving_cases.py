@@ -10,7 +10,7 @@ from data.frames import FramePolicy, frame_times
 from data.types import Clip, ImageRef, Sample, Turn, VideoRef
 
 SOURCE_FPS = 8.0
-SHAPES = {"square": (4, 4), "landscape": (3, 5), "portrait": (5, 3)}  # rows and columns of tokens
+SHAPES = {"square": (4, 4), "landscape": (3, 5), "portrait": (5, 3), "wide": (14, 24)}  # rows and columns of tokens
 
 
 @dataclass(frozen=True)
@@ -86,17 +86,19 @@ def clip(video: Video, cell: int, seed: int) -> Clip:
     rows, columns = SHAPES[video.shape]
     duration = 2 * video.grids / video.fps
     times = frame_times(duration, SOURCE_FPS, FramePolicy(fps=video.fps))
-    change = random.uniform(0, 90, (len(times), rows, columns, 1, 1, 1))
-    still = random.integers(0, 256, (1, rows, columns, cell, cell, 3))
-    noise = random.uniform(-1, 1, (len(times), rows, columns, cell, cell, 3))
-    cells = np.clip(still + change * noise, 0, 255).astype(np.uint8)
-    return Clip(_tiled(cells), times, SOURCE_FPS, duration)
+    still = random.integers(0, 256, (rows, columns, cell, cell, 3))
+
+    def frame() -> np.ndarray:
+        change = random.uniform(0, 90, (rows, columns, 1, 1, 1))
+        return _tiled(np.clip(still + change * random.uniform(-1, 1, still.shape), 0, 255).astype(np.uint8))
+
+    return Clip(np.stack([frame() for _ in times]), times, SOURCE_FPS, duration)
 
 
 def picture(shape: str, cell: int, seed: int) -> np.ndarray:
     """[H, W, 3] uint8 noise."""
     rows, columns = SHAPES[shape]
-    return _tiled(np.random.default_rng(seed).integers(0, 256, (1, rows, columns, cell, cell, 3), dtype=np.uint8))[0]
+    return _tiled(np.random.default_rng(seed).integers(0, 256, (rows, columns, cell, cell, 3), dtype=np.uint8))
 
 
 def server_metadata(clip: Clip) -> dict[str, object]:
@@ -111,6 +113,6 @@ def server_metadata(clip: Clip) -> dict[str, object]:
 
 
 def _tiled(cells: np.ndarray) -> np.ndarray:
-    """[T, rows, columns, cell, cell, 3] -> [T, H, W, 3]."""
-    frames, rows, columns, cell = cells.shape[:4]
-    return np.ascontiguousarray(cells.transpose(0, 1, 3, 2, 4, 5).reshape(frames, rows * cell, columns * cell, 3))
+    """[rows, columns, cell, cell, 3] -> [H, W, 3]."""
+    rows, columns, cell = cells.shape[:3]
+    return np.ascontiguousarray(cells.transpose(0, 2, 1, 3, 4).reshape(rows * cell, columns * cell, 3))

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from scripts.make_tiny_model import make
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENTS = Path(os.environ.get("EVS_VLLM_ENVS", ROOT / ".venv-vllm"))
+
+
+@pytest.fixture(scope="session")
+def environment(request):
+    """A function from a vLLM version to the Python that has it; `pytest -m serving` builds what is not there."""
+
+    def find(version: str) -> str:
+        folder = ENVIRONMENTS / version
+        if not folder.exists() and request.config.getoption("-m") != "serving":
+            pytest.skip(f"no vLLM in {folder}: make test-serving builds it")
+        subprocess.run([ROOT / "scripts" / "vllm_env.sh", folder, version], check=True)
+        return str(folder / "bin" / "python")
+
+    return find
+
+
+@pytest.fixture(scope="session", params=["qwen2_5_vl", "qwen3_vl"])
+def checkpoint(request, tmp_path_factory) -> str:
+    return str(make(request.param, tmp_path_factory.mktemp(request.param)))

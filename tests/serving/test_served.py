@@ -1,0 +1,60 @@
+"""A real vLLM against our own generation, on tiny checkpoints, on the CPU. Minutes, not seconds."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoProcessor
+
+from evs.positions import frame_boxes, rope_positions, timed_box
+from evs.select import keep_count
+from evs.serving.vllm import SUPPORTED
+from evs.types import Grid
+from scripts.check_serving import Options, check, prepare, serve
+from scripts.serving_cases import ASK, CASES, LOOK, Case, Video
+
+pytestmark = pytest.mark.serving
+
+RATES = {"0.32.0": [0.0, 0.3, 0.5, 0.75, 0.9], "0.31.0": [0.0, 0.5, 0.9]}
+
+
+@pytest.mark.parametrize("version", SUPPORTED)
+def test_with_the_plugin_a_server_answers_as_the_trained_model(checkpoint, environment, version) -> None:
+    verdicts = check(Options(checkpoint, environment(version), RATES[version], chunks=[0, 64]))
+    assert len(verdicts) == len(CASES) * len(RATES[version]) * 2
+    assert {key: verdict.text for key, verdict in verdicts.items() if not verdict.agrees} == {}
+
+
+def test_a_stock_server_does_so_only_without_pruning(checkpoint, environment) -> None:
+    verdicts = check(Options(checkpoint, environment("0.32.0"), [0.0, 0.5], plugin=False))
+    assert {(rate, verdict.agrees) for (_, rate, _), verdict in verdicts.items()} == {(0.0, True), (0.5, False)}
+
+
+def test_bf16_positions_of_a_long_video_are_exact(checkpoint, environment, tmp_path) -> None:
+    grid, rate = Grid(64, 14, 24), 0.9
+    model = str(shutil.copytree(checkpoint, tmp_path / "large"))
+    processor = AutoProcessor.from_pretrained(model)
+    processor.video_processor.size = {"shortest_edge": 56 * 56, "longest_edge": 10**9}
+    processor.save_pretrained(model)
+    (prompt,) = prepare(model, {"long": Case((LOOK, Video("wide", grids=grid.T, fps=3.0), ASK))})
+    options = Options(model, environment("0.32.0"), [rate], dtype="bfloat16")
+    served = torch.tensor(serve([prompt], options)["long", rate, 0]["positions"])
+
+    config = AutoConfig.from_pretrained(model)
+    visual = prompt.batch.input_ids_N == config.video_token_id
+    assert int(visual.sum()) == grid.tokens
+    if config.model_type == "qwen2_5_vl":
+        seconds = prompt.batch.second_per_grid_V.item()
+        boxes = [timed_box(grid, tokens_per_second=2, second_per_grid=seconds)]
+    else:
+        boxes = frame_boxes(grid)
+    unpruned, following = rope_positions(visual, boxes)
+    index = {tuple(position): i for i, position in enumerate(unpruned.T.tolist())}
+    length = int((~visual).sum()) + keep_count(grid, rate)
+    found = torch.tensor([index[tuple(position)] for position in served[:, :length].T.tolist()])
+    assert (found.diff() > 0).all()  # each survivor at a place of its own, in order
+    assert int(visual[found].sum()) == keep_count(grid, rate)
+    answered = served[:, length:]
+    assert torch.equal(answered, torch.arange(following, following + answered.shape[1]).expand(3, -1))
