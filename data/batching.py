@@ -1,11 +1,15 @@
-"""Which samples share a step: pure functions of (seed, epoch, step), so that resuming needs no state."""
+"""Which samples share a step: functions of (seed, epoch, step), so that resuming needs no state."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
+
+from data.sizes import KeptCounts, Sizes
 
 
 @dataclass(frozen=True)
@@ -66,3 +70,137 @@ def shards(samples: int, batch_size: int, world: int, rank: int) -> tuple[tuple[
     rounds = -(-samples // (batch_size * world))
     begins = [(turn * world + rank) * batch_size for turn in range(rounds)]
     return tuple(tuple(range(min(begin, samples), min(begin + batch_size, samples))) for begin in begins)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one micro-batch may hold."""
+
+    tokens: int  # that the language model reads, after pruning
+    patches: int | None = None  # that the vision tower reads
+    lookahead: int = 512  # samples among which the ones that fit are looked for
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "patches", "lookahead"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"a budget of {name}={value} must be at least 1")
+
+    @property
+    def room(self) -> np.ndarray:
+        return np.array([self.tokens, np.inf if self.patches is None else self.patches])
+
+
+@dataclass(frozen=True)
+class BudgetPlan:
+    """Micro-batches filled to a budget at their step's own rate, for one rank, from sizes alone.
+
+    Samples come in the epoch's order; where the next one does not fit, the largest of the look-ahead that do are taken
+    before it. No sample waits for ever, since the oldest is always taken first, and none of the next epoch is taken
+    before the last of this one. What a step holds depends on the steps before it in the same way on every rank;
+    planning one costs so little that resuming plans all anew.
+    """
+
+    sizes: Sizes
+    budget: Budget
+    rates: Callable[[int], Sequence[float]]  # of a step's micro-batches
+    kept: KeptCounts
+    world: int
+    rank: int
+    seed: int
+
+    def micro_batches(self, step: int) -> tuple[tuple[int, ...], ...]:
+        """Sample indices of this rank's micro-batches in `step` (from 0), one tuple for each of its rates."""
+        return tuple(turn[self.rank] for turn in self._planner.step(step))
+
+    @cached_property
+    def _planner(self) -> _Planner:
+        return _Planner(self)
+
+    def __getstate__(self) -> dict[str, Any]:  # a worker process plans for itself
+        return {name: value for name, value in vars(self).items() if name != "_planner"}
+
+    def check(self, rate: float, name: Callable[[int], str]) -> None:
+        """ValueError where a sample alone is above the budget at `rate`, the lowest that will be drawn."""
+        tokens = self.sizes.tokens(np.arange(len(self.sizes)), rate, self.kept)
+        for what, cost, budget in (
+            ("token", tokens, self.budget.tokens),
+            ("patch", self.sizes.patches_S, self.budget.patches),
+        ):
+            if budget is not None and cost.max() > budget:
+                raise ValueError(
+                    f"train.{what}_budget={budget} is smaller than sample {name(int(cost.argmax()))} alone: "
+                    f"give at least {cost.max()}, or cap the sample (data.max_tokens, data.max_frames)"
+                )
+
+
+class _Planner:
+    """A place in the endless stream of steps. It moves forward; an earlier step is planned from the beginning."""
+
+    def __init__(self, plan: BudgetPlan) -> None:
+        self.plan = plan
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self.next, self.epoch = 0, 0
+        self.last: tuple[tuple[tuple[int, ...], ...], ...] = ()
+        self._begin(0)
+
+    def _begin(self, epoch: int) -> None:
+        self.epoch, self.read = epoch, 0
+        self.waiting = np.zeros(0, dtype=np.int64)
+
+    def step(self, step: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """[turn][rank] sample indices."""
+        if step < self.next - 1:
+            self._rewind()
+        while self.next <= step:
+            turns = self.plan.rates(self.next)
+            self.last = tuple(tuple(self._batch(rate) for _ in range(self.plan.world)) for rate in turns)
+            self.next += 1
+        return self.last
+
+    def _batch(self, rate: float) -> tuple[int, ...]:
+        """The next micro-batch; where an epoch ends in it, the next one's samples fill it up."""
+        batch: list[int] = []
+        room = self.plan.budget.room
+        while True:
+            self._look_ahead()
+            costs = np.stack(
+                [
+                    self.plan.sizes.tokens(self.waiting, rate, self.plan.kept),
+                    self.plan.sizes.patches_S[self.waiting],
+                ]
+            )
+            taken = fill(costs, room)
+            batch += self.waiting[taken].tolist()
+            room = room - costs[:, taken].sum(1)
+            self.waiting = np.delete(self.waiting, taken)
+            if len(self.waiting) or not len(taken):
+                assert batch, "no sample fits an empty micro-batch: BudgetPlan.check was not called"
+                return tuple(batch)
+
+    def _look_ahead(self) -> None:
+        """Fills the waiting samples up from this epoch, from the next only when this one is used up."""
+        samples = len(self.plan.sizes)
+        if self.read == samples and not len(self.waiting):
+            self._begin(self.epoch + 1)
+        until = min(samples, self.read + self.plan.budget.lookahead - len(self.waiting))
+        order = _order(samples, self.plan.seed, self.epoch)
+        self.waiting, self.read = np.concatenate([self.waiting, order[self.read : until]]), until
+
+
+def fill(costs_2B: np.ndarray, room_2: np.ndarray) -> list[int]:
+    """Which of the B samples to take: the first ones while they fit, then the largest of the others that do."""
+    first = int((costs_2B.cumsum(1) <= room_2[:, None]).all(0).sum())  # costs are positive, so these come first
+    taken = list(range(first))
+    room_2 = room_2 - costs_2B[:, :first].sum(1)
+    left_2B = costs_2B.astype(np.float64)
+    left_2B[0, :first] = np.inf
+    while True:
+        fits_B = (left_2B <= room_2[:, None]).all(0)
+        if not fits_B.any():
+            return taken
+        best = int(np.where(fits_B, left_2B[0], -1).argmax())
+        taken.append(best)
+        room_2 = room_2 - costs_2B[:, best]
+        left_2B[0, best] = np.inf

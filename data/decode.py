@@ -42,6 +42,18 @@ def probe(ref: VideoRef) -> VideoInfo:
         return info
 
 
+def wanted_times(ref: VideoRef, info: VideoInfo, policy: FramePolicy, temporal_patch: int = 2) -> np.ndarray:
+    """Seconds [T] at which `decode` looks for frames, by the header; a video of variable rate may give fewer."""
+    start, end = _segment(ref, info)
+    times = start + frame_times(end - start, info.fps, policy, temporal_patch)
+    if not len(times):
+        raise MediaError(
+            f"{ref.path}: has fewer frames from {start:g} to {end:g} s than the {temporal_patch} of a temporal grid; "
+            "give it as an image or leave its rows out"
+        )
+    return times
+
+
 def decode(ref: VideoRef, policy: FramePolicy, temporal_patch: int = 2) -> Clip:
     """The frames `policy` wants, at source size, with the times at which they were really shot.
 
@@ -51,7 +63,7 @@ def decode(ref: VideoRef, policy: FramePolicy, temporal_patch: int = 2) -> Clip:
     """
     with _opened(ref) as (container, stream, info):
         start, end = _segment(ref, info)
-        wanted = start + frame_times(end - start, info.fps, policy, temporal_patch)
+        wanted = wanted_times(ref, info, policy, temporal_patch)
         shots = _Reader(container, stream, info).frames_at(wanted)
         times, frames_THWC = _pictures(ref, shots, len(wanted))
     keep = whole_grids(times, temporal_patch)

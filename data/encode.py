@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.decode import decode, load_image
+from data.decode import VideoInfo, decode, load_image, wanted_times
 from data.frames import FramePolicy
 from data.labels import Labeller
+from data.sizes import SampleSize
 from data.types import IGNORE, Batch, Clip, Encoding, ImageRef, RowError, Sample, VideoRef
 
 
@@ -35,6 +37,7 @@ class Encoder:
         self.filler_token: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.size = VideoSize(processor.video_processor, policy)
         self.temporal_patch: int = processor.video_processor.temporal_patch_size
+        self.merge: int = processor.video_processor.merge_size
         self.placeholder = re.compile(
             f"(?P<video>{re.escape(processor.video_token)})|(?P<image>{re.escape(processor.image_token)})"
         )
@@ -65,8 +68,7 @@ class Encoder:
         pictures = [self._image(image) for image in images]
         text = self._expand(sample, self.chat(sample, generate=generate), videos, pictures)
         ids = self.labeller.tokens(text)
-        if self.max_tokens is not None and len(ids) > self.max_tokens:
-            raise TooLong(f"{sample.id}: {len(ids)} tokens are more than data.max_tokens={self.max_tokens}")
+        self._check_length(sample, len(ids))
         answers = 0 if generate else sum(turn.role == "assistant" for turn in sample.turns)
         ids_N = torch.tensor(ids)
         return Encoding(
@@ -80,6 +82,50 @@ class Encoder:
             image_grid_thw_I3=_grids([picture["image_grid_thw"] for picture in pictures]),
             choices=() if generate else self.labeller.choices(sample.turns),
         )
+
+    def cost(self, sample: Sample, headers: Mapping[VideoRef | ImageRef, Any]) -> SampleSize:
+        """What `encode` will give, from the VideoInfo or (height, width) of every medium; nothing is decoded.
+
+        Exact but for videos of variable rate, which may give fewer frames. TooLong as `encode`.
+        """
+        self.labeller.check(sample)
+        parts = [part for turn in sample.turns for part in turn.parts]
+        refs = [part for part in parts if isinstance(part, VideoRef)]
+        times = [wanted_times(ref, headers[ref], self.policy, self.temporal_patch) for ref in refs]
+        grids = [self._grid(headers[ref], len(wanted)) for ref, wanted in zip(refs, times)]
+        images = [self._image_tokens(*headers[part]) for part in parts if isinstance(part, ImageRef)]
+        text = self._expand(
+            sample, self.chat(sample), [self._sparse(wanted) for wanted in times], [self._one_token()] * len(images)
+        )
+        fixed = len(self.labeller.tokens(text)) - sum(t for t, _ in grids) + sum(images) - len(images)
+        visual = sum(t * each for t, each in grids)
+        self._check_length(sample, fixed + visual)
+        patches = (sum(images) + visual) * self.merge**2
+        return SampleSize(fixed, tuple(grids), patches, frames=max(map(len, times), default=0))
+
+    def _grid(self, info: VideoInfo, frames: int) -> tuple[int, int]:
+        """(temporal grids, tokens of one) of a clip of `frames` frames."""
+        grids = frames // self.temporal_patch
+        patches = self.processor.video_processor.get_num_of_video_patches(
+            frames, info.height, info.width, self.size.options(frames)
+        )
+        return grids, patches // grids // self.merge**2
+
+    def _image_tokens(self, height: int, width: int) -> int:
+        return self.processor.image_processor.get_number_of_image_patches(height, width, {}) // self.merge**2
+
+    def _sparse(self, times: np.ndarray) -> dict[str, Any]:
+        """A video with its times and one token a temporal grid, which is enough to write its text."""
+        grids = len(times) // self.temporal_patch
+        metadata = SimpleNamespace(fps=1.0, frames_indices=times.tolist())
+        return {"video_grid_thw": torch.tensor([[grids, self.merge, self.merge]]), "video_metadata": [metadata]}
+
+    def _one_token(self) -> dict[str, Tensor]:
+        return {"image_grid_thw": torch.tensor([[1, self.merge, self.merge]])}
+
+    def _check_length(self, sample: Sample, tokens: int) -> None:
+        if self.max_tokens is not None and tokens > self.max_tokens:
+            raise TooLong(f"{sample.id}: {tokens} tokens are more than data.max_tokens={self.max_tokens}")
 
     def chat(self, sample: Sample, *, generate: bool = False) -> str:
         """The chat template's text, one placeholder token for each medium."""

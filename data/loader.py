@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from data.batching import Plan
-from data.decode import probe, probe_image
+from data.batching import BudgetPlan, Plan
+from data.decode import VideoInfo, probe, probe_image
 from data.encode import Encoder, collate
+from data.sizes import Sizes, gather
 from data.types import Batch, Encoding, ImageRef, MediaError, RowError, Sample, VideoRef
 
 # Forked workers share the samples and start at once; they touch no device, and torch gives them one thread, so no lock
@@ -67,9 +68,16 @@ class Steps(Dataset[Step]):
 
 
 def step_loader(
-    samples: Sequence[Sample], encoder: Encoder, plan: Plan, *, first_step: int, last_step: int, workers: int = 0
+    samples: Sequence[Sample],
+    encoder: Encoder,
+    plan: Plan | BudgetPlan,
+    *,
+    first_step: int,
+    last_step: int,
+    workers: int = 0,
 ) -> DataLoader[Step]:
     """Steps first_step to last_step - 1 of `plan`, in order: wherever it starts, a step holds the same samples."""
+    plan.micro_batches(first_step)  # what leads to it is planned here, once, not in every worker
     return _loader(Steps(samples, encoder, plan.micro_batches), range(first_step, last_step), workers)
 
 
@@ -111,21 +119,44 @@ def _allow_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def audit(
-    samples: Sequence[Sample], *, threads: int = 16, progress: bool = True
-) -> tuple[Sequence[Sample], tuple[Quarantined, ...]]:
-    """(samples whose media have usable headers, the others). Every medium is opened once, nothing is decoded."""
+def audit(samples: Sequence[Sample], *, threads: int = 16, progress: bool = True) -> Audit:
+    """Opens every medium once, to read its header; nothing is decoded."""
     refs = list(dict.fromkeys(ref for sample in samples for ref in _media(sample)))
     with ThreadPoolExecutor(threads) as pool:
-        checked = tqdm(pool.map(_fault, refs), "checking media", len(refs), unit="file", disable=not progress)
-        faults = {ref: fault for ref, fault in zip(refs, checked) if fault is not None}
+        opened = tqdm(pool.map(_header, refs), "checking media", len(refs), unit="file", disable=not progress)
+        found = dict(zip(refs, opened))
     kept, lost = [], []
     for place, sample in enumerate(samples):
-        if found := [faults[ref] for ref in _media(sample) if ref in faults]:
-            lost.append(Quarantined(sample.id, found[0]))
+        if faults := [str(found[ref]) for ref in _media(sample) if isinstance(found[ref], MediaError)]:
+            lost.append(Quarantined(sample.id, faults[0]))
         else:
             kept.append(place)
-    return (Selection(samples, np.array(kept, dtype=np.int64)) if lost else samples), tuple(lost)
+    return Audit(_selected(samples, kept), tuple(lost), found)
+
+
+def measure(audited: Audit, encoder: Encoder, *, progress: bool = True) -> tuple[Audit, Sizes]:
+    """The audit less the samples that cannot be encoded or are too long, and what each of the others costs."""
+    lost, kept, sizes = list(audited.lost), [], []
+    for place, sample in enumerate(tqdm(audited.samples, "measuring", unit="row", disable=not progress)):
+        try:
+            sizes.append(encoder.cost(sample, audited.headers))
+            kept.append(place)
+        except (MediaError, RowError) as error:
+            lost.append(Quarantined(sample.id, str(error)))
+    return Audit(_selected(audited.samples, kept), tuple(lost), audited.headers), gather(sizes)
+
+
+def _selected(samples: Sequence[Sample], places: list[int]) -> Sequence[Sample]:
+    return samples if len(places) == len(samples) else Selection(samples, np.array(places, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Samples whose media have usable headers, the others, and the headers or what is wrong with them."""
+
+    samples: Sequence[Sample]
+    lost: tuple[Quarantined, ...]
+    headers: Mapping[VideoRef | ImageRef, VideoInfo | tuple[int, int] | MediaError]
 
 
 @dataclass(frozen=True)
@@ -147,9 +178,8 @@ def _media(sample: Sample) -> list[VideoRef | ImageRef]:
     return [part for turn in sample.turns for part in turn.parts if not isinstance(part, str)]
 
 
-def _fault(ref: VideoRef | ImageRef) -> str | None:
+def _header(ref: VideoRef | ImageRef) -> VideoInfo | tuple[int, int] | MediaError:
     try:
-        probe(ref) if isinstance(ref, VideoRef) else probe_image(ref)
+        return probe(ref) if isinstance(ref, VideoRef) else probe_image(ref)
     except MediaError as error:
-        return str(error)
-    return None
+        return error

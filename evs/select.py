@@ -25,6 +25,12 @@ def keep_count(grid: Grid, rate: float) -> int:
     return max(tokens, int(tokens * grid.T * (1 - check_rate(rate))))
 
 
+def keep_counts(grids_V: Tensor, tokens_V: Tensor, rate: float) -> Tensor:
+    """[V] `keep_count` of many videos at once, given their temporal grids and the tokens of one."""
+    kept_V = (tokens_V * grids_V).double() * (1 - check_rate(rate))
+    return torch.maximum(tokens_V, kept_V.long())
+
+
 def select(scores_THW: Tensor, rate: float) -> Tensor:
     """[T, H, W] bool with exactly `keep_count` True: the highest scores, ties to the lower flat index.
 

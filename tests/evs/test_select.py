@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evs import Grid, keep_count, select
+from evs.select import keep_counts
 
 grids = st.builds(Grid, st.integers(1, 40), st.integers(1, 9), st.integers(1, 9))
 rates = st.floats(0, 1, exclude_max=True)
@@ -39,3 +40,9 @@ def test_ties_go_to_the_lower_flat_index():
 def test_a_rate_outside_the_unit_interval_is_an_error(rate):
     with pytest.raises(ValueError, match=r"outside \[0, 1\)"):
         keep_count(Grid(2, 2, 2), rate)
+
+
+@given(st.lists(st.tuples(st.integers(1, 300), st.integers(1, 40)), min_size=1), st.floats(0, 0.999))
+def test_counts_of_many_videos_are_those_of_each(videos, rate):
+    grids, tokens = torch.tensor(videos).T
+    assert keep_counts(grids, tokens, rate).tolist() == [keep_count(Grid(t, 1, n), rate) for t, n in videos]

@@ -1,0 +1,74 @@
+"""What every sample costs the two towers, from headers alone: arrays, so that a plan of millions is made in no time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+# (temporal grids, tokens of one temporal grid, rate) -> tokens kept of each video; of evs, which data does not know
+KeptCounts: TypeAlias = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
+
+
+@dataclass(frozen=True)
+class SampleSize:
+    """One sample: the tokens that no pruning touches, its videos' token grids, its patches, its longest clip."""
+
+    fixed: int
+    videos: tuple[tuple[int, int], ...]  # (temporal grids, tokens of one temporal grid)
+    patches: int
+    frames: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """All samples (S) side by side; sample s has the videos (V) from first_S[s] to first_S[s + 1]."""
+
+    fixed_S: np.ndarray
+    patches_S: np.ndarray
+    frames_S: np.ndarray  # of the longest clip
+    first_S: np.ndarray  # one entry more
+    grids_V: np.ndarray  # temporal grids
+    tokens_V: np.ndarray  # of one temporal grid
+
+    def __len__(self) -> int:
+        return len(self.fixed_S)
+
+    def tokens(self, places: np.ndarray, rate: float, kept: KeptCounts) -> np.ndarray:
+        """Tokens that the language model reads of each of the samples at `places`."""
+        counts = self.first_S[places + 1] - self.first_S[places]
+        owner = np.repeat(np.arange(len(places)), counts)
+        within = np.arange(len(owner)) - np.repeat(counts.cumsum() - counts, counts)
+        videos = self.first_S[places][owner] + within
+        of_videos = kept(self.grids_V[videos], self.tokens_V[videos], rate)
+        return self.fixed_S[places] + np.bincount(owner, of_videos, len(places)).astype(np.int64)
+
+    def select(self, places: Sequence[int]) -> Sizes:
+        """Those of some samples, in the given order."""
+        return gather(
+            SampleSize(
+                int(self.fixed_S[s]),
+                tuple(zip(self.grids_V[a:b].tolist(), self.tokens_V[a:b].tolist())),
+                int(self.patches_S[s]),
+                int(self.frames_S[s]),
+            )
+            for s in places
+            for a, b in [self.first_S[s : s + 2]]
+        )
+
+
+def gather(samples: Iterable[SampleSize]) -> Sizes:
+    """Many samples' sizes as arrays."""
+    each = list(samples)
+    videos = [video for sample in each for video in sample.videos]
+    grids, tokens = np.array(videos, dtype=np.int64).reshape(-1, 2).T
+    return Sizes(
+        fixed_S=np.array([sample.fixed for sample in each], dtype=np.int64),
+        patches_S=np.array([sample.patches for sample in each], dtype=np.int64),
+        frames_S=np.array([sample.frames for sample in each], dtype=np.int64),
+        first_S=np.cumsum([0, *(len(sample.videos) for sample in each)]),
+        grids_V=grids,
+        tokens_V=tokens,
+    )

@@ -1,0 +1,109 @@
+"""Plans filled to a budget: nothing lost or repeated, full, equal over ranks, the same wherever they are resumed."""
+
+import pickle
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.batching import Budget, BudgetPlan, fill
+from data.sizes import SampleSize, gather
+
+
+def kept(grids, tokens, rate):
+    return np.maximum(tokens, (tokens * grids * (1 - rate)).astype(np.int64))
+
+
+def rates(step):
+    return np.random.default_rng(step).uniform(0, 0.9, 2).tolist()
+
+
+def mixture(samples, seed=0):
+    """Clips of 4 to 128 frames of three sizes, some rows without a video and some with two."""
+    random = np.random.default_rng(seed)
+
+    def row():
+        videos = tuple(
+            (int(random.integers(2, 65)), int(random.choice([16, 32, 48]))) for _ in range(random.integers(3))
+        )
+        return SampleSize(int(random.integers(20, 200)), videos, 4 * sum(t * n for t, n in videos), 128)
+
+    return gather(row() for _ in range(samples))
+
+
+def plan(samples=3000, tokens=16384, *, world=2, rank=0, seed=0, patches=None, lookahead=512):
+    return BudgetPlan(mixture(samples), Budget(tokens, patches, lookahead), rates, kept, world, rank, seed)
+
+
+def steps(each, n, start=0):
+    """[step][turn][rank] of all ranks."""
+    ranks = [replace(each, rank=rank) for rank in range(each.world)]
+    return [list(zip(*(rank.micro_batches(step) for rank in ranks))) for step in range(start, start + n)]
+
+
+def loads(each, planned, start=0):
+    """[turns, world] tokens of every micro-batch."""
+    return np.array(
+        [
+            [each.sizes.tokens(np.array(batch), rate, kept).sum() for batch in turn]
+            for step, turns in enumerate(planned, start)
+            for rate, turn in zip(rates(step), turns)
+        ]
+    )
+
+
+def test_tokens_of_a_sample_are_its_text_and_what_its_videos_keep():
+    sizes = gather([SampleSize(5, ((4, 3), (2, 10)), 128, 8), SampleSize(7, (), 0, 0), SampleSize(1, ((9, 9),), 4, 18)])
+    assert sizes.tokens(np.array([2, 0, 1]), 0.5, kept).tolist() == [1 + 40, 5 + 6 + 10, 7]
+    assert sizes.select([2, 1]).tokens(np.array([0, 1]), 0.0, kept).tolist() == [82, 7]
+
+
+@settings(max_examples=30, deadline=None)
+@given(samples=st.integers(1, 60), world=st.integers(1, 3), lookahead=st.integers(1, 20), seed=st.integers(0, 5))
+def test_no_sample_is_lost_or_repeated_within_an_epoch(samples, world, lookahead, seed):
+    each = plan(samples, 7000, world=world, seed=seed, lookahead=lookahead)
+    seen = list(chain.from_iterable(chain.from_iterable(chain.from_iterable(steps(each, 6)))))
+    for epoch in range(len(seen) // samples):
+        assert sorted(seen[epoch * samples : (epoch + 1) * samples]) == list(range(samples))
+
+
+def test_micro_batches_are_full_and_equal_over_ranks():
+    each = plan(20000, world=4)
+    load = loads(each, steps(each, 60))
+    assert load.max() <= 16384 and load.mean() / 16384 >= 0.98
+    assert load.std() / load.mean() <= 0.02
+    assert ((load.max(1) - load.min(1)) / load.mean(1)).mean() <= 0.02
+
+
+def test_the_patch_budget_is_never_exceeded():
+    each = plan(patches=60000)
+    patches = [each.sizes.patches_S[list(b)].sum() for turns in steps(each, 20) for turn in turns for b in turn]
+    assert np.mean(patches) >= 0.9 * 60000 and max(patches) <= 60000
+
+
+def test_a_resumed_plan_is_the_unbroken_one():
+    whole = [plan().micro_batches(step) for step in range(30)]
+    resumed = plan()
+    assert [resumed.micro_batches(step) for step in (25, 26, 3, 29)] == [whole[step] for step in (25, 26, 3, 29)]
+    each = BudgetPlan(mixture(50), Budget(20000), list, kept, 1, 0, 0)
+    assert pickle.loads(pickle.dumps(each)).sizes.fixed_S.tolist() == each.sizes.fixed_S.tolist()
+
+
+def test_a_budget_below_one_sample_names_it_and_the_least_budget():
+    each = plan(100, 500)
+    most = each.sizes.tokens(np.arange(100), 0.0, kept)
+    with pytest.raises(ValueError, match=f"token_budget=500 is smaller than sample row{most.argmax()} .* {most.max()}"):
+        each.check(0.0, lambda place: f"row{place}")
+    replace(each, budget=Budget(int(most.max()))).check(0.0, str)
+    with pytest.raises(ValueError, match="patch_budget=9"):
+        replace(each, budget=Budget(10**6, 9)).check(0.0, str)
+
+
+def test_filling_takes_the_first_then_what_fits_best():
+    costs = np.array([[5, 6, 2, 3, 3], [1, 1, 1, 1, 9]])
+    assert fill(costs, np.array([10, np.inf])) == [0, 3, 2]
+    assert fill(costs, np.array([11, 3])) == [0, 1]
+    assert fill(costs, np.array([1, 1])) == []
