@@ -79,6 +79,7 @@ class Sizes:
     vision_mlp: int = 256
     patch: int | None = None  # pixels of a patch's side; None: the family's
     full_attention: bool = False  # in every vision block, where the family has windows
+    init: float = 0.02  # standard deviation of the random weights
     vocabulary: int = 768
     experts: int = 4  # of the mixture-of-experts family
     tied: bool = False  # input and output embeddings are one matrix
@@ -140,6 +141,7 @@ def _config(spec: Family, size: Sizes, tokenizer: Any) -> Any:
         "num_key_value_heads": size.text_kv_heads,
         "max_position_embeddings": 32768,
         "tie_word_embeddings": size.tied,
+        "initializer_range": size.init,
         "bos_token_id": token("<|endoftext|>"),
         "eos_token_id": token("<|im_end|>"),
         "pad_token_id": token("<|endoftext|>"),
@@ -152,6 +154,7 @@ def _config(spec: Family, size: Sizes, tokenizer: Any) -> Any:
         "num_heads": size.vision_heads,
         "out_hidden_size": size.text_width,
         "patch_size": size.patch or spec.patch,
+        "initializer_range": size.init,
         **spec.vision(size),
     }
     return getattr(hf, f"{spec.name}Config")(
