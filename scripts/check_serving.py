@@ -1,7 +1,7 @@
 """Does a real vLLM answer as the trained model does? The same prompts through evs.generate and through the server.
 
     python scripts/check_serving.py model=DIR vllm_python=ENV/bin/python [rates=[0,0.5,0.75]] [cases=[square,1 fps]]
-        [chunks=[0,64]] [plugin=false] [dtype=float32] [device=cpu]
+        [chunks=[0,64]] [servers=[stock,plugin]] [dtype=float32] [device=cpu]
 
 Prints one line a case and one column a rate: the largest difference of the server's top-5 log-probabilities over the
 first 8 greedy tokens, as far as both chose the same tokens, and how many tokens stand at another position. Exit
@@ -46,7 +46,9 @@ BARE = (
 )
 TOP, STEPS = 5, 8
 
-Key = tuple[str, float, int]  # case, rate, chunk
+SERVERS = {"plugin": "", "stock": "stock "}  # what each is called in the table
+
+Key = tuple[str, str, float, int]  # server, case, rate, chunk
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Options:
     rates: list[float] = field(default_factory=lambda: [0.0, 0.5, 0.75])
     cases: list[str] = field(default_factory=lambda: list(CASES))
     chunks: list[int] = field(default_factory=lambda: [0])
-    plugin: bool = True
+    servers: list[str] = field(default_factory=lambda: ["plugin"])
     dtype: str = "float32"
     device: str = "cpu"
     tolerance: float = 1e-3
@@ -69,6 +71,7 @@ class Verdict:
 
     text: str
     agrees: bool
+    error: str = ""  # what the server said
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,9 @@ def main(options: Options) -> None:
     print(text)
     if options.table:
         Path(options.table).write_text(text + "\n")
+    for (server, name, rate, chunk), verdict in verdicts.items():
+        if verdict.error:
+            print(f"{server}, {name}, rate {rate:g}, chunk {chunk}: {verdict.error}", file=sys.stderr)
     differing = sum(not verdict.agrees for verdict in verdicts.values())
     if differing:
         raise SystemExit(f"{differing} of {len(verdicts)} differ by more than {options.tolerance:g}")
@@ -98,12 +104,9 @@ def check(options: Options) -> dict[Key, Verdict]:
     """A verdict on every case at every rate, for each of the server's chunk lengths."""
     _check(options)
     prompts = prepare(options.model, {name: CASES[name] for name in options.cases})
-    theirs = serve(prompts, options)
+    theirs = {key: one for server in options.servers for key, one in serve(prompts, options, server).items()}
     ours = answer(prompts, options)
-    return {
-        (name, rate, chunk): compare(*ours[name, rate], one, options.tolerance)
-        for (name, rate, chunk), one in theirs.items()
-    }
+    return {key: compare(*ours[key[1], key[2]], one, options.tolerance) for key, one in theirs.items()}
 
 
 def prepare(model: str, cases: dict[str, Case]) -> list[Prompt]:
@@ -115,12 +118,12 @@ def prepare(model: str, cases: dict[str, Case]) -> list[Prompt]:
     return [_prompt(name, case, encoders[case.chat]) for name, case in cases.items()]
 
 
-def serve(prompts: list[Prompt], options: Options) -> dict[Key, dict[str, Any]]:
-    """What vLLM answers, in its own process and its own Python."""
+def serve(prompts: list[Prompt], options: Options, server: str) -> dict[Key, dict[str, Any]]:
+    """What vLLM answers, in its own process and its own Python, with the plugin or as it comes."""
     request = {
         "model": options.model,
         "dtype": options.dtype,
-        "plugin": options.plugin,
+        "plugin": server == "plugin",
         "steps": STEPS,
         "top": TOP,
         "max_model_len": max(len(prompt.batch.input_ids_N) for prompt in prompts) + 64,
@@ -135,14 +138,14 @@ def serve(prompts: list[Prompt], options: Options) -> dict[Key, dict[str, Any]]:
         media: dict[str, Any] = {key: value for prompt in prompts for key, value in prompt.media.items()}
         np.savez(Path(folder, "media.npz"), **media)
         worker = Path(__file__).with_name("vllm_worker.py")
-        environment = {**os.environ, "EVS_VLLM_PLUGIN": str(int(options.plugin))}
+        environment = {**os.environ, "EVS_VLLM_PLUGIN": str(int(server == "plugin"))}
         done = subprocess.run(
             [options.vllm_python, str(worker), folder], env=environment, capture_output=True, text=True, check=False
         )
         if done.returncode:
             raise ValueError(f"vLLM ended with status {done.returncode}: {_last_error(done.stderr or done.stdout)}")
         answers = json.loads(Path(folder, "answers.json").read_text())
-    return {(one["case"], one["rate"], one["chunk"]): one for one in answers}
+    return {(server, one["case"], one["rate"], one["chunk"]): one for one in answers}
 
 
 def answer(prompts: list[Prompt], options: Options) -> dict[tuple[str, float], tuple[Generation, list[list[int]]]]:
@@ -174,7 +177,7 @@ def positions(adapter: Adapter, batch: Batch, rate: float) -> list[list[int]]:
 def compare(ours: Generation, at: list[list[int]], theirs: dict[str, Any], tolerance: float) -> Verdict:
     """Lengths first, then positions, then the log-probabilities as long as the chosen tokens are the same."""
     if "error" in theirs:
-        return Verdict("raises", False)
+        return Verdict("raises", False, theirs["error"])
     if len(theirs["prompt_ids"]) != ours.kept_tokens:
         return Verdict(f"{len(theirs['prompt_ids'])} tokens, not {ours.kept_tokens}", False)
     same = [a == b for a, b in zip(ours.tokens, theirs["tokens"])]
@@ -188,11 +191,11 @@ def compare(ours: Generation, at: list[list[int]], theirs: dict[str, Any], toler
 
 def table(verdicts: dict[Key, Verdict], options: Options) -> str:
     """Markdown; a cell that differs stands in bold."""
-    runs = [(rate, chunk) for chunk in options.chunks for rate in options.rates]
-    heads = [f"{rate:g}" + (f", chunks of {chunk}" if chunk else "") for rate, chunk in runs]
+    runs = [(server, rate, chunk) for server in options.servers for chunk in options.chunks for rate in options.rates]
+    heads = [f"{SERVERS[server]}{rate:g}" + f", chunks of {chunk}" * bool(chunk) for server, rate, chunk in runs]
     rows = [["case", *heads], ["---"] * (1 + len(runs))]
     for name in options.cases:
-        cells = [verdicts[name, rate, chunk] for rate, chunk in runs]
+        cells = [verdicts[server, name, rate, chunk] for server, rate, chunk in runs]
         rows.append([name, *(cell.text if cell.agrees else f"**{cell.text}**" for cell in cells)])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -219,9 +222,10 @@ def _prompt(name: str, case: Case, encoder: Encoder) -> Prompt:
 def _check(options: Options) -> None:
     for rate in options.rates:
         check_rate(rate)
-    for name in options.cases:
-        if name not in CASES:
-            raise ValueError(f"no case {name!r}{cli.suggest(name, list(CASES))}")
+    for kind, asked, known in (("case", options.cases, CASES), ("server", options.servers, SERVERS)):
+        for name in asked:
+            if name not in known:
+                raise ValueError(f"no {kind} {name!r}{cli.suggest(name, list(known))}")
     check_family(AutoConfig.from_pretrained(options.model).model_type)
     if not options.vllm_python:
         raise ValueError("vllm_python= is missing: give the Python of an environment with vLLM and this package")

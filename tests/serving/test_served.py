@@ -28,8 +28,8 @@ def test_with_the_plugin_a_server_answers_as_the_trained_model(checkpoint, envir
 
 
 def test_a_stock_server_does_so_only_without_pruning(checkpoint, environment) -> None:
-    verdicts = check(Options(checkpoint, environment("0.32.0"), [0.0, 0.5], plugin=False))
-    assert {(rate, verdict.agrees) for (_, rate, _), verdict in verdicts.items()} == {(0.0, True), (0.5, False)}
+    verdicts = check(Options(checkpoint, environment("0.32.0"), [0.0, 0.5], servers=["stock"]))
+    assert {(rate, verdict.agrees) for (_, _, rate, _), verdict in verdicts.items()} == {(0.0, True), (0.5, False)}
 
 
 def test_bf16_positions_of_a_long_video_are_exact(checkpoint, environment, tmp_path) -> None:
@@ -40,7 +40,7 @@ def test_bf16_positions_of_a_long_video_are_exact(checkpoint, environment, tmp_p
     processor.save_pretrained(model)
     (prompt,) = prepare(model, {"long": Case((LOOK, Video("wide", grids=grid.T, fps=3.0), ASK))})
     options = Options(model, environment("0.32.0"), [rate], dtype="bfloat16")
-    served = torch.tensor(serve([prompt], options)["long", rate, 0]["positions"])
+    served = torch.tensor(serve([prompt], options, "plugin")["plugin", "long", rate, 0]["positions"])
 
     config = AutoConfig.from_pretrained(model)
     visual = prompt.batch.input_ids_N == config.video_token_id
