@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from data.batching import BudgetPlan, Plan
 from data.decode import VideoInfo, probe, probe_image
 from data.encode import Encoder, collate
-from data.sizes import Sizes, gather
+from data.sizes import SampleSize, Sizes, gather
 from data.types import Batch, Encoding, ImageRef, MediaError, RowError, Sample, VideoRef
 
 # Forked workers share the samples and start at once; they touch no device, and torch gives them one thread, so no lock
@@ -134,16 +135,38 @@ def audit(samples: Sequence[Sample], *, threads: int = 16, progress: bool = True
     return Audit(_selected(samples, kept), tuple(lost), found)
 
 
-def measure(audited: Audit, encoder: Encoder, *, progress: bool = True) -> tuple[Audit, Sizes]:
+def measure(audited: Audit, encoder: Encoder, *, workers: int = 0, progress: bool = True) -> tuple[Audit, Sizes]:
     """The audit less the samples that cannot be encoded or are too long, and what each of the others costs."""
-    lost, kept, sizes = list(audited.lost), [], []
-    for place, sample in enumerate(tqdm(audited.samples, "measuring", unit="row", disable=not progress)):
+    workers = workers if len(audited.samples) > 256 * workers else 0  # fewer rows are measured before they start
+    costs = DataLoader(
+        Costs(audited, encoder),
+        batch_size=256,
+        collate_fn=list,
+        num_workers=workers,
+        multiprocessing_context=START if workers else None,
+        generator=torch.Generator(),
+    )
+    found = list(chain.from_iterable(tqdm(costs, "measuring", unit="256 rows", disable=not progress)))
+    kept = [place for place, cost in enumerate(found) if isinstance(cost, SampleSize)]
+    lost = tuple(cost for cost in found if isinstance(cost, Quarantined))
+    return Audit(_selected(audited.samples, kept), audited.lost + lost, audited.headers), gather(found[k] for k in kept)
+
+
+class Costs(Dataset[SampleSize | Quarantined]):
+    """Item k: what sample k costs, or why it cannot be used."""
+
+    def __init__(self, audited: Audit, encoder: Encoder) -> None:
+        self.audited, self.encoder = audited, encoder
+
+    def __len__(self) -> int:
+        return len(self.audited.samples)
+
+    def __getitem__(self, place: int) -> SampleSize | Quarantined:
+        sample = self.audited.samples[place]
         try:
-            sizes.append(encoder.cost(sample, audited.headers))
-            kept.append(place)
+            return self.encoder.cost(sample, self.audited.headers)
         except (MediaError, RowError) as error:
-            lost.append(Quarantined(sample.id, str(error)))
-    return Audit(_selected(audited.samples, kept), tuple(lost), audited.headers), gather(sizes)
+            return Quarantined(sample.id, str(error))
 
 
 def _selected(samples: Sequence[Sample], places: list[int]) -> Sequence[Sample]:

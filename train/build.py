@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import torch
 from accelerate import Accelerator, PartialState
@@ -19,18 +20,20 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from data.batching import Plan, shards
+from data.batching import Budget, BudgetPlan, Plan, shards
 from data.encode import Encoder
 from data.formats import load
-from data.loader import Quarantined, Step, audit, shard_loader, step_loader
+from data.loader import Quarantined, Step, audit, measure, shard_loader, step_loader
+from data.sizes import Sizes
 from data.types import Sample
 from evs.adapters import adapter_for, check_family
 from evs.rates import RateDistribution
 from evs.score import Scorer
+from evs.select import keep_counts
 from train.checkpoint import Checkpoints, find, step_of
 from train.config import Config, DataConfig, EngineConfig, EvalConfig, ModelConfig, TrainConfig, frame_policy
 from train.evaluate import Score, evaluate
-from train.loop import Parts
+from train.loop import Parts, StepRates
 from train.metrics import build_recorder
 from train.optim import build_optimizer, freeze
 from train.task import UptrainTask
@@ -46,15 +49,16 @@ class Run:
 def build_run(config: Config) -> Run:
     """Everything of a run, cheapest first, so that a mistake shows before weights are read."""
     check_attention(config.model.attention)
-    rates, scorer = build_rates(config.rate), build_scorer(config.scorer)
+    rates, scorer = build_step_rates(config), build_scorer(config.scorer)
     run_dir = Path(config.run_dir)
     checkpoint = find(config.resume, run_dir / "checkpoints")
     first_step = step_of(checkpoint) if checkpoint else 0
     encoder = build_encoder(config.model, config.data)
     engine = build_engine(config.engine, config.train, config.optim.clip)
     recorder = build_recorder(engine, config, first_step)
-    samples, lost = build_samples(engine, config.data.train, config.data)
+    samples, lost, sizes = build_samples(engine, config.data.train, config.data, encoder)
     recorder.quarantine(lost)
+    plan = build_plan(config, engine, samples, sizes, rates)
 
     model = build_model(config.model, weight_dtype(config))
     bare = UptrainTask(model, adapter_for(base_model(model)), scorer)
@@ -62,14 +66,6 @@ def build_run(config: Config) -> Run:
     checkpoints = Checkpoints(engine, run_dir / "checkpoints", config.train.keep)
     if checkpoint:
         checkpoints.load(checkpoint)
-    plan = Plan(
-        samples=len(samples),
-        batch_size=config.train.batch_size,
-        accumulation=config.train.accumulation,
-        world=engine.num_processes,
-        rank=engine.process_index,
-        seed=config.seed,
-    )
     steps = step_loader(
         samples, encoder, plan, first_step=first_step, last_step=config.train.steps, workers=config.data.workers
     )
@@ -77,16 +73,50 @@ def build_run(config: Config) -> Run:
     return Run(Parts(engine, task, optimizer, rates, recorder, checkpoints, evaluate), steps, first_step)
 
 
-def build_samples(engine: Accelerator, path: str, config: DataConfig) -> tuple[Sequence[Sample], list[Quarantined]]:
-    """(usable samples, the same on every rank; what the audit of the files' headers put aside, on the main rank)."""
+def build_samples(
+    engine: Accelerator, path: str, config: DataConfig, encoder: Encoder | None = None
+) -> tuple[Sequence[Sample], list[Quarantined], Sizes | None]:
+    """(usable samples, the same on every rank; on the main rank what was put aside; what each costs, if audited).
+
+    Without an `encoder` files are only opened; with it, samples are measured too.
+    """
     samples: Sequence[Sample] = load(path, format=config.format, media_root=config.media_root)
     if not config.audit:
-        return samples, []
-    lost: list[Any] = [audit(samples, progress=True)] if engine.is_main_process else [None]
-    usable, lost = broadcast_object_list(lost)[0]
+        return samples, [], None
+    found: list[Any] = [None]
+    if engine.is_main_process:
+        audited, sizes = audit(samples), None
+        if encoder is not None:
+            audited, sizes = measure(audited, encoder, workers=config.workers)
+        found = [(audited.samples, audited.lost, sizes)]
+    usable, lost, sizes = broadcast_object_list(found)[0]
     if not len(usable):
-        raise ValueError(f"{path}: no sample has usable media; first reason: {lost[0].reason}")
-    return usable, list(lost) if engine.is_main_process else []
+        raise ValueError(f"{path}: no sample is usable; first reason: {lost[0].reason}")
+    return usable, list(lost) if engine.is_main_process else [], sizes
+
+
+def build_plan(
+    config: Config, engine: Accelerator, samples: Sequence[Sample], sizes: Sizes | None, rates: StepRates
+) -> Plan | BudgetPlan:
+    """Which samples share a step: to a budget if there is one, else by number."""
+    train, world, rank = config.train, engine.num_processes, engine.process_index
+    if train.token_budget is None:
+        return Plan(len(samples), train.batch_size, train.accumulation, world, rank, config.seed)
+    assert sizes is not None
+    budget = Budget(train.token_budget, train.patch_budget, train.lookahead)
+    plan = BudgetPlan(sizes, budget, rates, kept_counts, world, rank, config.seed)
+    plan.check(rates.lowest(), lambda place: samples[place].id)
+    return plan
+
+
+def kept_counts(grids_V: np.ndarray, tokens_V: np.ndarray, rate: float) -> np.ndarray:
+    """The one counting rule, for data's arrays."""
+    return keep_counts(torch.from_numpy(grids_V), torch.from_numpy(tokens_V), rate).numpy()
+
+
+def build_step_rates(config: Config) -> StepRates:
+    train = config.train
+    return StepRates(build_rates(config.rate), train.accumulation, config.seed, train.rate_levels)
 
 
 def build_encoder(model: ModelConfig, data: DataConfig) -> Encoder:
@@ -99,7 +129,7 @@ def build_evaluation(
 ) -> Callable[[], list[Score]]:
     """A function that scores the task as it then is on `data.eval`, every sample once over all ranks."""
     assert data.eval is not None
-    samples, _ = build_samples(engine, data.eval, data)
+    samples, _, _ = build_samples(engine, data.eval, data)
     samples = samples if config.limit is None else samples[: config.limit]
     mine = shards(len(samples), config.batch_size, engine.num_processes, engine.process_index)
     return lambda: evaluate(

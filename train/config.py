@@ -73,8 +73,12 @@ class EngineConfig:
 @dataclass
 class TrainConfig:
     steps: int = MISSING
-    batch_size: int = 1  # samples a rank and micro-batch
+    batch_size: int = 1  # samples a rank and micro-batch; without effect under a token budget
+    token_budget: int | None = None  # tokens the language model reads a micro-batch; null: batch_size samples
+    patch_budget: int | None = None  # patches the vision tower reads a micro-batch; null: as many as come
+    lookahead: int = 512  # samples among which the ones that fill a budget are looked for
     accumulation: int = 1  # micro-batches a step, each with its own rate
+    rate_levels: int | None = 64  # rates that are ever drawn, so that lengths recur; null: any
     save_every: int = 500
     keep: int = 2  # checkpoints
     log_every: int = 10
@@ -123,8 +127,17 @@ def check(config: Config) -> None:
         raise ValueError(
             f"model.freeze={config.model.freeze} leaves nothing to train: unfreeze a tower or set model.lora.r"
         )
-    for key in ("steps", "batch_size", "accumulation", "save_every", "keep", "log_every"):
+    for key in ("steps", "batch_size", "lookahead", "accumulation", "save_every", "keep", "log_every"):
         _at_least(f"train.{key}", getattr(config.train, key), 1)
+    for key, least in (("token_budget", 1), ("patch_budget", 1), ("rate_levels", 2)):
+        if (value := getattr(config.train, key)) is not None:
+            _at_least(f"train.{key}", value, least)
+    if config.train.token_budget is None and config.train.patch_budget is not None:
+        raise ValueError("train.patch_budget needs train.token_budget: give both, or neither for fixed sizes")
+    if config.train.token_budget is not None and not config.data.audit:
+        raise ValueError(
+            "train.token_budget needs the headers that data.audit=false leaves unread: set data.audit=true"
+        )
     for key in ("lr", "clip", "eps"):
         if not getattr(config.optim, key) > 0:
             raise ValueError(f"optim.{key}={getattr(config.optim, key)} must be above 0")

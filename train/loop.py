@@ -23,13 +23,30 @@ from train.task import count_targets
 
 
 @dataclass(frozen=True)
+class StepRates:
+    """The rates of a step's micro-batches, a function of the step alone: the plan and the loop must agree on them."""
+
+    distribution: RateDistribution
+    micro_batches: int
+    seed: int
+    levels: int | None = None
+
+    def __call__(self, step: int) -> list[float]:
+        return draw(self.distribution, self.micro_batches, seed=self.seed, step=step, levels=self.levels).tolist()
+
+    def lowest(self) -> float:
+        """No drawn rate is below it."""
+        return float(self.distribution.icdf(torch.linspace(0, 1 - 1e-9, 4097, dtype=torch.float64)).min())
+
+
+@dataclass(frozen=True)
 class Parts:
     """What a run is made of, built and wrapped by the engine."""
 
     engine: Accelerator
     task: nn.Module
     optimizer: torch.optim.Optimizer
-    rates: RateDistribution
+    rates: StepRates
     recorder: Recorder
     checkpoints: Checkpoints
     evaluate: Callable[[], list[Score]] | None
@@ -43,7 +60,7 @@ def fit(parts: Parts, steps: Iterable[Step], config: Config, first_step: int) ->
     for step, data in enumerate(steps, start=first_step):
         parts.recorder.record("time/data", time.perf_counter() - clock, weight=1)
         lr = set_lr(parts.optimizer, lr_factor(step, config.train.steps, config.optim))
-        _train_step(parts, data, draw(parts.rates, len(data.batches), seed=config.seed, step=step).tolist(), config)
+        _train_step(parts, data, parts.rates(step), config)
         parts.recorder.record("time/step", time.perf_counter() - clock, weight=1)
         clock, done = time.perf_counter(), step + 1
         if done % config.train.log_every == 0 or done == config.train.steps:

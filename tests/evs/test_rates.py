@@ -73,3 +73,11 @@ def test_a_stratified_step_covers_the_range(step):
 def test_a_distribution_that_could_leave_the_unit_interval_is_an_error(make):
     with pytest.raises(ValueError, match=r".+: .+|outside|no rates|no components"):
         make()
+
+
+def test_levels_are_few_equally_likely_and_hold_both_ends():
+    drawn = torch.cat([draw(Uniform(0.1, 0.8), 4, seed=0, step=step, levels=8) for step in range(400)])
+    found, counts = drawn.unique(return_counts=True)
+    torch.testing.assert_close(found, torch.arange(8, dtype=torch.float64) / 10 + 0.1)
+    assert counts.min() > 150
+    assert set(draw(Choice([0.0, 0.5, 0.75]), 64, seed=0, step=0, levels=16).tolist()) == {0.0, 0.5, 0.75}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,20 @@ def test_lora_trains_adapters_alone(words, tmp_path):
     trained(*words("model.lora.r=4", "model.lora.alpha=8", "train.steps=2"))
     saved = complete(tmp_path / "run" / "checkpoints")[-1] / "model"
     assert all("lora_" in name for name in load_file(saved / "adapter_model.safetensors"))
+
+
+def test_a_budgeted_run_fills_its_micro_batches_and_resumes_exactly(words, tmp_path):
+    budget = ["train.token_budget=700", "train.patch_budget=4000", "train.save_every=2", "train.keep=2"]
+    trained(*words(*budget, run_dir=tmp_path / "whole"))
+    kept = metrics(tmp_path / "whole", "tokens/after")  # of two micro-batches
+    assert max(kept) <= 1400 and max(metrics(tmp_path / "whole", "samples")) > 4
+    broken = words(*budget, "resume=auto", run_dir=tmp_path / "broken")
+    trained(*broken)
+    shutil.rmtree(complete(tmp_path / "broken" / "checkpoints")[-1])
+    trained(*broken)
+    assert_same_weights(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_budget_below_one_sample_stops_before_training(words):
+    with pytest.raises(ValueError, match=r"token_budget=50 is smaller than sample row\d alone: give at least \d+"):
+        trained(*words("train.token_budget=50"))

@@ -1,0 +1,103 @@
+"""Operations of a forward or training pass, counted from a Hugging Face configuration and a batch's sizes.
+
+A multiply-add counts as two. Attention counts the pairs it looks at: under the causal mask in the language model,
+within windows and temporal grids in the vision tower. Norms, activations, rotations and recomputation count nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Operations(NamedTuple):
+    """By part of the model."""
+
+    vision: float
+    merger: float
+    language: float
+    head: float
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one batch asks of the model."""
+
+    grids: Sequence[tuple[int, int, int]]  # patches of every image and video: temporal grids, height, width
+    lengths: Sequence[int]  # tokens that the language model reads of every sample
+    targets: int  # tokens that the head predicts
+
+
+def forward(config: Any, work: Work) -> Operations:
+    """Operations of one forward pass."""
+    text, vision = config.get_text_config(), config.vision_config
+    patches = sum(t * h * w for t, h, w in work.grids)
+    return Operations(
+        vision=2 * patches * _vision_weights(vision) + _vision_attention(vision, work.grids),
+        merger=2 * patches / vision.spatial_merge_size**2 * _merger_weights(vision),
+        language=2 * sum(work.lengths) * _layer_weights(text) * text.num_hidden_layers
+        + sum(_causal_attention(text, length) for length in work.lengths),
+        head=2 * work.targets * text.hidden_size * text.vocab_size,
+    )
+
+
+def training(config: Any, work: Work, *, frozen: Collection[str] = (), lora: bool = False) -> Operations:
+    """Operations of forward and backward. `frozen` names towers (train.config.TOWERS); LoRA's own are left out.
+
+    Backward costs a forward for the gradients of the inputs and another for those of the weights; neither is made
+    below the first trained weight, and the second not for frozen ones.
+    """
+    once = forward(config, work)
+    vision, merger, language = (name not in frozen for name in ("vision", "merger", "language"))
+    below_merger, below_language = vision, vision or merger
+    heavy = language and not lora
+    return Operations(
+        vision=once.vision * (3 if vision else 1),
+        merger=once.merger * (1 + below_merger + merger),
+        language=once.language * (1 + (below_language or language) + heavy),
+        head=once.head * (2 + heavy),
+    )
+
+
+def _layer_weights(text: Any) -> int:
+    """Weights that one token meets in one decoder layer."""
+    width = text.hidden_size
+    head = getattr(text, "head_dim", None) or width // text.num_attention_heads
+    projections = width * head * 2 * (text.num_attention_heads + text.num_key_value_heads)
+    if experts := getattr(text, "num_experts_per_tok", None):
+        return projections + width * (text.num_experts + 3 * experts * text.moe_intermediate_size)
+    return projections + 3 * width * text.intermediate_size
+
+
+def _causal_attention(text: Any, length: int) -> float:
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    pairs = length * (length + 1) / 2
+    return 4 * pairs * head * text.num_attention_heads * text.num_hidden_layers
+
+
+def _vision_weights(vision: Any) -> int:
+    """Weights that one patch meets; the families differ in whether the MLP has a gate."""
+    width = vision.hidden_size
+    patch = getattr(vision, "in_channels", 3) * vision.temporal_patch_size * vision.patch_size**2
+    matrices = 3 if hasattr(vision, "window_size") else 2
+    return vision.depth * (4 * width**2 + matrices * width * vision.intermediate_size) + patch * width
+
+
+def _vision_attention(vision: Any, grids: Sequence[tuple[int, int, int]]) -> float:
+    whole = getattr(vision, "fullatt_block_indexes", range(vision.depth))
+    window = getattr(vision, "window_size", 0) // vision.patch_size
+    full_pairs = sum(t * (h * w) ** 2 for t, h, w in grids)
+    window_pairs = sum(t * h * w * min(window**2, h * w) for t, h, w in grids)
+    pairs = full_pairs * len(whole) + window_pairs * (vision.depth - len(whole))
+    return 4 * pairs * vision.hidden_size
+
+
+def _merger_weights(vision: Any) -> int:
+    """Weights that one merged token meets, at every level."""
+    width = vision.hidden_size * vision.spatial_merge_size**2
+    return (width**2 + width * vision.out_hidden_size) * (1 + len(getattr(vision, "deepstack_visual_indexes", ())))
