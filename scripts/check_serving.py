@@ -138,7 +138,8 @@ def serve(prompts: list[Prompt], options: Options, server: str) -> dict[Key, dic
         media: dict[str, Any] = {key: value for prompt in prompts for key, value in prompt.media.items()}
         np.savez(Path(folder, "media.npz"), **media)
         worker = Path(__file__).with_name("vllm_worker.py")
-        environment = {**os.environ, "EVS_VLLM_PLUGIN": str(int(server == "plugin"))}
+        mode = os.environ.get("EVS_VLLM_PLUGIN", "1") if server == "plugin" else "0"
+        environment = {**os.environ, "EVS_VLLM_PLUGIN": mode}
         done = subprocess.run(
             [options.vllm_python, str(worker), folder], env=environment, capture_output=True, text=True, check=False
         )

@@ -1,7 +1,8 @@
 """The vLLM plugin: install this package next to vLLM, and a served checkpoint sees the positions of its training.
 
 Entry point `evs` of the group `vllm.general_plugins`; `EVS_VLLM_PLUGIN=0` turns it off. At `--video-pruning-rate`
-0 or none it changes nothing. Written against vLLM 0.31.0 and 0.32.0; others are refused rather than guessed at.
+0 or none it changes nothing. Written against vLLM 0.31.0 and 0.32.0; others are refused rather than guessed at,
+unless `EVS_VLLM_PLUGIN=any` asks for it (in 0.33.0 all that it touches is the same as in 0.32.0, by reading).
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ MODELS = {
 
 def register() -> None:
     """Called by vLLM in each of its processes, maybe more than once. ValueError for an unsupported version."""
-    if os.environ.get("EVS_VLLM_PLUGIN", "1") == "0":
+    mode = os.environ.get("EVS_VLLM_PLUGIN", "1")
+    if mode == "0":
         return
     import vllm
     from vllm.platforms import current_platform
 
-    check_version(vllm.__version__)
+    if mode != "any":
+        check_version(vllm.__version__)
     for architecture, target in MODELS.items():
         # By name: importing a model class here would touch CUDA before vLLM forks.
         vllm.ModelRegistry.register_model(architecture, target)
@@ -35,8 +38,8 @@ def register() -> None:
 def check_version(version: str) -> None:
     if version.split("+")[0] not in SUPPORTED:
         raise ValueError(
-            f"the evs plugin does not know vLLM {version}: install {' or '.join(SUPPORTED)}, "
-            "or set EVS_VLLM_PLUGIN=0 to serve without it"
+            f"the evs plugin does not know vLLM {version}: install {' or '.join(SUPPORTED)}, or set "
+            "EVS_VLLM_PLUGIN=0 to serve without it, =any to load it and check with scripts/check_serving.py"
         )
 
 
