@@ -39,6 +39,7 @@ class Options:
     name: str | None = None  # of the curve; default: the model's folder
     dtype: str = "bfloat16"  # the server's, for weights and scores
     attention: str = "sdpa"
+    scheme: str = "preserve"  # positions under pruning
     batch_size: int = 1
     limit: int | None = None  # samples
     media_root: str | None = None
@@ -83,7 +84,7 @@ def run(options: Options) -> list[Score]:
     engine = Accelerator(cpu=not torch.cuda.is_available())
     encoder = build_encoder(config, data)
     model = build_model(config, DTYPES[options.dtype]).to(engine.device)
-    task = UptrainTask(model, adapter_for(model), FrameDelta(options.dtype)).eval()
+    task = UptrainTask(model, adapter_for(model, options.scheme), FrameDelta(options.dtype)).eval()
     return build_evaluation(engine, task, encoder, data, evaluation)()
 
 

@@ -61,7 +61,7 @@ def build_run(config: Config) -> Run:
     plan = build_plan(config, engine, samples, sizes, rates)
 
     model = build_model(config.model, weight_dtype(config))
-    bare = UptrainTask(model, adapter_for(base_model(model)), scorer)
+    bare = UptrainTask(model, adapter_for(base_model(model), config.model.scheme), scorer)
     task, optimizer = engine.prepare(bare, build_optimizer(bare, config.optim))
     checkpoints = Checkpoints(engine, run_dir / "checkpoints", config.train.keep)
     if checkpoint:

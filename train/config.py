@@ -28,6 +28,7 @@ class ModelConfig:
     path: str = MISSING  # a folder or a Hub id
     revision: str | None = None
     attention: str = "sdpa"  # transformers' attn_implementation: sdpa, eager, flash_attention_2, flash_attention_3, ...
+    scheme: str = "preserve"  # positions under pruning; vllm, vllm_bf16: those of a stock server (Qwen2.5-VL)
     freeze: list[str] = field(default_factory=list)  # any of TOWERS
     lora: LoraConfig = field(default_factory=LoraConfig)
     gradient_checkpointing: bool = True

@@ -40,7 +40,7 @@ class UptrainTask(nn.Module):
         """`rate`: one for all videos of the batch, or one a video."""
         grids = self.adapter.grids(batch)
         rates_V = [rate] * len(grids) if isinstance(rate, float | int) else rate
-        full, features = self.adapter.embed(batch)
+        full, features = self.adapter.embed(batch, pruned=any(rates_V or [rate]))
         x = prune(full, keep_mask(full, features, grids, rates_V, self.scorer))
         hidden_TD, labels_T = labelled(self.adapter.decode(x), x)
         loss_sum, logits_TV = self.head(hidden_TD, labels_T)
