@@ -18,8 +18,8 @@ def keep_mask(
 ) -> Tensor:
     """[N] bool, True for every token that survives; all text and all images do.
 
-    `features_MC` holds the videos' rows one after another, `grids` and `rates_V` one entry a video. At rate 0 a video is
-    left alone, as the server leaves it.
+    `features_MC` holds the videos' rows one after another, `grids` and `rates_V` one entry a video. At rate 0 a video
+    is left alone, as the server leaves it.
     """
     if len(rates_V) != len(grids):
         raise ValueError(f"{len(rates_V)} pruning rates for {len(grids)} videos: give one rate a video")

@@ -82,7 +82,7 @@ def base_folder(config: Config) -> Path:
 
 
 def write_weights(config: Config, checkpoint: Path, out: Path) -> None:
-    """The base model, read so that it remembers its own keys and dtype, with the trained weights in place of its own."""
+    """The base model, read so that it remembers its keys and dtype, with the trained weights in place of its own."""
     model = AutoModelForImageTextToText.from_pretrained(config.model.path, revision=config.model.revision, dtype="auto")
     if config.model.lora.r is not None:
         model = PeftModel.from_pretrained(model, str(checkpoint / "model")).merge_and_unload()

@@ -18,9 +18,9 @@ tags: [video, token-pruning, efficient-video-sampling]
 
 # $name
 
-[$base](https://huggingface.co/$base), uptrained to stay accurate when Efficient Video Sampling
-([arXiv 2510.14624](https://arxiv.org/abs/2510.14624)) prunes its video tokens. A stock checkpoint: the base model's keys,
-configuration and processor.
+Base model: $base, uptrained to stay accurate when Efficient Video Sampling
+([arXiv 2510.14624](https://arxiv.org/abs/2510.14624)) prunes its video tokens. A stock checkpoint: the base model's
+keys, configuration and processor.
 
     vllm serve <this checkpoint> --video-pruning-rate 0.75
 

@@ -51,5 +51,5 @@ def test_an_export_never_overwrites(tmp_path, words):
 
 
 def test_a_folder_that_is_no_run_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="holds no config.yaml: give the run_dir"):
+    with pytest.raises(ValueError, match=r"holds no config\.yaml: give the run_dir"):
         export.main(export.Options(run=str(tmp_path), out=str(tmp_path / "out")))

@@ -68,5 +68,5 @@ def test_a_rate_outside_the_interval_is_named(words):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_an_option_that_needs_a_gpu_says_so():
-    with pytest.raises(ValueError, match="flash_attention_2 needs a CUDA GPU .* use model.attention=sdpa"):
+    with pytest.raises(ValueError, match=r"flash_attention_2 needs a CUDA GPU .* use model\.attention=sdpa"):
         check_attention("flash_attention_2")
