@@ -1,0 +1,119 @@
+"""Planning by budget over 1,000 steps, and sparse frames out of a long video."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import av
+import numpy as np
+from transformers.video_utils import load_video
+
+from data.batching import Budget, BudgetPlan
+from data.decode import decode as decode_sparse
+from data.frames import FramePolicy
+from data.sizes import SampleSize, Sizes, gather
+from data.types import VideoRef
+from evs import Uniform
+from scripts.bench_timing import alternate, table
+from train.build import kept_counts
+from train.loop import StepRates
+
+STEPS, WORLD, TOKENS = 1000, 8, 16_384
+
+
+def mixture(samples: int = 50_000, seed: int = 0) -> Sizes:
+    """Clips of 4 to 128 frames at five sizes of frame, 40 to 400 tokens of text."""
+    random = np.random.default_rng(seed)
+    grids = random.integers(2, 65, samples)
+    tokens = random.choice([48, 64, 96, 128, 192], samples)
+    text = random.integers(40, 400, samples)
+    return gather(
+        SampleSize(int(n), ((int(t), int(k)),), int(4 * t * k), int(2 * t)) for t, k, n in zip(grids, tokens, text)
+    )
+
+
+def batching(rounds: int) -> dict[str, Any]:
+    """Fill, spread and equality over ranks of planned micro-batches at rates drawn from [0, .9], and planning time.
+
+    With the patch budget out of the way, then with one that holds above a rate of about .75.
+    """
+    results = {}
+    for name, patches in (("tokens", None), ("tokens and patches", 16 * TOKENS)):
+        results[name] = _planned(Budget(TOKENS, patches))
+    header = ("budget", "fill", "fill of the tighter", "cv of tokens", "ranks: mean", "worst", "ms a step")
+    rows = [(name, *(f"{value:.4f}" for value in each.values())) for name, each in results.items()]
+    print(f"{STEPS} steps, {WORLD} ranks, {TOKENS} tokens\n{table(header, rows)}")
+    return results
+
+
+def _planned(budget: Budget) -> dict[str, float]:
+    sizes, rates = mixture(), StepRates(Uniform(0.0, 0.9), 1, 0)
+    plans = [BudgetPlan(sizes, budget, rates, kept_counts, WORLD, rank, 0) for rank in range(WORLD)]
+    begin = time.perf_counter()
+    for number in range(STEPS):
+        plans[0].micro_batches(number)
+    seconds = time.perf_counter() - begin
+    tokens, patches = (np.empty((STEPS, WORLD)) for _ in range(2))
+    for number in range(STEPS):
+        for rank, plan in enumerate(plans):
+            places = np.array(plan.micro_batches(number)[0])
+            tokens[number, rank] = sizes.tokens(places, rates(number)[0], kept_counts).sum()
+            patches[number, rank] = sizes.patches_S[places].sum()
+    tighter = np.maximum(tokens / budget.tokens, patches / budget.patches) if budget.patches else tokens / budget.tokens
+    between = np.ptp(tokens, axis=1) / tokens.mean(1)
+    return {
+        "fill": tokens.mean() / budget.tokens,
+        "fill_of_the_tighter": tighter.mean(),
+        "cv": tokens.std() / tokens.mean(),
+        "ranks_mean": between.mean(),
+        "ranks_worst": between.max(),
+        "ms_a_step": 1000 * seconds / STEPS,
+    }
+
+
+def decode(rounds: int) -> dict[str, Any]:
+    """16 frames out of ten minutes: ours, every frame decoded, and the library's loader."""
+    load: Any = load_video  # its annotations leave out paths
+    with TemporaryDirectory() as folder:
+        path = str(_long_video(Path(folder) / "long.mp4"))
+        policy = FramePolicy(fps=16 / 600, min_frames=16, max_frames=16)
+        times = alternate(
+            {
+                "ours": lambda: decode_sparse(VideoRef(path), policy),
+                "every frame": partial(_decode_all, path),
+                "transformers": lambda: load(path, num_frames=16, backend="pyav"),
+            },
+            rounds,
+        )
+    rows = [
+        (name, f"{each.median:.3f}", "{:.1f} ({:.1f}..{:.1f})".format(*times["ours"].ratio_to(each)))
+        for name, each in times.items()
+    ]
+    print("16 frames of a 10-minute video, seconds\n" + table(("decoder", "seconds", "times ours"), rows))
+    return {name: {"seconds": each.median, "rounds": each.seconds} for name, each in times.items()}
+
+
+def _decode_all(path: str) -> None:
+    with av.open(path) as container:
+        for _ in container.decode(video=0):
+            pass
+
+
+def _long_video(path: Path, seconds: int = 600, fps: int = 25, size: Sequence[int] = (320, 240)) -> Path:
+    """Moving noise, a keyframe every ten seconds, as encoders set it by default."""
+    width, height = size
+    still = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "g": "250"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        smooth = np.kron(still[::16, ::16], np.ones((16, 16, 1), np.uint8))
+        for number in range(seconds * fps):
+            picture = av.VideoFrame.from_ndarray(np.roll(smooth, number // 5, axis=1), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return path

@@ -1,0 +1,149 @@
+"""Named shapes with random weights, batches of synthetic clips for them, ours and the stock training step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from data.types import IGNORE, Batch
+from evs import FrameDelta, Grid, keep_count
+from evs.adapters import adapter_for
+from train.cost import Work
+from train.optim import freeze
+from train.task import UptrainTask
+
+ROPE = {"rope_type": "default", "rope_theta": 1e6}
+SPECIAL = {"vision_start_token_id": 1, "vision_end_token_id": 2, "image_token_id": 3, "video_token_id": 4}
+WORDS = 8  # ids from here on are text
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Qwen2.5-VL in numbers, and the batch it is timed on."""
+
+    text: tuple[int, int, int, int, int]  # layers, width, heads, key-value heads, MLP
+    vision: tuple[int, int, int, int]  # layers, width, heads, MLP
+    vocabulary: int = 151_936
+    tied: bool = False
+    clips: int = 2
+    grid: tuple[int, int, int] = (16, 8, 8)  # merged tokens: 1,024 a clip
+
+
+SHAPES = {
+    "tiny": Shape((4, 256, 4, 2, 512), (4, 128, 4, 256), vocabulary=2048, grid=(8, 4, 4)),
+    "small": Shape((8, 768, 12, 2, 4096), (8, 320, 4, 560)),
+    "qwen2_5_vl_3b": Shape((36, 2048, 16, 2, 11008), (32, 1280, 16, 3420), tied=True, grid=(32, 16, 16)),
+    "qwen2_5_vl_7b": Shape((28, 3584, 28, 4, 18944), (32, 1280, 16, 3420), grid=(32, 16, 16)),
+}
+PROMPT, ANSWER = 32, 32  # text tokens of every sample; the answer is what is learned
+
+
+def build_shape(name: str) -> Shape:
+    if name not in SHAPES:
+        raise ValueError(f"shape={name} is unknown: use one of {', '.join(SHAPES)}")
+    return SHAPES[name]
+
+
+def model_config(shape: Shape) -> Qwen2_5_VLConfig:
+    layers, width, heads, kv, mlp = shape.text
+    depth, vision_width, vision_heads, vision_mlp = shape.vision
+    half = width // heads // 2
+    sections = [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]
+    return Qwen2_5_VLConfig(
+        text_config={
+            **{"vocab_size": shape.vocabulary, "hidden_size": width, "intermediate_size": mlp},
+            **{"num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv},
+            **{"rope_parameters": {**ROPE, "mrope_section": sections}, "max_position_embeddings": 131072},
+            **{"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "tie_word_embeddings": shape.tied},
+        },
+        vision_config={
+            **{"depth": depth, "hidden_size": vision_width, "num_heads": vision_heads, "out_hidden_size": width},
+            **{"intermediate_size": vision_mlp, "fullatt_block_indexes": list(range(7, depth, 8)) or [depth - 1]},
+        },
+        tie_word_embeddings=shape.tied,
+        **SPECIAL,
+    )
+
+
+def build_model(shape: Shape, device: torch.device, dtype: torch.dtype, attention: str = "sdpa") -> Any:
+    config = model_config(shape)
+    config._attn_implementation = attention
+    generator_state = torch.get_rng_state()
+    torch.manual_seed(0)
+    with device:
+        model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation=attention)
+    torch.set_rng_state(generator_state)
+    return model.train()
+
+
+def build_batch(shape: Shape, dtype: torch.dtype, clips: int | None = None, seed: int = 0) -> Batch:
+    """Clips in which every grid differs a little from the one before it, with a prompt and an answer each."""
+    random = torch.Generator().manual_seed(seed)
+    clips = shape.clips if clips is None else clips
+    t, h, w = shape.grid
+    each = t * h * w
+    ids, labels, pixels = [], [], []
+    for _ in range(clips):
+        prompt, answer = torch.randint(WORDS, shape.vocabulary, (2, PROMPT - 2), generator=random)
+        answer = torch.cat([answer, answer[:2]])
+        row = torch.cat([torch.tensor([1]), torch.full((each,), 4), torch.tensor([2]), prompt, answer])
+        ids.append(row)
+        labels.append(torch.cat([torch.full((len(row) - ANSWER,), IGNORE), answer]))
+        still = torch.randn(1, 4 * h * w, 1176, generator=random)
+        pixels.append((still + 0.3 * torch.randn(t, 4 * h * w, 1176, generator=random)).flatten(0, 1).to(dtype))
+    return Batch(
+        ids=tuple(map(str, range(clips))),
+        input_ids_N=torch.cat(ids),
+        labels_N=torch.cat(labels),
+        segment_N=torch.arange(clips).repeat_interleave(len(ids[0])),
+        pixel_values_videos=torch.cat(pixels),
+        video_grid_thw_V3=torch.tensor([[t, 2 * h, 2 * w]] * clips),
+        second_per_grid_V=torch.ones(clips, dtype=torch.float64),
+        pixel_values=None,
+        image_grid_thw_I3=torch.zeros(0, 3, dtype=torch.long),
+        choices=((),) * clips,
+    )
+
+
+def stock_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """The same batch as rows of equal length, as the library's own processor and collator would give it."""
+    rows = len(batch.ids)
+    ids = batch.input_ids_N.view(rows, -1).to(device)
+    assert batch.pixel_values_videos is not None
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": 2 * (ids == 4).int(),
+        "labels": batch.labels_N.view(rows, -1).to(device),
+        "pixel_values_videos": batch.pixel_values_videos.to(device),
+        "video_grid_thw": batch.video_grid_thw_V3.to(device),
+        "second_per_grid_ts": batch.second_per_grid_V.float().to(device),
+    }
+
+
+def work(shape: Shape, rate: float, clips: int | None = None) -> Work:
+    """What the cost model needs to know of the batch at `rate`."""
+    clips = shape.clips if clips is None else clips
+    t, h, w = shape.grid
+    length = PROMPT + ANSWER + keep_count(Grid(t, h, w), rate)
+    return Work([(t, 2 * h, 2 * w)] * clips, [length] * clips, ANSWER * clips)
+
+
+def our_task(model: Any) -> UptrainTask:
+    return UptrainTask(model, adapter_for(model), FrameDelta("bfloat16")).train()
+
+
+def stock_twin(model: Any) -> Any:
+    """The same weights in a model that nothing has been done to."""
+    return copy.deepcopy(model)
+
+
+def frozen_as(model: nn.Module, towers: Sequence[str]) -> None:
+    model.requires_grad_(True)
+    freeze(model, list(towers))

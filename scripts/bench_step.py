@@ -1,0 +1,227 @@
+"""The training step, the prefill and the choice of survivors, ours beside the library's own."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from evs import FrameDelta, Grid, Uniform, draw, keep_mask, prune, select
+from scripts import bench_models as models
+from scripts.bench_timing import Timed, alternate, peak_memory, table, timed
+from train import cost
+
+FROZEN: dict[str, tuple[str, ...]] = {"frozen": ("vision",), "trained": ()}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the cases have in common."""
+
+    shape: models.Shape
+    rates: Sequence[float]
+    rounds: int
+    device: torch.device
+    dtype: torch.dtype
+    attention: str
+
+    def model(self) -> Any:
+        return models.build_model(self.shape, self.device, self.dtype, self.attention)
+
+
+def step(setting: Setting) -> dict[str, Any]:
+    """Forward + backward with the vision tower frozen and trained, the optimizer apart, memory, mixed rates."""
+    result: dict[str, Any] = {}
+    for name, frozen in FROZEN.items():
+        result[name] = _step_times(setting, frozen)
+        print(f"\nvision tower {name}: forward + backward, seconds\n" + _step_table(result[name]))
+        result[name]["memory_gib"] = memory = _step_memory(setting, frozen)
+        print(f"peak memory of forward + backward + optimizer, GiB: {memory}")
+    result["mixed"] = mixed = _mixed_rates(setting)
+    print(f"\nuniform rates on [0, .9], a fresh one every step against the same one again: {mixed['ratio']:.3f}")
+    return result
+
+
+def _step_times(setting: Setting, frozen: tuple[str, ...]) -> dict[str, Any]:
+    stock, ours = setting.model(), setting.model()
+    task = models.our_task(ours)
+    for model in (stock, ours):
+        models.frozen_as(model, frozen)
+    batch = models.build_batch(setting.shape, setting.dtype)
+    steps = {f"{rate:g}": _our_step(task, batch, rate) for rate in setting.rates}
+    steps["stock"] = _stock_step(stock, models.stock_inputs(batch, setting.device))
+    times = alternate(steps, setting.rounds)
+    optimizer = torch.optim.AdamW([p for p in ours.parameters() if p.requires_grad], lr=1e-6)
+    _our_step(task, batch, setting.rates[-1], clear=False)()
+    apart = alternate({"optimizer": optimizer.step}, setting.rounds)["optimizer"]
+    return {"optimizer_s": apart.median, **_against(setting, frozen, times)}
+
+
+def _against(setting: Setting, frozen: tuple[str, ...], times: dict[str, Timed]) -> dict[str, Any]:
+    """Every rate's time beside the stock's and beside what the operations that remain let one hope for."""
+    config = models.model_config(setting.shape)
+    operations = {r: cost.training(config, models.work(setting.shape, r), frozen=frozen).total for r in setting.rates}
+    first = setting.rates[0]
+    rows = {}
+    for rate in setting.rates:
+        mine = times[f"{rate:g}"]
+        faster = mine.ratio_to(times["stock"])
+        ideal = times[f"{first:g}"].median * operations[rate] / operations[first]
+        rows[f"{rate:g}"] = {
+            "seconds": mine.median,
+            "stock_over_ours": faster,
+            "ideal_s": ideal,
+            "over_ideal": mine.median / ideal,
+            "tera_operations": operations[rate] / 1e12,
+            "rounds": mine.seconds,
+        }
+    return {"stock_s": times["stock"].median, "stock_rounds": times["stock"].seconds, "rates": rows}
+
+
+def _step_table(result: dict[str, Any]) -> str:
+    rows = [
+        (
+            rate,
+            f"{row['seconds']:.3f}",
+            "{:.2f} ({:.2f}..{:.2f})".format(*row["stock_over_ours"]),
+            f"{row['ideal_s']:.3f}",
+            f"{row['over_ideal']:.2f}",
+            f"{row['tera_operations']:.2f}",
+        )
+        for rate, row in result["rates"].items()
+    ]
+    header = ("rate", "seconds", "times faster than stock", "ideal", "over ideal", "10^12 ops")
+    return f"{table(header, rows)}\nstock {result['stock_s']:.3f}, optimizer {result['optimizer_s']:.3f}"
+
+
+def _our_step(task: Any, batch: Any, rate: float, *, clear: bool = True) -> Callable[[], None]:
+    def run() -> None:
+        out = task(batch, rate)
+        (out.loss_sum / out.targets).backward()
+        if clear:
+            task.zero_grad()
+
+    return run
+
+
+def _stock_step(model: Any, inputs: dict[str, torch.Tensor]) -> Callable[[], None]:
+    def run() -> None:
+        model(**inputs).loss.backward()
+        model.zero_grad()
+
+    return run
+
+
+def _step_memory(setting: Setting, frozen: tuple[str, ...]) -> dict[str, float | None]:
+    """Peak of a step that starts from weights and optimizer states, one model at a time in memory."""
+    batch = models.build_batch(setting.shape, setting.dtype)
+    found: dict[str, float | None] = {}
+    for name in ("stock", *(f"{rate:g}" for rate in (setting.rates[0], 0.75))):
+        gc.collect()
+        model = setting.model()
+        models.frozen_as(model, frozen)
+        if name == "stock":
+            run = _stock_step(model, models.stock_inputs(batch, setting.device))
+        else:
+            run = _our_step(models.our_task(model), batch, float(name))
+        found[name] = _gib(peak_memory(_with_optimizer(model, run)))
+        del model, run
+    return found
+
+
+def _with_optimizer(model: Any, run: Callable[[], None]) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+    model.zero_grad = lambda *_: (optimizer.step(), optimizer.zero_grad())  # where the step would drop its gradients
+
+    def twice() -> None:  # the second one starts with optimizer states
+        run()
+        run()
+
+    return twice
+
+
+def _gib(size: int | None) -> float | None:
+    return None if size is None else round(size / 2**30, 2)
+
+
+def _mixed_rates(setting: Setting) -> dict[str, Any]:
+    """Seconds of a step at a freshly drawn rate, and of the same step again: the price of changing shapes."""
+    model = setting.model()
+    models.frozen_as(model, ("vision",))
+    task, batch = models.our_task(model), models.build_batch(setting.shape, setting.dtype)
+    _our_step(task, batch, 0.5)()
+    fresh, again, rates = [], [], []
+    for number in range(4 * setting.rounds):
+        rate = draw(Uniform(), 1, seed=0, step=number, levels=64).item()
+        run = _our_step(task, batch, rate)
+        rates.append(rate)
+        fresh.append(timed(run))
+        again.append(timed(run))
+    return {"ratio": sum(fresh) / sum(again), "rates": rates, "fresh_s": fresh, "again_s": again}
+
+
+@torch.no_grad()
+def prefill(setting: Setting) -> dict[str, Any]:
+    """Time to the first token of one clip: the vision tower once, the language model at every rate."""
+    model = setting.model().eval()
+    stock = models.stock_twin(model)
+    task = models.our_task(model).eval()
+    frames, height, width = setting.shape.grid
+    shape = replace(setting.shape, clips=1, grid=(4 * frames, height, width))
+    batch = models.build_batch(shape, setting.dtype)
+    full, features = task.adapter.embed(batch)
+    inputs = {k: v for k, v in models.stock_inputs(batch, setting.device).items() if k != "labels"}
+
+    def language(rate: float) -> Callable[[], Any]:
+        def run() -> None:
+            keep = keep_mask(full, features, task.adapter.grids(batch), [rate], task.scorer)
+            model.lm_head(task.adapter.decode(prune(full, keep))[-1:])
+
+        return run
+
+    things: dict[str, Callable[[], Any]] = {f"{rate:g}": language(rate) for rate in setting.rates}
+    things["vision"] = lambda: task.adapter.embed(batch)
+    things["stock"] = lambda: stock(**inputs, use_cache=False, logits_to_keep=1)
+    times = alternate(things, setting.rounds)
+    first = times[f"{setting.rates[0]:g}"]
+    rows = [
+        (
+            f"{r:g}",
+            f"{times[f'{r:g}'].median:.3f}",
+            "{:.2f} ({:.2f}..{:.2f})".format(*times[f"{r:g}"].ratio_to(first)),
+            f"{times[f'{r:g}'].median + times['vision'].median:.3f}",
+        )
+        for r in setting.rates
+    ]
+    print(f"prefill of {shape.grid} tokens and {models.PROMPT + models.ANSWER} of text, seconds")
+    print(table(("rate", "language model", "times faster than rate 0", "with vision"), rows))
+    print(f"vision {times['vision'].median:.3f}, stock in all {times['stock'].median:.3f}")
+    return {name: {"seconds": each.median, "rounds": each.seconds} for name, each in times.items()}
+
+
+def mask(setting: Setting) -> dict[str, Any]:
+    """Scoring and selection for 16 videos of 32 grids of 256 tokens against the rate-0 step of the same batch.
+
+    The step is timed on one such video and taken 16 times: on a CPU the batch would not fit.
+    """
+    grid, videos = Grid(32, 16, 16), 16
+    width = setting.shape.text[1]
+    features = torch.randn(videos, grid.tokens, width, dtype=setting.dtype, device=setting.device)
+    scorer = FrameDelta("bfloat16")
+
+    def choose() -> None:
+        for each in features:
+            select(scorer(each, grid), 0.75)
+
+    shape = replace(setting.shape, clips=1, grid=(grid.T, grid.H, grid.W))
+    model = setting.model()
+    models.frozen_as(model, ("vision",))
+    whole = _our_step(models.our_task(model), models.build_batch(shape, setting.dtype), 0.0)
+    times = alternate({"mask": choose, "step": whole}, setting.rounds)
+    share = times["mask"].median / (videos * times["step"].median)
+    print(f"mask of {videos} videos {times['mask'].median:.3f} s, rate-0 step of one {times['step'].median:.3f} s: ")
+    print(f"{100 * share:.2f} % of the step of all {videos}")
+    return {"mask_s": times["mask"].median, "step_of_one_s": times["step"].median, "share": share}

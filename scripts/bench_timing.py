@@ -1,0 +1,117 @@
+"""Timing of several things side by side in one process, and the machine it was done on."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds of every round, the same rounds for all things timed together."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def ratio_to(self, other: Timed) -> tuple[float, float, float]:
+        """How many times longer `other` takes: median, least and most over the rounds."""
+        ratios = [b / a for a, b in zip(self.seconds, other.seconds)]
+        return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def alternate(things: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[str, Timed]:
+    """Each thing once a round, in turn, so that what else the machine does falls on all of them alike."""
+    for thing in list(things.values()) * warmup:
+        thing()
+    seconds: dict[str, list[float]] = {name: [] for name in things}
+    for _ in range(rounds):
+        for name, thing in things.items():
+            seconds[name].append(timed(thing))
+    return {name: Timed(tuple(each)) for name, each in seconds.items()}
+
+
+def timed(thing: Callable[[], Any]) -> float:
+    """Seconds, until the device is done."""
+    synchronize()
+    begin = time.perf_counter()
+    thing()
+    synchronize()
+    return time.perf_counter() - begin
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_memory(thing: Callable[[], Any]) -> int | None:
+    """Most bytes in use while `thing` runs: the device's, else the process's; None where the system does not tell."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        thing()
+        return torch.cuda.max_memory_allocated()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    except OSError:
+        return None
+    thing()
+    return resident("VmHWM")
+
+
+def resident(name: str) -> int:
+    """Bytes of a line of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def machine() -> dict[str, Any]:
+    """What a figure depends on besides the code."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
+        "device": gpu or _cpu(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(_memory() / 2**30, 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _memory() -> int:
+    import os
+
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Columns flush right."""
+    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in cells)

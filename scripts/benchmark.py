@@ -1,0 +1,97 @@
+"""The harness behind every published figure: ours and the stock path side by side, in one process.
+
+python scripts/benchmark.py step|prefill|mask|batching|decode [shape=small] [rates=[0,0.5,0.75]] [out=FILE.json]
+
+Medians over `rounds` rounds in which every contender runs once, after a warm-up. Weights are random, nothing is
+downloaded. On a GPU the figures are times; on a CPU take the ratios only.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file: imports start at the repository root, not in scripts/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from scripts import bench_data, bench_step
+from scripts.bench_models import ANSWER, PROMPT, build_shape, model_config
+from scripts.bench_timing import machine
+from train import cli
+from train.config import check_rates
+
+DATA = {"batching": bench_data.batching, "decode": bench_data.decode}
+MODEL = {"step": bench_step.step, "prefill": bench_step.prefill, "mask": bench_step.mask}
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass
+class Options:
+    shape: str = "small"
+    rates: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 0.9])
+    rounds: int = 5
+    dtype: str = "bfloat16"
+    attention: str = "sdpa"
+    out: str | None = None  # JSON
+
+
+def measure(what: str, options: Options) -> dict[str, Any]:
+    """The figures of one benchmark; prints them as they come."""
+    if what in DATA:
+        return DATA[what](options.rounds)
+    check_rates("rates", options.rates)
+    if options.dtype not in DTYPES:
+        raise ValueError(f"dtype={options.dtype} is unknown: use one of {', '.join(DTYPES)}")
+    shape, device = build_shape(options.shape), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    setting = bench_step.Setting(shape, options.rates, options.rounds, device, DTYPES[options.dtype], options.attention)
+    return MODEL[what](setting)
+
+
+def describe(options: Options) -> dict[str, Any]:
+    """The shape in figures."""
+    shape = build_shape(options.shape)
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(model_config(shape))
+    millions = {
+        name: round(sum(p.numel() for p in part.parameters()) / 1e6, 1)
+        for name, part in {
+            "all": model,
+            "vision": model.model.visual,
+            "embedding": model.get_input_embeddings(),
+        }.items()
+    }
+    t, h, w = shape.grid
+    return {
+        "parameters_m": millions,
+        "clips": shape.clips,
+        "video_tokens_a_clip": t * h * w,
+        "text_tokens_a_clip": PROMPT + ANSWER,
+    }
+
+
+def main() -> None:
+    what, *words = sys.argv[1:] or [""]
+    known = [*MODEL, *DATA]
+    if what not in known:
+        cli.fail(f"{what or 'nothing'!r} cannot be measured: use one of {', '.join(known)}")
+    options = cli.parse(Options, words)
+    with cli.one_line_errors():
+        about = {"what": what, "machine": machine(), "options": asdict(options)}
+        if what in MODEL:
+            about["shape"] = describe(options)
+        print(json.dumps(about))
+        result = about | {"result": measure(what, options)}
+        if options.out:
+            Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+            Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+            print(f"figures: {options.out}")
+
+
+if __name__ == "__main__":
+    main()
