@@ -59,9 +59,8 @@ def main(options: Options) -> None:
     name = options.name or Path(options.model).name
     print(table([Curve(name, {score.rate: score.accuracy for score in scores})]))
     for score in scores:
-        print(
-            f"rate {score.rate:g}: loss {score.loss:.4f}, {100 * score.kept:.1f} % of tokens kept, {score.answers} answers"
-        )
+        kept = f"{100 * score.kept:.1f} % of tokens kept"
+        print(f"rate {score.rate:g}: loss {score.loss:.4f}, {kept}, {score.answers} answers")
     if options.out:
         write(Path(options.out), options, name, scores)
         print(f"scores: {options.out}")

@@ -31,7 +31,16 @@ from evs.rates import RateDistribution
 from evs.score import Scorer
 from evs.select import keep_counts
 from train.checkpoint import Checkpoints, find, step_of
-from train.config import Config, DataConfig, EngineConfig, EvalConfig, ModelConfig, TrainConfig, frame_policy
+from train.config import (
+    Config,
+    DataConfig,
+    EngineConfig,
+    EvalConfig,
+    LoraConfig,
+    ModelConfig,
+    TrainConfig,
+    frame_policy,
+)
 from train.evaluate import Score, evaluate
 from train.loop import Parts, StepRates
 from train.metrics import build_recorder
@@ -209,14 +218,14 @@ def build_model(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
     model = _hub(AutoModelForImageTextToText, config, dtype=dtype, attn_implementation=config.attention)
     freeze(model, config.freeze)
     if config.lora.r is not None:
-        model = _with_lora(model, config)
+        model = _with_lora(model, config.lora)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
 
 
-def _with_lora(model: nn.Module, config: ModelConfig) -> nn.Module:
-    lora = config.lora
+def _with_lora(model: nn.Module, lora: LoraConfig) -> nn.Module:
+    assert lora.r is not None
     return get_peft_model(
         model,
         peft.LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets),

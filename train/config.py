@@ -18,7 +18,7 @@ TOWERS = ("vision", "merger", "language")
 @dataclass
 class LoraConfig:
     r: int | None = None  # rank; null: no LoRA, all weights are trained
-    alpha: float = 128
+    alpha: int = 128
     dropout: float = 0.05
     targets: str = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"  # a regular expression over module names
 
