@@ -1,9 +1,9 @@
 """Videos with known answers, written as real files: the demo's data set.
 
 In each video, before a smooth static texture with sensor noise: a solid square that is always there, a ring that
-appears later and stays, two lamps that change color one to three times and keep the last, and two white-framed
-squares of which one moves. Five questions, all in one conversation, in random order. A frame of 64x64 pixels is
-4x4 cells of 16, one merged token each for a patch of 8, and 32 frames make 16 temporal grids.
+appears later and stays, two lamps in black boxes that change color one to three times and keep the last, and two
+white-framed squares of which one moves. Five questions, all in one conversation, in random order. A frame of 64x64
+pixels is 4x4 cells of 16, one merged token each for a patch of 8, and 32 frames make 16 temporal grids.
 
 What pruning takes away is what nothing announces: a lamp that has stopped changing has no tokens at the end.
 """
@@ -36,12 +36,13 @@ COLORS = {
     "cyan": (60, 210, 220),
     "magenta": (210, 60, 200),
 }
-WHITE = (245, 245, 245)
+WHITE, BLACK = (245, 245, 245), (10, 10, 10)
+LAMPS = ("round", "diamond")
 QUESTIONS = {
     "square": "What color is the square?",
     "ring": "What color is the ring?",
-    "left": "What color is the left lamp at the end?",
-    "right": "What color is the right lamp at the end?",
+    "round": "What color is the round lamp at the end?",
+    "diamond": "What color is the diamond lamp at the end?",
     "moved": "What color is the square that moved?",
 }
 
@@ -54,14 +55,14 @@ class Scene:
     goal: tuple[int, int]  # where the mover ends, beside its start
     square: str
     ring: str
-    lamps: dict[str, list[str]]  # "left" and "right" -> color by frame
+    lamps: dict[str, list[str]]  # of LAMPS -> color by frame
     framed: dict[str, str]  # "moved" and "still" -> color
     ring_from: int  # frame
     move: tuple[int, int]  # frames: first and last of the motion
 
     @property
     def answers(self) -> dict[str, str]:
-        lamps = {side: colors[-1] for side, colors in self.lamps.items()}
+        lamps = {lamp: colors[-1] for lamp, colors in self.lamps.items()}
         return {"square": self.square, "ring": self.ring, "moved": self.framed["moved"], **lamps}
 
 
@@ -80,13 +81,12 @@ def generate(out: Path, videos: int, seed: int, *, workers: int = 2) -> Path:
 
 
 def plan(rng: np.random.Generator) -> Scene:
-    """A random scene: objects in cells of their own, the left lamp in the first column, the right in the last."""
-    cells = {"left": (int(rng.integers(CELLS)), 0), "right": (int(rng.integers(CELLS)), CELLS - 1)}
-    free = [(r, c) for r in range(CELLS) for c in range(CELLS) if (r, c) not in cells.values()]
+    """A random scene, every object in a cell of its own."""
+    free = [(row, column) for row in range(CELLS) for column in range(CELLS)]
     rng.shuffle(free)
     start, goal = next((a, b) for a in free for b in free if abs(a[0] - b[0]) + abs(a[1] - b[1]) == 1)
     rest = [cell for cell in free if cell not in (start, goal)]
-    cells |= {"moved": start, "still": rest[0], "square": rest[1], "ring": rest[2]}
+    cells = {"moved": start} | dict(zip(("still", "square", "ring", *LAMPS), rest))
     moved, still = rng.choice(list(COLORS), 2, replace=False).tolist()
     begin = BEAT * int(rng.integers(1, 8))
     return Scene(
@@ -94,7 +94,7 @@ def plan(rng: np.random.Generator) -> Scene:
         goal=goal,
         square=_color(rng),
         ring=_color(rng),
-        lamps={side: _lamp(rng) for side in ("left", "right")},
+        lamps={lamp: _lamp(rng) for lamp in LAMPS},
         framed={"moved": moved, "still": still},
         ring_from=BEAT * int(rng.integers(3, 13)),
         move=(begin, begin + BEAT * int(rng.integers(4, 8))),
@@ -115,8 +115,10 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
     paint(frames, places["square"], solid, _rgb(scene.square))
     paint(frames[scene.ring_from :], places["ring"], ring, _rgb(scene.ring))
-    for side, colors in scene.lamps.items():
-        paint(frames, places[side], disc, np.stack([_rgb(color) for color in colors])[:, None])
+    bulbs = {"round": x**2 + y**2 <= (HALF - 1) ** 2, "diamond": abs(x) + abs(y) <= HALF - 1}
+    for lamp, colors in scene.lamps.items():
+        paint(frames, places[lamp], solid, np.array(BLACK))
+        paint(frames, places[lamp], bulbs[lamp], np.stack([_rgb(color) for color in colors])[:, None])
     path = _path(scene)
     for frame in range(FRAMES):
         for name, place in (("still", places["still"]), ("moved", places["moved"] + path[frame])):
@@ -129,7 +131,7 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 def write_video(path: Path, frames_THWC: np.ndarray, fps: int = FPS) -> None:
     """An H.264 file, at a quality at which colors survive."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "16", "preset": "veryfast"})
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "20", "preset": "veryfast", "tune": "fastdecode"})
         stream.height, stream.width = frames_THWC.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1  # several threads would make the bytes depend on timing

@@ -45,7 +45,7 @@ def test_colors_survive_the_codec(data):
         ref = next(part for turn in sample.turns for part in turn.parts if isinstance(part, VideoRef))
         frames = decode(ref, FramePolicy(fps=4, max_frames=FRAMES)).frames_THWC
         assert frames.shape[0] == FRAMES
-        for name in ("square", "left", "right"):
+        for name in ("square", "round", "diamond"):
             row, column = (np.array(scene.cells[name]) * CELL + CELL // 2).tolist()
             assert nearest(frames[-1, row - 2 : row + 3, column - 2 : column + 3]) == scene.answers[name]
 
