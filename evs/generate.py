@@ -73,8 +73,7 @@ def generate(
         for ids in batch.input_ids_N.to(x.embeds_ND.device).split(sizes)
     ]
     pruned = prune(x, keep_N)
-    # Under `preserve` the answer goes on behind the unpruned prompt; stock servers count on from the survivors.
-    decoder = _Decoder(model, pruned, next_positions(x if adapter.scheme == "preserve" else pruned))
+    decoder = _Decoder(model, pruned, next_positions(adapter.scheme, x, pruned))
     for step in range(1, decoding.max_new_tokens + 1):
         tokens = [prompt.extend(logits, decoding, eos) for prompt, logits in zip(prompts, decoder.logits_BV())]
         if on_step:
@@ -163,8 +162,9 @@ class _Decoder:
         self.hidden_BLD, self.cache = out.last_hidden_state, out.past_key_values
 
 
-def next_positions(x: DecoderInputs) -> Tensor:
-    """[B] the position after each sample's largest."""
+def next_positions(scheme: str, full: DecoderInputs, pruned: DecoderInputs) -> Tensor:
+    """[B] where each sample's answer begins: behind the unpruned prompt; a stock server counts on from survivors."""
+    x = full if scheme == "preserve" else pruned
     highest_N = x.positions_PN.amax(0)
     return highest_N.new_zeros(int(x.segment_N[-1]) + 1).scatter_reduce(0, x.segment_N, highest_N, "amax") + 1
 

@@ -1,7 +1,7 @@
 """Does a real vLLM answer as the trained model does? The same prompts through evs.generate and through the server.
 
     python scripts/check_serving.py model=DIR vllm_python=ENV/bin/python [rates=[0,0.5,0.75]] [cases=[square,1 fps]]
-        [chunks=[0,64]] [servers=[stock,plugin]] [dtype=float32] [device=cpu]
+        [chunks=[0,64]] [servers=[stock,plugin]] [scheme=vllm] [dtype=float32] [device=cpu]
 
 Prints one line a case and one column a rate: the largest difference of the server's top-5 log-probabilities over the
 first 8 greedy tokens, as far as both chose the same tokens, and how many tokens stand at another position. Exit
@@ -59,6 +59,7 @@ class Options:
     cases: list[str] = field(default_factory=lambda: list(CASES))
     chunks: list[int] = field(default_factory=lambda: [0])
     servers: list[str] = field(default_factory=lambda: ["plugin"])
+    scheme: str = "preserve"  # of our side; vllm is what a stock server does to Qwen2.5-VL
     dtype: str = "float32"
     device: str = "cpu"
     tolerance: float = 1e-3
@@ -153,7 +154,7 @@ def answer(prompts: list[Prompt], options: Options) -> dict[tuple[str, float], t
     """What our own generation answers, and the [3][tokens] positions at which it does."""
     dtype = getattr(torch, options.dtype)
     model: Any = AutoModelForImageTextToText.from_pretrained(options.model, dtype=dtype)
-    adapter = adapter_for(model.to(options.device).eval())
+    adapter = adapter_for(model.to(options.device).eval(), options.scheme)
     decoding = Decoding(STEPS, eos_ids=(), logprobs=4 * TOP)  # more than the server's, to hold all of its own
     return {
         (prompt.name, rate): (
@@ -170,9 +171,9 @@ def positions(adapter: Adapter, batch: Batch, rate: float) -> list[list[int]]:
     """[3][tokens] of the survivors and of all but the last generated token."""
     x, features = adapter.embed(batch, pruned=rate > 0)
     grids = adapter.grids(batch)
-    kept = prune(x, keep_mask(x, features, grids, [rate] * len(grids), FrameDelta())).positions_PN
-    following = int(next_positions(x)) + torch.arange(STEPS - 1)
-    return torch.cat([kept.cpu(), following.expand(3, -1)], dim=1).tolist()
+    pruned = prune(x, keep_mask(x, features, grids, [rate] * len(grids), FrameDelta()))
+    following = int(next_positions(adapter.scheme, x, pruned)) + torch.arange(STEPS - 1)
+    return torch.cat([pruned.positions_PN.cpu(), following.expand(3, -1)], dim=1).tolist()
 
 
 def compare(ours: Generation, at: list[list[int]], theirs: dict[str, Any], tolerance: float) -> Verdict:

@@ -34,7 +34,7 @@ def test_cached_decoding_equals_decoding_the_whole_sequence_again(model, batch, 
     x, features = adapter.embed(batch)
     grids = adapter.grids(batch)
     pruned = prune(x, keep_mask(x, features, grids, [rate] * len(grids), FrameDelta()))
-    following = next_positions(x)
+    following = next_positions("preserve", x, pruned)
     for i, out in enumerate(outs):
         logits = _teacher_forced(adapter, pruned, i, out.tokens, int(following[i]))
         logprobs = logits.log_softmax(-1)

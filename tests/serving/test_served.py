@@ -32,6 +32,14 @@ def test_a_stock_server_does_so_only_without_pruning(checkpoint, environment) ->
     assert {(rate, verdict.agrees) for (_, _, rate, _), verdict in verdicts.items()} == {(0.0, True), (0.5, False)}
 
 
+def test_the_scheme_vllm_is_what_a_stock_server_does(checkpoint, environment) -> None:
+    if AutoConfig.from_pretrained(checkpoint).model_type != "qwen2_5_vl":
+        pytest.skip("the scheme is Qwen2.5-VL's")
+    alone = [name for name, case in CASES.items() if len(case.videos) == 1 and not case.pictures]
+    options = Options(checkpoint, environment("0.32.0"), [0.0, 0.5], alone, servers=["stock"], scheme="vllm")
+    assert {key: verdict.text for key, verdict in check(options).items() if not verdict.agrees} == {}
+
+
 def test_bf16_positions_of_a_long_video_are_exact(checkpoint, environment, tmp_path) -> None:
     grid, rate = Grid(64, 14, 24), 0.9
     model = str(shutil.copytree(checkpoint, tmp_path / "large"))
