@@ -54,12 +54,11 @@ def training(config: Any, work: Work, *, frozen: Collection[str] = (), lora: boo
     """
     once = forward(config, work)
     vision, merger, language = (name not in frozen for name in ("vision", "merger", "language"))
-    below_merger, below_language = vision, vision or merger
     heavy = language and not lora
     return Operations(
         vision=once.vision * (3 if vision else 1),
-        merger=once.merger * (1 + below_merger + merger),
-        language=once.language * (1 + (below_language or language) + heavy),
+        merger=once.merger * (1 + (vision or merger) + merger),  # its own norm comes first
+        language=once.language * (1 + (vision or merger or language or lora) + heavy),
         head=once.head * (2 + heavy),
     )
 

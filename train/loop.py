@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from evs.rates import RateDistribution
 from train.checkpoint import Checkpoints
 from train.config import Config
 from train.evaluate import Score
+from train.meters import Meter, peak_memory, peak_operations
 from train.metrics import Recorder, rate_bucket
 from train.optim import lr_factor, set_lr
 from train.task import count_targets
@@ -48,6 +48,7 @@ class Parts:
     optimizer: torch.optim.Optimizer
     rates: StepRates
     recorder: Recorder
+    meter: Meter
     checkpoints: Checkpoints
     evaluate: Callable[[], list[Score]] | None
 
@@ -56,19 +57,19 @@ def fit(parts: Parts, steps: Iterable[Step], config: Config, first_step: int) ->
     """Train from `first_step` to `config.train.steps`; `steps` yields one item per optimizer step from there on."""
     if parts.evaluate and first_step == 0:
         _evaluate(parts, 0)
-    clock = time.perf_counter()
-    for step, data in enumerate(steps, start=first_step):
-        parts.recorder.record("time/data", time.perf_counter() - clock, weight=1)
+    parts.meter.restart()
+    for step, data in enumerate(parts.meter.steps(steps), start=first_step):
         lr = set_lr(parts.optimizer, lr_factor(step, config.train.steps, config.optim))
         _train_step(parts, data, parts.rates(step), config)
-        parts.recorder.record("time/step", time.perf_counter() - clock, weight=1)
-        clock, done = time.perf_counter(), step + 1
+        done = step + 1
         if done % config.train.log_every == 0 or done == config.train.steps:
-            parts.recorder.report(done, lr=lr)
+            _report(parts, done, lr)
         if done % config.train.save_every == 0 or done == config.train.steps:
-            parts.checkpoints.save(done, parts.task)
+            with parts.meter.paused():
+                parts.checkpoints.save(done, parts.task)
         if parts.evaluate and (done == config.train.steps or (config.eval.every and done % config.eval.every == 0)):
-            _evaluate(parts, done)
+            with parts.meter.paused():
+                _evaluate(parts, done)
 
 
 def _train_step(parts: Parts, data: Step, rates: list[float], config: Config) -> None:
@@ -83,7 +84,8 @@ def _train_step(parts: Parts, data: Step, rates: list[float], config: Config) ->
         engine.gradient_state._set_sync_gradients(last)
         with nullcontext() if last else engine.no_sync(parts.task):
             out = parts.task(batch, rate)
-            engine.backward(out.loss_sum * scale)
+            with parts.meter.span("backward"):
+                engine.backward(out.loss_sum * scale)
         loss = out.loss_sum.detach() / max(out.targets, 1)
         record("loss", loss, weight=out.targets)
         record(f"loss/rate_{rate_bucket(rate)}", loss, weight=out.targets)
@@ -91,12 +93,27 @@ def _train_step(parts: Parts, data: Step, rates: list[float], config: Config) ->
         record("kept", out.kept / out.tokens, weight=out.tokens)
         record("tokens/before", out.tokens)
         record("tokens/after", out.kept)
-    norm = engine.clip_grad_norm_(parts.task.parameters(), config.optim.clip)
-    parts.optimizer.step()
-    parts.optimizer.zero_grad()
+        for name, value in parts.meter.work(batch, out).items():
+            record(name, value)
+    with parts.meter.span("optimizer"):
+        norm = engine.clip_grad_norm_(parts.task.parameters(), config.optim.clip)
+        parts.optimizer.step()
+        parts.optimizer.zero_grad()
     record("samples", sum(len(batch.ids) for batch in data.batches))
     parts.recorder.quarantine(data.quarantined)
     record("grad_norm", norm if norm is not None else float("nan"), weight=1)
+
+
+def _report(parts: Parts, step: int, lr: float) -> None:
+    """What was recorded since the last report, where its time went, and how much was done in it over all ranks."""
+    elapsed, spans = parts.meter.read()
+    for name, seconds in spans.items():
+        parts.recorder.record(name, seconds, weight=1)
+    device, world = parts.engine.device, parts.engine.num_processes
+    shares = {"samples_per_s": ("samples", elapsed), "tokens_per_s": ("tokens/after", elapsed)}
+    if peak := peak_operations(device):
+        shares["mfu"] = ("operations", elapsed * peak * world)
+    parts.recorder.report(step, shares, lr=lr, peak_memory_gib=peak_memory(device))
 
 
 def _evaluate(parts: Parts, step: int) -> None:
@@ -104,4 +121,4 @@ def _evaluate(parts: Parts, step: int) -> None:
     values: dict[str, float] = {}
     for score in parts.evaluate():
         values |= {f"eval/accuracy_at_{score.rate:g}": score.accuracy, f"eval/loss_at_{score.rate:g}": score.loss}
-    parts.recorder.report(step, **values)
+    parts.recorder.report(step, None, **values)

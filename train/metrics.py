@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,9 +46,15 @@ class Recorder:
         self.record("quarantined", len(samples))
         append_lines(self.run_dir / "quarantine.jsonl", [asdict(sample) for sample in samples])
 
-    def report(self, step: int, **local: float) -> dict[str, float]:
-        """Reduce, forget and write what was recorded; `local` values are this rank's and go out as they are."""
+    def report(
+        self, step: int, shares: Mapping[str, tuple[str, float]] | None = None, **local: float
+    ) -> dict[str, float]:
+        """Reduce, forget and write what was recorded; `local` values are this rank's and go out as they are.
+
+        `shares`: under a new name, what a recorded name came to over all ranks, divided by a number.
+        """
         values = {name: value for name, value in self._reduce().items() if value == value} | local
+        values |= {name: values[of] / by for name, (of, by) in (shares or {}).items() if of in values}
         self._mean.clear()
         self._sum.clear()
         for sink in self.sinks:
@@ -106,7 +112,7 @@ class Console:
     """The progress bar, with time left and the values worth watching."""
 
     bar: tqdm
-    shown: tuple[str, ...] = ("loss", "rate", "kept", "lr")
+    shown: tuple[str, ...] = ("loss", "rate", "kept", "lr", "tokens_per_s")
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self.bar.update(step - self.bar.n)

@@ -1,0 +1,49 @@
+"""The cost model against operations that torch itself counts, and what freezing saves."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from evs import FrameDelta
+from evs.adapters import adapter_for
+from tests.evs.models import prompts, tiny_model
+from train import cost
+from train.optim import freeze
+from train.task import UptrainTask
+
+LAYOUT = [[3, ("video", (6, 4, 4)), 9], [2, ("video", (4, 4, 4)), 30]]
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("frozen", [(), ("vision",), ("vision", "merger")])
+def test_the_cost_model_counts_what_torch_counts_in_matrix_products(family, frozen, monkeypatch):
+    for attention in ("_causal_attention", "_vision_attention"):  # torch counts it in one kernel and not in the other
+        monkeypatch.setattr(cost, attention, lambda *_: 0)
+    model, batch = tiny_model(family), prompts(family, LAYOUT)
+    freeze(model, list(frozen))
+    task = UptrainTask(model, adapter_for(model), FrameDelta()).train()
+    with FlopCounterMode(display=False) as counter:
+        out = task(batch, 0.5)
+        out.loss_sum.backward()
+    counted = {str(name): n for name, n in counter.get_flop_counts()["Global"].items()}
+    products = sum(n for name, n in counted.items() if "attention" not in name)
+    grids = [tuple(grid) for grid in batch.video_grid_thw_V3.tolist()]
+    ours = cost.training(model.config, cost.Work(grids, [out.kept], out.targets), frozen=frozen)
+    assert products == pytest.approx(ours.total, rel=0.05)
+
+
+def test_lora_pays_for_the_gradients_way_but_not_for_frozen_weights():
+    model = tiny_model("qwen2_5_vl")
+    work = cost.Work([(4, 8, 8)], [100], 10)
+    once = cost.forward(model.config, work)
+    lora = cost.training(model.config, work, frozen=("vision", "merger", "language"), lora=True)
+    assert lora == cost.Operations(once.vision, once.merger, 2 * once.language, 2 * once.head)
+    whole = cost.training(model.config, work)
+    assert whole == cost.Operations(*(3 * part for part in once))
+
+
+def test_fewer_tokens_cost_less_and_long_ones_more_than_their_share():
+    config = tiny_model("qwen2_5_vl").config
+    one, two, four = (cost.forward(config, cost.Work([], [n], 0)).language for n in (1000, 2000, 4000))
+    assert 2 * one < two and 2 * two < four
+    assert torch.tensor([one, two, four]).isfinite().all()
