@@ -22,6 +22,6 @@ def trained(*words: str) -> Config:
 
     config = composed(*words)
     check(config)
-    run = build_run(config)
-    fit(run.parts, run.steps, config, run.first_step)
+    if (run := build_run(config)) is not None:
+        fit(run.parts, run.steps, config, run.first_step)
     return config

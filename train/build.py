@@ -30,8 +30,10 @@ from evs.adapters import adapter_for, check_family
 from evs.rates import RateDistribution
 from evs.score import Scorer
 from evs.select import keep_counts
+from train import preflight
 from train.checkpoint import Checkpoints, find, step_of
 from train.config import (
+    TOWERS,
     Config,
     DataConfig,
     EngineConfig,
@@ -43,8 +45,10 @@ from train.config import (
 )
 from train.evaluate import Score, evaluate
 from train.loop import Parts, StepRates
+from train.meters import Meter
 from train.metrics import build_recorder
 from train.optim import build_optimizer, freeze
+from train.preflight import Largest, largest
 from train.task import UptrainTask
 
 
@@ -55,8 +59,8 @@ class Run:
     first_step: int
 
 
-def build_run(config: Config) -> Run:
-    """Everything of a run, cheapest first, so that a mistake shows before weights are read."""
+def build_run(config: Config) -> Run | None:
+    """Everything of a run, cheapest first, so that a mistake shows before weights are read; None for preflight=only."""
     check_attention(config.model.attention)
     rates, scorer = build_step_rates(config), build_scorer(config.scorer)
     run_dir = Path(config.run_dir)
@@ -64,11 +68,15 @@ def build_run(config: Config) -> Run:
     first_step = step_of(checkpoint) if checkpoint else 0
     encoder = build_encoder(config.model, config.data)
     engine = build_engine(config.engine, config.train, config.optim.clip)
-    recorder = build_recorder(engine, config, first_step)
     samples, lost, sizes = build_samples(engine, config.data.train, config.data, encoder)
-    recorder.quarantine(lost)
     plan = build_plan(config, engine, samples, sizes, rates)
+    if sizes is not None and config.preflight != "off":
+        check_memory(config, engine, largest(plan, sizes, rates.lowest(), kept_counts))
+    if config.preflight == "only":
+        return None
 
+    recorder = build_recorder(engine, config, first_step)
+    recorder.quarantine(lost)
     model = build_model(config.model, weight_dtype(config))
     bare = UptrainTask(model, adapter_for(base_model(model), config.model.scheme), scorer)
     task, optimizer = engine.prepare(bare, build_optimizer(bare, config.optim))
@@ -79,7 +87,17 @@ def build_run(config: Config) -> Run:
         samples, encoder, plan, first_step=first_step, last_step=config.train.steps, workers=config.data.workers
     )
     evaluate = build_evaluation(engine, task, encoder, config.data, config.eval) if config.data.eval else None
-    return Run(Parts(engine, task, optimizer, rates, recorder, checkpoints, evaluate), steps, first_step)
+    meter = build_meter(engine, config, base_model(model))
+    return Run(Parts(engine, task, optimizer, rates, recorder, meter, checkpoints, evaluate), steps, first_step)
+
+
+def build_meter(engine: Accelerator, config: Config, model: Any) -> Meter:
+    """Times the forward passes of the two towers, which are the model's own modules whatever wraps it."""
+    lora = config.model.lora.r is not None
+    meter = Meter(engine.device, model.config, TOWERS if lora else config.model.freeze, lora)
+    meter.watch(model.model.visual, "vision")
+    meter.watch(model.model.language_model, "language_model")
+    return meter
 
 
 def build_samples(
@@ -116,6 +134,18 @@ def build_plan(
     plan = BudgetPlan(sizes, budget, rates, kept_counts, world, rank, config.seed)
     plan.check(rates.lowest(), lambda place: samples[place].id)
     return plan
+
+
+def check_memory(config: Config, engine: Accelerator, batch: Largest) -> None:
+    """Tells what the largest micro-batch needs. Raises ValueError when it cannot fit."""
+    hf_config = _hub(AutoConfig, config.model)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(hf_config, dtype=weight_dtype(config))
+        model = _fit_for_training(model, config.model)
+    parts = preflight.estimate(config, model, hf_config, batch, engine.num_processes)
+    room = preflight.available(engine.device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    engine.print(preflight.report(batch, parts, room))
+    preflight.check(parts, room, config)
 
 
 def kept_counts(grids_V: np.ndarray, tokens_V: np.ndarray, rate: float) -> np.ndarray:
@@ -215,7 +245,12 @@ def build_processor(config: ModelConfig) -> Any:
 def build_model(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
     """The Hugging Face model, frozen, checkpointed and with LoRA as asked."""
     check_attention(config.attention)
-    model = _hub(AutoModelForImageTextToText, config, dtype=dtype, attn_implementation=config.attention)
+    return _fit_for_training(
+        _hub(AutoModelForImageTextToText, config, dtype=dtype, attn_implementation=config.attention), config
+    )
+
+
+def _fit_for_training(model: Any, config: ModelConfig) -> nn.Module:
     freeze(model, config.freeze)
     if config.lora.r is not None:
         model = _with_lora(model, config.lora)

@@ -115,12 +115,17 @@ class Config:
     resume: str | None = (
         None  # None: a fresh run; auto: its latest checkpoint if there is one; or a checkpoint's folder
     )
+    preflight: str | None = None  # null: tell the memory needed, stop if it cannot fit; only: tell it and exit; off
     seed: int = 0
 
 
 def check(config: Config) -> None:
     """Raise ValueError for what is wrong in itself or in combination; nothing is read or built."""
     _one_of("engine", config.engine.name, ENGINES)
+    if config.preflight is not None:
+        _one_of("preflight", config.preflight, ("only", "off"))
+    if config.preflight == "only" and not config.data.audit:
+        raise ValueError("preflight=only needs the headers that data.audit=false leaves unread: set data.audit=true")
     _one_of("engine.precision", config.engine.precision, ("bf16", "fp32"))
     for tower in config.model.freeze:
         _one_of("model.freeze", tower, TOWERS)

@@ -37,7 +37,8 @@ def job(raw: DictConfig) -> None:
         config = typed(raw)
         check(config)
         run = build_run(config)
-    fit(run.parts, run.steps, config, run.first_step)
+    if run is not None:
+        fit(run.parts, run.steps, config, run.first_step)
 
 
 def typed(raw: DictConfig) -> Config:

@@ -1,0 +1,64 @@
+"""What a run will need is told before weights are read, and what cannot fit does not start."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from data.batching import Budget, BudgetPlan, Plan
+from data.sizes import SampleSize, gather
+from tests.runs import composed, trained
+from train.preflight import Estimate, Largest, check, estimate, largest
+
+SIZES = gather(SampleSize(10 * i, ((i, 4),), 16 * i, 2 * i) for i in range(1, 9))
+
+
+def kept(grids, tokens, rate):
+    return np.maximum(tokens, (tokens * grids * (1 - rate)).astype(np.int64))
+
+
+def test_the_largest_batch_is_a_bound():
+    plan = Plan(8, 2, 1, 1, 0, 0)
+    assert largest(plan, SIZES, 0.5, kept) == Largest(80 + 16 + 70 + 14, 16 * 15, 16)
+    budgeted = BudgetPlan(SIZES, Budget(300), lambda step: [0.5], kept, 1, 0, 0)
+    assert largest(budgeted, SIZES, 0.5, kept).tokens == 300
+
+
+@pytest.mark.parametrize("engine", ["none", "zero2", "zero3"])
+def test_parts_are_shared_as_the_zero_stage_says(words, engine):
+    config = composed(*words(f"engine={engine}", "model.freeze=[]", "engine.precision=bf16"))
+    hf_config = AutoConfig.from_pretrained(config.model.path)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(hf_config, dtype=torch.bfloat16)
+    weights = sum(p.numel() for p in model.parameters())
+    parts = estimate(config, model, hf_config, Largest(100, 400, 8), world=4)
+    assert parts.weights == 2 * weights / (4 if engine == "zero3" else 1)
+    assert parts.gradients == 2 * weights / (1 if engine == "none" else 4)
+    assert parts.optimizer == (4 * weights if engine == "none" else 12 * weights / 4)
+
+
+def test_checkpointing_and_freezing_lower_the_activations(words):
+    def activations(*more):
+        config = composed(*words(*more))
+        hf_config = AutoConfig.from_pretrained(config.model.path)
+        return estimate(config, torch.nn.Linear(1, 1), hf_config, Largest(100, 400, 8), world=1).activations
+
+    whole = activations("model.gradient_checkpointing=false", "model.freeze=[]")
+    frozen = activations("model.gradient_checkpointing=false")
+    assert activations() < frozen < whole
+
+
+def test_what_cannot_fit_is_told_with_a_remedy(words):
+    parts = Estimate(weights=4e9, gradients=1e9, optimizer=1e9, activations=2e9, logits=1e8)
+    check(parts, 9e9, composed(*words()))
+    with pytest.raises(ValueError, match=r"needs about 7.5 GiB a rank and 4.7 are free: use engine=zero3"):
+        check(parts, 5e9, composed(*words()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["preflight=only", "+preflight=only"])
+def test_preflight_only_tells_and_exits(words, tmp_path, capsys, word):
+    trained(*words(word))
+    told = capsys.readouterr().out
+    assert "largest micro-batch: " in told and "longest clip: 8 frames" in told and "peak memory, GiB a rank" in told
+    assert not (tmp_path / "run").exists()

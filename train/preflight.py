@@ -1,0 +1,148 @@
+"""What the largest micro-batch will need of one rank's memory, told before any weight is read.
+
+An estimate from shapes: within a fifth where activations dominate; allocators and communication buffers come on top.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from data.batching import BudgetPlan, Plan
+from data.sizes import KeptCounts, Sizes
+from train.config import Config
+from train.head import CHUNK
+
+PLANNED = 50  # steps of a budgeted plan that are looked at for what has no bound
+SPARE = 0.95  # of the memory that may be used
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The most that one micro-batch of this rank holds, and the longest clip."""
+
+    tokens: int  # read by the language model
+    patches: int  # read by the vision tower
+    frames: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of one rank at the peak, by part."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+
+    @property
+    def total(self) -> float:
+        return sum(vars(self).values())
+
+
+def largest(plan: Plan | BudgetPlan, sizes: Sizes, rate: float, kept: KeptCounts) -> Largest:
+    """`rate`: the lowest that will be drawn. Bounds, but for the patches of a plan without a budget for them."""
+    frames = int(sizes.frames_S.max())
+    if isinstance(plan, Plan):
+        of_each = sizes.tokens(np.arange(len(sizes)), rate, kept)
+        most = min(plan.batch_size, len(sizes))
+        return Largest(_sum_of_largest(of_each, most), _sum_of_largest(sizes.patches_S, most), frames)
+    patches = plan.budget.patches
+    if patches is None:
+        batches = [np.array(batch) for step in range(PLANNED) for batch in plan.micro_batches(step)]
+        patches = max(int(sizes.patches_S[batch].sum()) for batch in batches)
+    return Largest(plan.budget.tokens, patches, frames)
+
+
+def _sum_of_largest(costs: np.ndarray, most: int) -> int:
+    return int(np.sort(costs)[-most:].sum())
+
+
+def estimate(config: Config, model: nn.Module, hf_config: Any, batch: Largest, world: int) -> Estimate:
+    """`model` may be on the meta device; only its parameters are counted."""
+    parameters = [(p.numel(), p.element_size(), p.requires_grad) for p in model.parameters()]
+    stage = int(config.engine.zero.get("stage", 0)) if config.engine.name.startswith("zero") else None
+    trained = sum(n for n, _, wanted in parameters if wanted)
+    here = 2 if config.engine.precision == "bf16" else 4  # bytes of an activation
+    shared = [world if stage is not None and stage >= least else 1 for least in (1, 2, 3)]
+    offloaded = {part: f"offload_{part}" in config.engine.zero for part in ("optimizer", "param")}
+    weights = sum(n * size for n, size, _ in parameters) / shared[2]
+    copies = sum(n * here for n, size, _ in parameters if size > here)  # autocast keeps what it has cast
+    states = trained * (12 if stage is not None else 2 * max(size for _, size, _ in parameters))
+    return Estimate(
+        weights=0 if offloaded["param"] else weights + copies,
+        gradients=sum(n * size for n, size, wanted in parameters if wanted) / shared[1],
+        optimizer=0 if offloaded["optimizer"] else states / shared[0],
+        activations=_activations(config, hf_config, batch) * here,
+        logits=min(CHUNK, batch.tokens * hf_config.get_text_config().vocab_size) * (4 + 4 + here),
+    )
+
+
+def _activations(config: Config, hf_config: Any, batch: Largest) -> float:
+    """Numbers kept for backward at the peak: every layer's, or its input only and one layer's again."""
+    text, vision = hf_config.get_text_config(), hf_config.vision_config
+    checkpointed = config.model.gradient_checkpointing
+    layer = batch.tokens * (12 * text.hidden_size + 4 * _mlp(text))
+    language = _tower(layer, batch.tokens * text.hidden_size, text.num_hidden_layers, checkpointed)
+    layer = batch.patches * (12 * vision.hidden_size + 4 * vision.intermediate_size)
+    frozen = "vision" in config.model.freeze or config.model.lora.r is not None
+    seen = layer if frozen else _tower(layer, batch.patches * vision.hidden_size, vision.depth, checkpointed)
+    pixels = 2 * batch.patches * 3 * vision.temporal_patch_size * vision.patch_size**2
+    return language + seen + pixels
+
+
+def _mlp(text: Any) -> int:
+    """Width of what one token opens up in the MLP."""
+    if experts := getattr(text, "num_experts_per_tok", None):
+        return experts * text.moe_intermediate_size
+    return text.intermediate_size
+
+
+def _tower(layer: float, inputs: float, depth: int, checkpointed: bool) -> float:
+    return depth * inputs + layer if checkpointed else depth * layer
+
+
+def available(device: torch.device, ranks_here: int) -> float:
+    """Bytes that one rank may take: of its device, or its share of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / ranks_here
+
+
+def report(batch: Largest, parts: Estimate, room: float) -> str:
+    """Two lines for people."""
+    each = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in vars(parts).items())
+    return (
+        f"largest micro-batch: {batch.tokens} tokens, {batch.patches} patches; longest clip: {batch.frames} frames\n"
+        f"peak memory, GiB a rank: {parts.total / 2**30:.2f} of {room / 2**30:.2f} ({each})"
+    )
+
+
+def check(parts: Estimate, room: float, config: Config) -> None:
+    """ValueError with a suggestion when it cannot fit."""
+    if parts.total <= SPARE * room:
+        return
+    raise ValueError(
+        f"the largest micro-batch needs about {parts.total / 2**30:.1f} GiB a rank and {room / 2**30:.1f} are free: "
+        f"{suggestion(parts, config)} (preflight=off tries all the same)"
+    )
+
+
+def suggestion(parts: Estimate, config: Config) -> str:
+    """What helps most against the largest part."""
+    biggest = max(vars(parts), key=lambda name: vars(parts)[name])
+    if biggest in ("activations", "logits"):
+        if not config.model.gradient_checkpointing:
+            return "set model.gradient_checkpointing=true"
+        if config.train.token_budget is None and config.train.batch_size > 1:
+            return f"lower train.batch_size={config.train.batch_size}"
+        return "lower train.token_budget and train.patch_budget, data.max_frames or data.max_pixels"
+    if config.engine.name in ("none", "ddp", "zero0", "zero1", "zero2"):
+        return "use engine=zero3 over more ranks, freeze a tower or train with model.lora.r=64"
+    return "use engine=zero3_offload, more ranks, or model.lora.r=64"
