@@ -136,7 +136,8 @@ def write_video(path: Path, frames_THWC: np.ndarray, fps: int = FPS) -> None:
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1  # several threads would make the bytes depend on timing
         for frame in frames_THWC:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            container.mux(stream.encode(picture.reformat(format="yuv420p")))  # left to encode(), bytes vary by run
         container.mux(stream.encode())
 
 
