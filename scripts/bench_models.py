@@ -19,7 +19,12 @@ from train.optim import freeze
 from train.task import UptrainTask
 
 ROPE = {"rope_type": "default", "rope_theta": 1e6}
-SPECIAL = {"vision_start_token_id": 1, "vision_end_token_id": 2, "image_token_id": 3, "video_token_id": 4}
+SPECIAL: dict[str, Any] = {
+    "vision_start_token_id": 1,
+    "vision_end_token_id": 2,
+    "image_token_id": 3,
+    "video_token_id": 4,
+}
 WORDS = 8  # ids from here on are text
 
 

@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DeepSpeedPlugin, broadcast_object_list
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from peft import PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from data.batching import Budget, BudgetPlan, Plan, shards
 from data.encode import Encoder
@@ -26,7 +23,7 @@ from data.formats import load
 from data.loader import Quarantined, Step, audit, measure, shard_loader, step_loader
 from data.sizes import Sizes
 from data.types import Sample
-from evs.adapters import adapter_for, check_family
+from evs.adapters import adapter_for
 from evs.rates import RateDistribution
 from evs.score import Scorer
 from evs.select import keep_counts
@@ -38,7 +35,6 @@ from train.config import (
     DataConfig,
     EngineConfig,
     EvalConfig,
-    LoraConfig,
     ModelConfig,
     TrainConfig,
     frame_policy,
@@ -47,7 +43,8 @@ from train.evaluate import Score, evaluate
 from train.loop import Parts, StepRates
 from train.meters import Meter
 from train.metrics import build_recorder
-from train.optim import build_optimizer, freeze
+from train.model import base_model, build_empty_model, build_model, build_processor, check_attention, weight_dtype
+from train.optim import build_optimizer
 from train.preflight import Largest, largest
 from train.task import UptrainTask
 
@@ -67,11 +64,12 @@ def build_run(config: Config) -> Run | None:
     checkpoint = find(config.resume, run_dir / "checkpoints")
     first_step = step_of(checkpoint) if checkpoint else 0
     encoder = build_encoder(config.model, config.data)
+    empty = build_empty_model(config.model, weight_dtype(config))
     engine = build_engine(config.engine, config.train, config.optim.clip)
     samples, lost, sizes = build_samples(engine, config.data.train, config.data, encoder)
     plan = build_plan(config, engine, samples, sizes, rates)
     if sizes is not None and config.preflight != "off":
-        check_memory(config, engine, largest(plan, sizes, rates.lowest(), kept_counts))
+        check_memory(config, engine, empty, largest(plan, sizes, rates.lowest(), kept_counts))
     if config.preflight == "only":
         return None
 
@@ -136,13 +134,9 @@ def build_plan(
     return plan
 
 
-def check_memory(config: Config, engine: Accelerator, batch: Largest) -> None:
+def check_memory(config: Config, engine: Accelerator, empty: Any, batch: Largest) -> None:
     """Tells what the largest micro-batch needs. Raises ValueError when it cannot fit."""
-    hf_config = _hub(AutoConfig, config.model)
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(hf_config, dtype=weight_dtype(config))
-        model = _fit_for_training(model, config.model)
-    parts = preflight.estimate(config, model, hf_config, batch, engine.num_processes)
+    parts = preflight.estimate(config, empty, base_model(empty).config, batch, engine.num_processes)
     room = preflight.available(engine.device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     engine.print(preflight.report(batch, parts, room))
     preflight.check(parts, room, config)
@@ -234,60 +228,3 @@ def deepspeed_config(config: EngineConfig, train: TrainConfig, clip: float) -> d
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": torch.cuda.is_available(),
     }
-
-
-def build_processor(config: ModelConfig) -> Any:
-    """The checkpoint's own Hugging Face processor. Raises ValueError for an unsupported model family."""
-    check_family(_hub(AutoConfig, config).model_type)
-    return _hub(AutoProcessor, config)
-
-
-def build_model(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
-    """The Hugging Face model, frozen, checkpointed and with LoRA as asked."""
-    check_attention(config.attention)
-    return _fit_for_training(
-        _hub(AutoModelForImageTextToText, config, dtype=dtype, attn_implementation=config.attention), config
-    )
-
-
-def _fit_for_training(model: Any, config: ModelConfig) -> nn.Module:
-    freeze(model, config.freeze)
-    if config.lora.r is not None:
-        model = _with_lora(model, config.lora)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model
-
-
-def _with_lora(model: nn.Module, lora: LoraConfig) -> nn.Module:
-    assert lora.r is not None
-    return get_peft_model(
-        model,
-        peft.LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets),
-    )
-
-
-def check_attention(name: str) -> None:
-    """Raise ValueError for an implementation that this machine cannot run."""
-    if name.startswith("flash_attention") and not torch.cuda.is_available():
-        raise ValueError(f"model.attention={name} needs a CUDA GPU and there is none: use model.attention=sdpa")
-
-
-def _hub(auto: Any, config: ModelConfig, **kwargs: Any) -> Any:
-    """from_pretrained, with a missing folder or repository told in one line."""
-    try:
-        return auto.from_pretrained(config.path, revision=config.revision, **kwargs)
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"model.path={config.path} cannot be loaded ({reason}): give a folder or a Hub id") from error
-
-
-def weight_dtype(config: Config) -> torch.dtype:
-    """bf16 where full-precision copies live elsewhere (ZeRO) or the weights stay put (LoRA); else float32."""
-    lean = config.engine.name.startswith("zero") or config.model.lora.r is not None
-    return torch.bfloat16 if config.engine.precision == "bf16" and lean else torch.float32
-
-
-def base_model(model: Any) -> Any:
-    """The Hugging Face model itself, from under LoRA."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model

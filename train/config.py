@@ -32,6 +32,8 @@ class ModelConfig:
     freeze: list[str] = field(default_factory=list)  # any of TOWERS
     lora: LoraConfig = field(default_factory=LoraConfig)
     gradient_checkpointing: bool = True
+    checkpoint_towers: list[str] = field(default_factory=lambda: ["vision", "language"])  # where it is on
+    compile: bool = False  # torch.compile of the language model's layers; not under ZeRO 3
 
 
 @dataclass
@@ -129,6 +131,10 @@ def check(config: Config) -> None:
     _one_of("engine.precision", config.engine.precision, ("bf16", "fp32"))
     for tower in config.model.freeze:
         _one_of("model.freeze", tower, TOWERS)
+    for tower in config.model.checkpoint_towers:
+        _one_of("model.checkpoint_towers", tower, ("vision", "language"))
+    if config.model.compile and config.engine.name.startswith("zero3"):
+        raise ValueError(f"model.compile=true does not hold under engine={config.engine.name}: leave one of them out")
     if set(config.model.freeze) == set(TOWERS) and config.model.lora.r is None:
         raise ValueError(
             f"model.freeze={config.model.freeze} leaves nothing to train: unfreeze a tower or set model.lora.r"

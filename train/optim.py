@@ -42,10 +42,9 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters, fused where the device has it."""
+    """AdamW over the trainable parameters, fused: CPUs have it too, and the engine may yet move the model to a GPU."""
     groups = parameter_groups(model, config)
-    fused = all(p.is_cuda for group in groups for p in group["params"])
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def lr_factor(step: int, steps: int, config: OptimConfig) -> float:

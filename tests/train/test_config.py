@@ -41,6 +41,7 @@ def test_every_experiment_is_a_short_diff_with_a_header(experiment):
         ("engine.precision=fp8", "engine.precision=fp8 is unknown: use one of bf16, fp32"),
         ("optim.lr=-1.0", "optim.lr=-1.0 must be above 0"),
         ("train.patch_budget=9", "train.patch_budget needs train.token_budget"),
+        ("model.checkpoint_towers=[merger]", "model.checkpoint_towers=merger is unknown: use one of vision, language"),
         ("train.rate_levels=0", "train.rate_levels=0 must be at least 2"),
         ("data.fps=0", "fps=0.0 must be above 0"),
     ],

@@ -1,0 +1,82 @@
+"""The Hugging Face model and processor as a run wants them: frozen, with LoRA, checkpointed, compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peft
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from evs.adapters import check_family
+from train.config import Config, LoraConfig, ModelConfig
+from train.optim import freeze
+
+
+def build_processor(config: ModelConfig) -> Any:
+    """The checkpoint's own Hugging Face processor. Raises ValueError for an unsupported model family."""
+    check_family(_hub(AutoConfig, config).model_type)
+    return _hub(AutoProcessor, config)
+
+
+def build_model(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
+    """The Hugging Face model, frozen, checkpointed and with LoRA as asked."""
+    check_attention(config.attention)
+    return _fit_for_training(
+        _hub(AutoModelForImageTextToText, config, dtype=dtype, attn_implementation=config.attention), config
+    )
+
+
+def _fit_for_training(model: Any, config: ModelConfig) -> nn.Module:
+    towers = {"vision": model.model.visual, "language": model.model.language_model}
+    freeze(model, config.freeze)
+    if config.gradient_checkpointing:
+        for name in config.checkpoint_towers:
+            towers[name].gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.compile:
+        for layer in towers["language"].layers:  # layer by layer: one graph serves them all, at any length
+            layer.compile(dynamic=True)
+    return _with_lora(model, config.lora) if config.lora.r is not None else model
+
+
+def _with_lora(model: nn.Module, lora: LoraConfig) -> nn.Module:
+    assert lora.r is not None
+    return get_peft_model(
+        model,
+        peft.LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets),
+    )
+
+
+def build_empty_model(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
+    """The model to be trained without its weights: shapes alone. Before an engine that would shard it (ZeRO 3)."""
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(_hub(AutoConfig, config), dtype=dtype)
+        return _fit_for_training(model, config)
+
+
+def check_attention(name: str) -> None:
+    """Raise ValueError for an implementation that this machine cannot run."""
+    if name.startswith("flash_attention") and not torch.cuda.is_available():
+        raise ValueError(f"model.attention={name} needs a CUDA GPU and there is none: use model.attention=sdpa")
+
+
+def _hub(auto: Any, config: ModelConfig, **kwargs: Any) -> Any:
+    """from_pretrained, with a missing folder or repository told in one line."""
+    try:
+        return auto.from_pretrained(config.path, revision=config.revision, **kwargs)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"model.path={config.path} cannot be loaded ({reason}): give a folder or a Hub id") from error
+
+
+def weight_dtype(config: Config) -> torch.dtype:
+    """bf16 where full-precision copies live elsewhere (ZeRO) or the weights stay put (LoRA); else float32."""
+    lean = config.engine.name.startswith("zero") or config.model.lora.r is not None
+    return torch.bfloat16 if config.engine.precision == "bf16" and lean else torch.float32
+
+
+def base_model(model: Any) -> Any:
+    """The Hugging Face model itself, from under LoRA."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
