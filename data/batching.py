@@ -78,7 +78,7 @@ class Budget:
 
     tokens: int  # that the language model reads, after pruning
     patches: int | None = None  # that the vision tower reads
-    lookahead: int = 512  # samples among which the ones that fit are looked for
+    lookahead: int = 1024  # at most so many samples among which the ones that fit are looked for
 
     def __post_init__(self) -> None:
         for name in ("tokens", "patches", "lookahead"):
@@ -148,45 +148,53 @@ class _Planner:
     def _begin(self, epoch: int) -> None:
         self.epoch, self.read = epoch, 0
         self.waiting = np.zeros(0, dtype=np.int64)
+        self.costs = np.zeros((2, 0))  # tokens at the turn's rate and patches of those that wait
 
     def step(self, step: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
         """[turn][rank] sample indices."""
         if step < self.next - 1:
             self._rewind()
         while self.next <= step:
-            turns = self.plan.rates(self.next)
-            self.last = tuple(tuple(self._batch(rate) for _ in range(self.plan.world)) for rate in turns)
+            self.last = tuple(self._turn(rate) for rate in self.plan.rates(self.next))
             self.next += 1
         return self.last
+
+    def _turn(self, rate: float) -> tuple[tuple[int, ...], ...]:
+        self.costs = self._price(self.waiting, rate)
+        return tuple(self._batch(rate) for _ in range(self.plan.world))
 
     def _batch(self, rate: float) -> tuple[int, ...]:
         """The next micro-batch; where an epoch ends in it, the next one's samples fill it up."""
         batch: list[int] = []
         room = self.plan.budget.room
         while True:
-            self._look_ahead()
-            costs = np.stack(
-                [
-                    self.plan.sizes.tokens(self.waiting, rate, self.plan.kept),
-                    self.plan.sizes.patches_S[self.waiting],
-                ]
-            )
-            taken = fill(costs, room)
+            self._look_ahead(rate)
+            taken = fill(self.costs, room)
             batch += self.waiting[taken].tolist()
-            room = room - costs[:, taken].sum(1)
-            self.waiting = np.delete(self.waiting, taken)
+            room = room - self.costs[:, taken].sum(1)
+            left = np.ones(len(self.waiting), dtype=bool)
+            left[taken] = False
+            self.waiting, self.costs = self.waiting[left], self.costs[:, left]
             if len(self.waiting) or not len(taken):
                 assert batch, "no sample fits an empty micro-batch: BudgetPlan.check was not called"
                 return tuple(batch)
 
-    def _look_ahead(self) -> None:
-        """Fills the waiting samples up from this epoch, from the next only when this one is used up."""
-        samples = len(self.plan.sizes)
+    def _look_ahead(self, rate: float) -> None:
+        """Fills the waiting samples up when half are gone; from the next epoch only when this one is used up."""
+        samples, lookahead = len(self.plan.sizes), self.plan.budget.lookahead
         if self.read == samples and not len(self.waiting):
             self._begin(self.epoch + 1)
-        until = min(samples, self.read + self.plan.budget.lookahead - len(self.waiting))
-        order = _order(samples, self.plan.seed, self.epoch)
-        self.waiting, self.read = np.concatenate([self.waiting, order[self.read : until]]), until
+        if len(self.waiting) > lookahead // 2:
+            return
+        until = min(samples, self.read + lookahead - len(self.waiting))
+        new = _order(samples, self.plan.seed, self.epoch)[self.read : until]
+        self.read = until
+        self.waiting = np.concatenate([self.waiting, new])
+        self.costs = np.concatenate([self.costs, self._price(new, rate)], axis=1)
+
+    def _price(self, places: np.ndarray, rate: float) -> np.ndarray:
+        sizes = self.plan.sizes
+        return np.array([sizes.tokens(places, rate, self.plan.kept), sizes.patches_S[places]], dtype=np.float64)
 
 
 def fill(costs_2B: np.ndarray, room_2: np.ndarray) -> list[int]:
@@ -194,13 +202,13 @@ def fill(costs_2B: np.ndarray, room_2: np.ndarray) -> list[int]:
     first = int((costs_2B.cumsum(1) <= room_2[:, None]).all(0).sum())  # costs are positive, so these come first
     taken = list(range(first))
     room_2 = room_2 - costs_2B[:, :first].sum(1)
-    left_2B = costs_2B.astype(np.float64)
-    left_2B[0, :first] = np.inf
+    others = np.arange(first, costs_2B.shape[1])
     while True:
-        fits_B = (left_2B <= room_2[:, None]).all(0)
-        if not fits_B.any():
+        tokens, patches = costs_2B[:, others]
+        others = others[(tokens <= room_2[0]) & (patches <= room_2[1])]
+        if not len(others):
             return taken
-        best = int(np.where(fits_B, left_2B[0], -1).argmax())
-        taken.append(best)
-        room_2 = room_2 - costs_2B[:, best]
-        left_2B[0, best] = np.inf
+        best = int(costs_2B[0, others].argmax())
+        taken.append(int(others[best]))
+        room_2 = room_2 - costs_2B[:, taken[-1]]
+        others = np.delete(others, best)

@@ -79,7 +79,7 @@ class TrainConfig:
     batch_size: int = 1  # samples a rank and micro-batch; without effect under a token budget
     token_budget: int | None = None  # tokens the language model reads a micro-batch; null: batch_size samples
     patch_budget: int | None = None  # patches the vision tower reads a micro-batch; null: as many as come
-    lookahead: int = 512  # samples among which the ones that fill a budget are looked for
+    lookahead: int = 1024  # samples among which the ones that fill a budget are looked for
     accumulation: int = 1  # micro-batches a step, each with its own rate
     rate_levels: int | None = 64  # rates that are ever drawn, so that lengths recur; null: any
     save_every: int = 500
