@@ -1,7 +1,7 @@
 """Videos with known answers, written as real files: the demo's data set.
 
 In each video, before a smooth static texture with sensor noise: a solid square that is always there, a ring that
-appears later and stays, two lamps in black boxes that change color one to three times and keep the last, and two
+appears later and stays, two lamps that change color one to three times and keep the last, and two
 white-framed squares of which one moves. Five questions, all in one conversation, in random order. A frame of 64x64
 pixels is 4x4 cells of 16, one merged token each for a patch of 8, and 32 frames make 16 temporal grids.
 
@@ -37,12 +37,12 @@ COLORS = {
     "magenta": (210, 60, 200),
 }
 WHITE, BLACK = (245, 245, 245), (10, 10, 10)
-LAMPS = ("round", "diamond")
+LAMPS = ("upper", "lower")  # by the half of its black box that shines
 QUESTIONS = {
     "square": "What color is the square?",
     "ring": "What color is the ring?",
-    "round": "What color is the round lamp at the end?",
-    "diamond": "What color is the diamond lamp at the end?",
+    "upper": "At the end, what color is the upper lamp?",
+    "lower": "At the end, what color is the lower lamp?",
     "moved": "What color is the square that moved?",
 }
 
@@ -69,7 +69,7 @@ class Scene:
 def generate(out: Path, videos: int, seed: int, *, workers: int = 2) -> Path:
     """The path of `out`/data.jsonl (LLaVA format), with its videos beside it in `out`/videos.
 
-    A video depends on `seed` and its number alone. Written by `workers` processes, with a progress bar.
+    A video's pictures depend on `seed` and its number alone; the encoder's bytes may differ by a run. Written by `workers` processes, with a progress bar.
     """
     (out / "videos").mkdir(parents=True, exist_ok=True)
     write = partial(_write_row, out=out, seed=seed)
@@ -115,10 +115,10 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
     paint(frames, places["square"], solid, _rgb(scene.square))
     paint(frames[scene.ring_from :], places["ring"], ring, _rgb(scene.ring))
-    bulbs = {"round": x**2 + y**2 <= (HALF - 1) ** 2, "diamond": abs(x) + abs(y) <= HALF - 1}
+    bulbs = {"upper": y < 0, "lower": y > 0}
     for lamp, colors in scene.lamps.items():
         paint(frames, places[lamp], solid, np.array(BLACK))
-        paint(frames, places[lamp], bulbs[lamp], np.stack([_rgb(color) for color in colors])[:, None])
+        paint(frames, places[lamp], bulbs[lamp] & solid, np.stack([_rgb(color) for color in colors])[:, None])
     path = _path(scene)
     for frame in range(FRAMES):
         for name, place in (("still", places["still"]), ("moved", places["moved"] + path[frame])):
@@ -131,13 +131,14 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 def write_video(path: Path, frames_THWC: np.ndarray, fps: int = FPS) -> None:
     """An H.264 file, at a quality at which colors survive."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "20", "preset": "veryfast", "tune": "fastdecode"})
+        stream = container.add_stream(
+            "libx264", rate=fps, options={"crf": "20", "preset": "veryfast", "tune": "fastdecode"}
+        )
         stream.height, stream.width = frames_THWC.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.thread_count = 1  # several threads would make the bytes depend on timing
+        stream.thread_count = 1  # the videos are shared out between processes
         for frame in frames_THWC:
-            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            container.mux(stream.encode(picture.reformat(format="yuv420p")))  # left to encode(), bytes vary by run
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
 
 

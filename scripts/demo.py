@@ -25,14 +25,22 @@ from train import cli
 from train.curve import Curve, plot, table
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZES = {"text_width": 128, "text_layers": 3, "text_kv_heads": 4, "text_mlp": 256, "patch": 8, "full_attention": True, "init": 0.08}
+SIZES = {
+    "text_width": 128,
+    "text_layers": 3,
+    "text_kv_heads": 4,
+    "text_mlp": 256,
+    "patch": 8,
+    "full_attention": True,
+    "init": 0.08,
+}
 SIZES |= {"vision_width": 64, "vision_depth": 1, "vision_heads": 2, "vision_mlp": 128}
 
 
 @dataclass
 class Options:
     out: str = "runs/demo"
-    train_videos: int = 3200
+    train_videos: int = 4000
     eval_videos: int = 200
     base_steps: int = 400
     steps: int = 400  # of uptraining, and of the control

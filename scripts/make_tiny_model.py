@@ -32,7 +32,7 @@ SPECIALS = (
 # Words that become one token each, with and without a space before them; all else is spelt in bytes.
 WORDS = """
 system user assistant You are a helpful assistant . ? : , the is was at in end of what What which Which that
-how How many times did it first last left right top bottom color colour square ring lamp round diamond moved blinked
+how How many times did it first last left right top bottom color colour square ring lamp upper lower At moved blinked
 red green blue yellow cyan magenta orange purple white black pink brown gray zero one two three four five
 six seven eight nine ten yes no video image Describe happens person doing Answer with option letter directly
 changed seconds

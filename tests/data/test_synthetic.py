@@ -25,8 +25,11 @@ def data(tmp_path_factory):
 def test_a_video_is_a_function_of_seed_and_number(data, tmp_path):
     again = generate(tmp_path, 3, seed=3, workers=1)
     for number in range(3):
-        video = f"videos/{number:05d}.mp4"
-        assert (data.parent / video).read_bytes() == (again.parent / video).read_bytes()
+        one, other = (
+            decode(VideoRef(str(path.parent / "videos" / f"{number:05d}.mp4")), FramePolicy(fps=4)).frames_THWC
+            for path in (data, again)
+        )
+        assert np.abs(one.astype(int) - other).mean() < 1  # the encoder itself is not exact
     assert data.read_text().splitlines()[:3] == again.read_text().splitlines()
 
 
@@ -45,8 +48,8 @@ def test_colors_survive_the_codec(data):
         ref = next(part for turn in sample.turns for part in turn.parts if isinstance(part, VideoRef))
         frames = decode(ref, FramePolicy(fps=4, max_frames=FRAMES)).frames_THWC
         assert frames.shape[0] == FRAMES
-        for name in ("square", "round", "diamond"):
-            row, column = (np.array(scene.cells[name]) * CELL + CELL // 2).tolist()
+        for name, down in (("square", 0), ("upper", -4), ("lower", 4)):
+            row, column = (np.array(scene.cells[name]) * CELL + CELL // 2 + (down, 0)).tolist()
             assert nearest(frames[-1, row - 2 : row + 3, column - 2 : column + 3]) == scene.answers[name]
 
 
