@@ -69,7 +69,8 @@ class Scene:
 def generate(out: Path, videos: int, seed: int, *, workers: int = 2) -> Path:
     """The path of `out`/data.jsonl (LLaVA format), with its videos beside it in `out`/videos.
 
-    A video's pictures depend on `seed` and its number alone; the encoder's bytes may differ by a run. Written by `workers` processes, with a progress bar.
+    A video's pictures depend on `seed` and its number alone; the bytes that the encoder writes may vary a little.
+    Written by `workers` processes, with a progress bar.
     """
     (out / "videos").mkdir(parents=True, exist_ok=True)
     write = partial(_write_row, out=out, seed=seed)
