@@ -108,14 +108,15 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     places = {name: _center(cell) + rng.integers(-1, 2, 2) for name, cell in scene.cells.items()}
     y, x = np.mgrid[-HALF : HALF + 1, -HALF : HALF + 1]
     solid, disc, inner = np.full(y.shape, True), x**2 + y**2 <= HALF**2, np.maximum(abs(x), abs(y)) <= HALF - 2
-    ring = disc & (x**2 + y**2 >= (HALF - 3) ** 2)
+    hole = x**2 + y**2 <= (HALF - 3) ** 2
 
     def paint(view: np.ndarray, place: np.ndarray, mask: np.ndarray, color: np.ndarray) -> None:
         top, left = place - HALF
         view[:, top : top + len(mask), left : left + len(mask)][:, mask] = color
 
     paint(frames, places["square"], solid, _rgb(scene.square))
-    paint(frames[scene.ring_from :], places["ring"], ring, _rgb(scene.ring))
+    paint(frames[scene.ring_from :], places["ring"], disc, _rgb(scene.ring))
+    paint(frames[scene.ring_from :], places["ring"], hole, np.array(BLACK))
     bulbs = {"upper": y < 0, "lower": y > 0}
     for lamp, colors in scene.lamps.items():
         paint(frames, places[lamp], solid, np.array(BLACK))

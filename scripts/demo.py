@@ -43,7 +43,7 @@ class Options:
     train_videos: int = 4000
     eval_videos: int = 200
     base_steps: int = 400
-    steps: int = 400  # of uptraining, and of the control
+    steps: int = 300  # of uptraining, and of the control
     rates: list[float] = field(default_factory=lambda: [0, 0.25, 0.5, 0.75, 0.8, 0.85, 0.9])
     seed: int = 0
 
