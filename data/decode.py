@@ -20,6 +20,7 @@ from data.frames import FramePolicy, frame_times
 from data.types import Clip, ImageRef, MediaError, VideoRef
 
 REORDER = 4  # frames by which decoding order may run ahead of showing order (B-frames)
+SKIM = 32  # frames before a wanted one from where every frame is decoded
 BLIND = 10.0  # seconds worth a seek where the file has no index to tell
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on bad files
 
@@ -131,18 +132,30 @@ class _Reader:
 
     def _advance(self, time: float) -> bool:
         """Reads up to the frame on screen at `time`; False when the file ends before."""
-        if (keyframe := self._keyframe(time)) is not None:
-            self._seek(keyframe)
-            first = next(self.frames, None)
-            if first is None or self.seconds(first) > time:
-                self._seek(self.origin)  # landed behind the wanted frame: read all from the start
-            else:
-                self.last = first
+        if (keyframe := self._keyframe(time)) is not None and not self._land(keyframe, time):
+            earlier = self._keyframe(time - REORDER / self.info.fps, anywhere=True)
+            if earlier is None or not self._land(earlier, time):
+                self._seek(self.origin)  # read all from the start
         while self.last is None or self._over(self.last) < time:
+            self._skim(self.last is not None and time - self.place > SKIM / self.info.fps)
             if (frame := next(self.frames, None)) is None:
                 return False
             self.last = frame
         return True
+
+    def _land(self, keyframe: int, time: float) -> bool:
+        """Whether a seek to `keyframe` led to a frame that is not behind `time`, which is then the last read."""
+        self._seek(keyframe)
+        self._skim(False)
+        first = next(self.frames, None)
+        if first is None or self.seconds(first) > time:
+            return False
+        self.last = first
+        return True
+
+    def _skim(self, far: bool) -> None:
+        """Far from the wanted frame, those that no other frame is made from need not be decoded."""
+        self.stream.codec_context.skip_frame = "NONREF" if far else "DEFAULT"
 
     def _over(self, frame: VideoFrame) -> float:
         """Seconds when a frame leaves the screen, less a half of a frame's time: containers round time stamps."""
@@ -150,15 +163,18 @@ class _Reader:
         held = (frame.duration or 0) * self.tick or usual
         return self.seconds(frame) + held - min(held, usual) / 2
 
-    def _keyframe(self, time: float) -> int | None:
-        """Ticks to seek to for `time`; None where reading on is as near. The index is in order of decoding."""
-        aim = self.origin + int((time - REORDER / self.info.fps) / self.tick)
+    def _keyframe(self, time: float, *, anywhere: bool = False) -> int | None:
+        """Ticks to seek to for `time`; None where reading on is as near, unless `anywhere`.
+
+        The index is in order of decoding, in which a keyframe may stand some frames before its own time.
+        """
+        aim = self.origin + int(time / self.tick)
         here = self.origin + int(self.place / self.tick)
         index = self.stream.index_entries
         if len(index) and index[-1].timestamp >= aim:
             found = index.search_timestamp(aim)
-            return index[found].timestamp if found >= 0 and index[found].timestamp > here else None
-        return aim if time - self.place > BLIND else None
+            return index[found].timestamp if found >= 0 and (anywhere or index[found].timestamp > here) else None
+        return aim if anywhere or time - self.place > BLIND else None
 
     def _seek(self, ticks: int) -> None:
         self.container.seek(ticks, stream=self.stream)
