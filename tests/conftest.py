@@ -74,9 +74,14 @@ def questions(clips, tmp_path) -> Path:
 def words(checkpoint, questions, tmp_path) -> Callable[..., list[str]]:
     """The words of a run of a few steps on real footage; further words win."""
 
-    def of(*more: str, family: str = "qwen2_5_vl", run_dir: Path = tmp_path / "run") -> list[str]:
+    def of(
+        *more: str,
+        family: str = "qwen2_5_vl",
+        run_dir: Path = tmp_path / "run",
+        experiment: str = "qwen_evs_uptrain",
+    ) -> list[str]:
         return [
-            "+experiment=qwen_evs_uptrain",
+            f"+experiment={experiment}",
             f"model.path={checkpoint(family)}",
             f"data.train={questions}",
             f"run_dir={run_dir}",

@@ -14,6 +14,7 @@ from tests.runs import trained
 from train.checkpoint import complete
 
 pytestmark = pytest.mark.slow
+EXPERIMENTS = Path(__file__).parents[2] / "configs" / "experiment"
 
 
 def metrics(run_dir: Path, name: str) -> list[float]:
@@ -95,6 +96,12 @@ def test_broken_and_missing_videos_are_quarantined_with_a_reason(words, question
     lost = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
     assert {"row0", "row1"} <= {row["id"] for row in lost}
     assert all(row["reason"] and "\n" not in row["reason"] for row in lost)
+
+
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in EXPERIMENTS.glob("*.yaml")))
+def test_every_shipped_experiment_takes_a_step_with_a_tiny_model(words, experiment):
+    family = "qwen3_vl" if "qwen3" in experiment else "qwen2_5_vl"
+    trained(*words("train.steps=1", "train.batch_size=1", family=family, experiment=experiment))
 
 
 def test_lora_trains_adapters_alone(words, tmp_path):
