@@ -46,7 +46,8 @@ def test_bf16_positions_of_a_long_video_are_exact(checkpoint, environment, tmp_p
     processor = AutoProcessor.from_pretrained(model)
     processor.video_processor.size = {"shortest_edge": 56 * 56, "longest_edge": 10**9}
     processor.save_pretrained(model)
-    (prompt,) = prepare(model, {"long": Case((LOOK, Video("wide", grids=grid.T, fps=3.0), ASK))})
+    video = Video("wide", grids=grid.T, fps=1.9)  # a rate whose seconds per grid bf16 cannot hold
+    (prompt,) = prepare(model, {"long": Case((LOOK, video, ASK))})
     options = Options(model, environment("0.32.0"), [rate], dtype="bfloat16")
     served = torch.tensor(serve([prompt], options, "plugin")["plugin", "long", rate, 0]["positions"])
 
