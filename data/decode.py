@@ -20,7 +20,6 @@ from data.frames import FramePolicy, frame_times
 from data.types import Clip, ImageRef, MediaError, VideoRef
 
 REORDER = 4  # frames by which decoding order may run ahead of showing order (B-frames)
-SKIM = 32  # frames before a wanted one from where every frame is decoded
 BLIND = 10.0  # seconds worth a seek where the file has no index to tell
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on bad files
 
@@ -137,7 +136,6 @@ class _Reader:
             if earlier is None or not self._land(earlier, time):
                 self._seek(self.origin)  # read all from the start
         while self.last is None or self._over(self.last) < time:
-            self._skim(self.last is not None and time - self.place > SKIM / self.info.fps)
             if (frame := next(self.frames, None)) is None:
                 return False
             self.last = frame
@@ -146,16 +144,11 @@ class _Reader:
     def _land(self, keyframe: int, time: float) -> bool:
         """Whether a seek to `keyframe` led to a frame that is not behind `time`, which is then the last read."""
         self._seek(keyframe)
-        self._skim(False)
         first = next(self.frames, None)
         if first is None or self.seconds(first) > time:
             return False
         self.last = first
         return True
-
-    def _skim(self, far: bool) -> None:
-        """Far from the wanted frame, those that no other frame is made from need not be decoded."""
-        self.stream.codec_context.skip_frame = "NONREF" if far else "DEFAULT"
 
     def _over(self, frame: VideoFrame) -> float:
         """Seconds when a frame leaves the screen, less a half of a frame's time: containers round time stamps."""

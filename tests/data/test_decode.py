@@ -42,6 +42,15 @@ def test_seeking_finds_the_frames_that_reading_through_finds(footage, name):
         assert np.array_equal(every.frames_THWC[places], some.frames_THWC)
 
 
+@pytest.mark.parametrize("g", [25, 250])
+def test_frames_far_from_a_keyframe_are_the_same_ones(tmp_path, g):
+    path = videos.write(tmp_path / "long.mp4", [i / 25 for i in range(250)], g=g, bf=3, sc_threshold=0)
+    for fps in (0.2, 0.7, 1.0):  # of one a second, each stands on a keyframe
+        got = decode(VideoRef(str(path)), FramePolicy(fps=fps, min_frames=2))
+        assert np.allclose(got.times_T, np.array(videos.numbers(got.frames_THWC)) / 25)
+        assert np.allclose(got.times_T, np.linspace(0, 249, len(got.times_T)).round() / 25)
+
+
 def test_variable_rate_gives_real_times_and_each_frame_once(tmp_path):
     times = [0.0, 0.04, 0.08, 1.0, 1.04, 3.0, 3.5, 3.54]
     path = videos.write(tmp_path / "vfr.mp4", times, bf=0)
