@@ -89,7 +89,7 @@ class Beta:
             )
         if self.concentration <= 2:
             raise ValueError(
-                f"beta concentration {self.concentration} must be above 2 (2 is flat, use rate=uniform for that)"
+                f"beta concentration {self.concentration} must be above 2: raise it, or use rate=uniform for a flat one"
             )
 
     def icdf(self, u: Tensor) -> Tensor:

@@ -90,6 +90,6 @@ def save_weights(task: UptrainTask, state: dict[str, Tensor], folder: Path) -> N
     weights = {name.removeprefix("model."): tensor.contiguous() for name, tensor in state.items()}
     if isinstance(model, PeftModel):
         weights = get_peft_model_state_dict(model, state_dict=weights)
-        model.save_pretrained(folder, state_dict=weights)
+        model.save_pretrained(str(folder), state_dict=weights)
     else:
         model.save_pretrained(folder, state_dict=weights, save_original_format=False)

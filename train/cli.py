@@ -112,7 +112,7 @@ def leaves(node: Any, prefix: str = "") -> Iterator[str]:
     """The dotted keys of a configuration."""
     for key in node:
         child = None if OmegaConf.is_missing(node, key) else node[key]
-        if OmegaConf.is_dict(child) and len(child):
+        if child and OmegaConf.is_dict(child):
             yield from leaves(child, f"{prefix}{key}.")
         else:
             yield prefix + key
