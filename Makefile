@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 RUNS ?= runs
 BIN = $(VENV)/bin
+# DeepSpeed builds its CPU operators with the environment's ninja.
+export PATH := $(abspath $(BIN)):$(PATH)
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
