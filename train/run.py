@@ -39,6 +39,8 @@ def job(raw: DictConfig) -> None:
         run = build_run(config)
     if run is not None:
         fit(run.parts, run.steps, config, run.first_step)
+        run.parts.recorder.close()
+        run.parts.engine.print(f"run: {config.run_dir}")
 
 
 def typed(raw: DictConfig) -> Config:
