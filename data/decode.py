@@ -11,6 +11,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -104,7 +105,9 @@ class _Reader:
         self.container, self.stream, self.info = container, stream, info
         self.tick = float(stream.time_base or 0)
         self.origin = stream.start_time or 0
-        self.frames = container.decode(stream)
+        self.aim = 0.0  # seconds: what leaves the screen before is on nobody's way
+        self.skipped = False  # whether the decoder was let off anything since the last seek
+        self.frames = self._decoded()
         self.last: VideoFrame | None = None  # read last
 
     @property
@@ -112,7 +115,7 @@ class _Reader:
         """Seconds of the last frame read."""
         return self.seconds(self.last) if self.last is not None else 0.0
 
-    def seconds(self, frame: VideoFrame) -> float:
+    def seconds(self, frame: VideoFrame | Packet) -> float:
         if frame.pts is None:
             raise MediaError(f"{self.container.name}: has frames without a time; remux it (ffmpeg -fflags +genpts)")
         return (frame.pts - self.origin) * self.tick
@@ -131,15 +134,30 @@ class _Reader:
 
     def _advance(self, time: float) -> bool:
         """Reads up to the frame on screen at `time`; False when the file ends before."""
-        if (keyframe := self._keyframe(time)) is not None and not self._land(keyframe, time):
-            earlier = self._keyframe(time - REORDER / self.info.fps, anywhere=True)
-            if earlier is None or not self._land(earlier, time):
-                self._seek(self.origin)  # read all from the start
+        self.aim = time
+        if (keyframe := self._keyframe(time)) is not None:
+            self._approach(keyframe, time)
+        if self._read_on(time):
+            return True
+        if self.skipped:  # the file's last frame may be one of those
+            self.aim = 0.0
+            self._approach(self._keyframe(self.place, anywhere=True), self.place)
+            self._read_on(time)
+        return False
+
+    def _read_on(self, time: float) -> bool:
         while self.last is None or self._over(self.last) < time:
             if (frame := next(self.frames, None)) is None:
                 return False
             self.last = frame
         return True
+
+    def _approach(self, keyframe: int | None, time: float) -> None:
+        """Seeks to `keyframe`, to the one before where that led behind `time`, at last to the file's start."""
+        if keyframe is None or not self._land(keyframe, time):
+            earlier = self._keyframe(time - REORDER / self.info.fps, anywhere=True)
+            if earlier is None or not self._land(earlier, time):
+                self._seek(self.origin)
 
     def _land(self, keyframe: int, time: float) -> bool:
         """Whether a seek to `keyframe` led to a frame that is not behind `time`, which is then the last read."""
@@ -150,7 +168,16 @@ class _Reader:
         self.last = first
         return True
 
-    def _over(self, frame: VideoFrame) -> float:
+    def _decoded(self) -> Iterator[VideoFrame]:
+        """All frames from here on but those that are off the screen before `aim` and that no other frame builds on."""
+        context = self.stream.codec_context
+        for packet in self.container.demux(self.stream):
+            passed = packet.pts is not None and self._over(packet) < self.aim
+            context.skip_frame = "NONREF" if passed else "DEFAULT"
+            self.skipped |= passed
+            yield from packet.decode()
+
+    def _over(self, frame: VideoFrame | Packet) -> float:
         """Seconds when a frame leaves the screen, less a half of a frame's time: containers round time stamps."""
         usual = 1 / self.info.fps
         held = (frame.duration or 0) * self.tick or usual
@@ -171,7 +198,7 @@ class _Reader:
 
     def _seek(self, ticks: int) -> None:
         self.container.seek(ticks, stream=self.stream)
-        self.frames = self.container.decode(self.stream)
+        self.frames, self.skipped = self._decoded(), False
 
     def _check_end(self) -> None:
         """MediaError if the file ended well before its header says: its tail is missing or unreadable."""

@@ -51,6 +51,19 @@ def test_frames_far_from_a_keyframe_are_the_same_ones(tmp_path, g):
         assert np.allclose(got.times_T, np.linspace(0, 249, len(got.times_T)).round() / 25)
 
 
+@pytest.mark.parametrize("missing", [1, 2])
+def test_the_last_frame_is_given_whether_or_not_others_build_on_it(tmp_path, missing):
+    layers = "ts_number_layers=2:ts_target_bitrate=200,300:ts_rate_decimator=2,1:ts_periodicity=2:ts_layer_id=0,1"
+    options = {"ts-parameters": f"{layers}:ts_layering_mode=2", "b": 300_000, "deadline": "realtime", "g": 400}
+    path = videos.write(tmp_path / "layers.webm", [i / 25 for i in range(100)], codec="libvpx", **options)
+    with av.open(str(path)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    path.write_bytes(path.read_bytes()[: places[-missing]])
+    every, ends = (decode(VideoRef(str(path)), policy) for policy in (EVERY, FramePolicy(fps=0.5, min_frames=2)))
+    assert ends.times_T[-1] == every.times_T.max() == pytest.approx((99 - missing) / 25, abs=2e-3)
+    assert videos.numbers(ends.frames_THWC) == [0, 99 - missing]
+
+
 def test_variable_rate_gives_real_times_and_each_frame_once(tmp_path):
     times = [0.0, 0.04, 0.08, 1.0, 1.04, 3.0, 3.5, 3.54]
     path = videos.write(tmp_path / "vfr.mp4", times, bf=0)
