@@ -266,7 +266,7 @@ def _pictures(ref: VideoRef, shots: Iterator[tuple[float, VideoFrame]], most: in
             break
         if frame.is_corrupt:
             raise MediaError(f"{ref.path}: its frame at {time:.2f} s is damaged; fetch it again or leave its rows out")
-        picture = convert.reformat(frame, format="rgb24").to_ndarray()
+        picture = convert.reformat(frame, format="rgb24", threads=1).to_ndarray()
         picture = np.rot90(picture, round(frame.rotation / 90)) if frame.rotation else picture
         if not times:  # filled in place: a list and a stack would hold every frame twice
             pictures_THWC = np.empty((most, *picture.shape), np.uint8)
