@@ -40,10 +40,10 @@ SIZES |= {"vision_width": 64, "vision_depth": 1, "vision_heads": 2, "vision_mlp"
 @dataclass
 class Options:
     out: str = "runs/demo"
-    train_videos: int = 4000
+    train_videos: int = 3200
     eval_videos: int = 200
     base_steps: int = 400
-    steps: int = 300  # of uptraining, and of the control
+    steps: int = 220  # of uptraining, and of the control
     rates: list[float] = field(default_factory=lambda: [0, 0.25, 0.5, 0.75, 0.8, 0.85, 0.9])
     seed: int = 0
 
@@ -57,9 +57,10 @@ def main(options: Options) -> None:
     demo = Demo(out, train, held_out, options)
 
     make("qwen2_5_vl", out / "random", options.seed, **SIZES)
-    base = demo.train("base", out / "random", options.base_steps, "rate=constant", "optim.lr=2e-3")
-    uptrained = demo.train("uptrained", base, options.steps, "rate=uniform")
-    control = demo.train("control", base, options.steps, "rate=constant")
+    base = demo.train("base", out / "random", options.base_steps, "rate=constant", "optim.lr=1.2e-3")
+    frozen = "model.freeze=[vision]"  # as in the real experiments
+    uptrained = demo.train("uptrained", base, options.steps, "rate=uniform", frozen)
+    control = demo.train("control", base, options.steps, "rate=constant", frozen)
     curves = [
         demo.evaluate(name, model)
         for name, model in (
