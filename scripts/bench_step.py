@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 import torch
 
 from evs import FrameDelta, Grid, Uniform, draw, keep_mask, prune, select
 from scripts import bench_models as models
-from scripts.bench_timing import Timed, alternate, peak_memory, table, timed
+from scripts.bench_timing import Timed, alternate, peak_memory, resident, table, timed
 from train import cost
 
 FROZEN: dict[str, tuple[str, ...]] = {"frozen": ("vision",), "trained": ()}
@@ -54,8 +55,8 @@ def _step_times(setting: Setting, frozen: tuple[str, ...]) -> dict[str, Any]:
     steps = {f"{rate:g}": _our_step(task, batch, rate) for rate in setting.rates}
     steps["stock"] = _stock_step(stock, models.stock_inputs(batch, setting.device))
     times = alternate(steps, setting.rounds)
-    optimizer = torch.optim.AdamW([p for p in ours.parameters() if p.requires_grad], lr=1e-6)
-    _our_step(task, batch, setting.rates[-1], clear=False)()
+    optimizer = _optimizer(ours)
+    _our_step(task, batch, setting.rates[-1], after=lambda: None)()
     apart = alternate({"optimizer": optimizer.step}, setting.rounds)["optimizer"]
     return {"optimizer_s": apart.median, **_against(setting, frozen, times)}
 
@@ -97,54 +98,59 @@ def _step_table(result: dict[str, Any]) -> str:
     return f"{table(header, rows)}\nstock {result['stock_s']:.3f}, optimizer {result['optimizer_s']:.3f}"
 
 
-def _our_step(task: Any, batch: Any, rate: float, *, clear: bool = True) -> Callable[[], None]:
+def _our_step(task: Any, batch: Any, rate: float, after: Callable[[], Any] | None = None) -> Callable[[], None]:
+    """Forward and backward, then `after`, which by default drops the gradients."""
+
     def run() -> None:
         out = task(batch, rate)
         (out.loss_sum / out.targets).backward()
-        if clear:
-            task.zero_grad()
+        (after or task.zero_grad)()
 
     return run
 
 
-def _stock_step(model: Any, inputs: dict[str, torch.Tensor]) -> Callable[[], None]:
+def _stock_step(
+    model: Any, inputs: dict[str, torch.Tensor], after: Callable[[], Any] | None = None
+) -> Callable[[], None]:
     def run() -> None:
         model(**inputs).loss.backward()
-        model.zero_grad()
+        (after or model.zero_grad)()
 
     return run
+
+
+def _optimizer(model: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, fused=True)
 
 
 def _step_memory(setting: Setting, frozen: tuple[str, ...]) -> dict[str, float | None]:
-    """Peak of a step that starts from weights and optimizer states, one model at a time in memory."""
+    """GiB at the peak of a step that starts from weights and optimizer states, each contender in a fresh process."""
+    names = ("stock", *(f"{rate:g}" for rate in (setting.rates[0], 0.75)))
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        return dict(zip(names, pool.map(partial(_peak_of, setting, frozen), names, chunksize=1)))
+
+
+def _peak_of(setting: Setting, frozen: tuple[str, ...], name: str) -> float | None:
     batch = models.build_batch(setting.shape, setting.dtype)
-    found: dict[str, float | None] = {}
-    for name in ("stock", *(f"{rate:g}" for rate in (setting.rates[0], 0.75))):
-        gc.collect()
-        model = setting.model()
-        models.frozen_as(model, frozen)
-        if name == "stock":
-            run = _stock_step(model, models.stock_inputs(batch, setting.device))
-        else:
-            run = _our_step(models.our_task(model), batch, float(name))
-        found[name] = _gib(peak_memory(_with_optimizer(model, run)))
-        del model, run
-    return found
+    before = 0 if setting.device.type == "cuda" else resident("VmRSS")
+    model = setting.model()
+    models.frozen_as(model, frozen)
+    update = _update(_optimizer(model))
+    if name == "stock":
+        run = _stock_step(model, models.stock_inputs(batch, setting.device), update)
+    else:
+        run = _our_step(models.our_task(model), batch, float(name), update)
+    run()  # the measured one starts with optimizer states
+    peak = peak_memory(run)
+    return None if peak is None else round((peak - before) / 2**30, 2)
 
 
-def _with_optimizer(model: Any, run: Callable[[], None]) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
-    model.zero_grad = lambda *_: (optimizer.step(), optimizer.zero_grad())  # where the step would drop its gradients
+def _update(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    def update() -> None:
+        optimizer.step()
+        optimizer.zero_grad()
 
-    def twice() -> None:  # the second one starts with optimizer states
-        run()
-        run()
-
-    return twice
-
-
-def _gib(size: int | None) -> float | None:
-    return None if size is None else round(size / 2**30, 2)
+    return update
 
 
 def _mixed_rates(setting: Setting) -> dict[str, Any]:

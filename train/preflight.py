@@ -1,6 +1,6 @@
 """What the largest micro-batch will need of one rank's memory, told before any weight is read.
 
-An estimate from shapes: within a fifth where activations dominate; allocators and communication buffers come on top.
+An estimate from shapes; allocators and communication buffers come on top.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Largest:
     """The most that one micro-batch of this rank holds, and the longest clip."""
 
     tokens: int  # read by the language model
+    text: int  # of them, those that no pruning touches; the labelled ones are among them
     patches: int  # read by the vision tower
     frames: int
 
@@ -47,17 +48,16 @@ class Estimate:
 
 
 def largest(plan: Plan | BudgetPlan, sizes: Sizes, rate: float, kept: KeptCounts) -> Largest:
-    """`rate`: the lowest that will be drawn. Bounds, but for the patches of a plan without a budget for them."""
+    """`rate`: the lowest that will be drawn. Bounds, but for text, and patches, that a budget leaves open."""
     frames = int(sizes.frames_S.max())
     if isinstance(plan, Plan):
         of_each = sizes.tokens(np.arange(len(sizes)), rate, kept)
         most = min(plan.batch_size, len(sizes))
-        return Largest(_sum_of_largest(of_each, most), _sum_of_largest(sizes.patches_S, most), frames)
-    patches = plan.budget.patches
-    if patches is None:
-        batches = [np.array(batch) for step in range(PLANNED) for batch in plan.micro_batches(step)]
-        patches = max(int(sizes.patches_S[batch].sum()) for batch in batches)
-    return Largest(plan.budget.tokens, patches, frames)
+        tokens, text, patches = (_sum_of_largest(each, most) for each in (of_each, sizes.fixed_S, sizes.patches_S))
+        return Largest(tokens, text, patches, frames)
+    batches = [np.array(batch) for step in range(PLANNED) for batch in plan.micro_batches(step)]
+    text, patches = (max(int(each[batch].sum()) for batch in batches) for each in (sizes.fixed_S, sizes.patches_S))
+    return Largest(plan.budget.tokens, text, plan.budget.patches or patches, frames)
 
 
 def _sum_of_largest(costs: np.ndarray, most: int) -> int:
@@ -80,7 +80,7 @@ def estimate(config: Config, model: nn.Module, hf_config: Any, batch: Largest, w
         gradients=sum(n * size for n, size, wanted in parameters if wanted) / shared[1],
         optimizer=0 if offloaded["optimizer"] else states / shared[0],
         activations=_activations(config, hf_config, batch) * here,
-        logits=min(CHUNK, batch.tokens * hf_config.get_text_config().vocab_size) * (4 + 4 + here),
+        logits=min(CHUNK, batch.text * hf_config.get_text_config().vocab_size) * (4 + 4 + here),
     )
 
 
