@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, snapshot_download
 from omegaconf import OmegaConf
 from peft import PeftModel
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from train import cli
@@ -44,9 +44,9 @@ def main(options: Options) -> None:
         raise ValueError(f"out={out} is not empty: give a new folder")
     out.mkdir(parents=True, exist_ok=True)
     base = base_folder(config)
-    write_weights(config, checkpoint, out)
+    write_weights(config, checkpoint, base, out)
     copy_companions(base, out)
-    check_keys(base, out)
+    check_shapes(base, out)
     curves = from_run(run)
     if curves:
         plot(curves, out / "curve.png", "Accuracy by pruning rate, before and after uptraining")
@@ -81,7 +81,7 @@ def base_folder(config: Config) -> Path:
     return local if local.is_dir() else Path(snapshot_download(config.model.path, revision=config.model.revision))
 
 
-def write_weights(config: Config, checkpoint: Path, out: Path) -> None:
+def write_weights(config: Config, checkpoint: Path, base: Path, out: Path) -> None:
     """The base model, read so that it remembers its keys and dtype, with the trained weights in place of its own."""
     model = AutoModelForImageTextToText.from_pretrained(config.model.path, revision=config.model.revision, dtype="auto")
     if config.model.lora.r is not None:
@@ -89,6 +89,7 @@ def write_weights(config: Config, checkpoint: Path, out: Path) -> None:
     else:
         fill(model, checkpoint / "model")
     model.save_pretrained(out)
+    turn_experts(weight_shapes(base), out)
 
 
 def fill(model: Any, folder: Path) -> None:
@@ -110,21 +111,33 @@ def copy_companions(base: Path, out: Path) -> None:
             shutil.copyfile(path, out / path.name)
 
 
-def check_keys(base: Path, out: Path) -> None:
-    """Raise unless the exported weights have the base's keys."""
-    theirs, ours = weight_keys(base), weight_keys(out)
+def turn_experts(shapes: dict[str, tuple[int, ...]], out: Path) -> None:
+    """Lay experts out as in the base: the library transposes them when it reads, and not back when it writes."""
+    for path in out.glob("*.safetensors"):
+        weights = load_file(path)
+        turned = {
+            name: weight.transpose(1, 2).contiguous()
+            for name, weight in weights.items()
+            if ".mlp.experts." in name and tuple(weight.shape) != shapes.get(name, tuple(weight.shape))
+        }
+        if turned:
+            save_file(weights | turned, path, metadata={"format": "pt"})
+
+
+def check_shapes(base: Path, out: Path) -> None:
+    """Raise unless the exported weights have the base's keys and shapes."""
+    theirs, ours = weight_shapes(base), weight_shapes(out)
     if theirs and theirs != ours:
-        raise ValueError(
-            f"{out}: keys differ from the base model's, e.g. {sorted(theirs ^ ours)[0]}: update transformers"
-        )
+        name = min(key for key, _ in theirs.items() ^ ours.items())
+        raise ValueError(f"{out}: keys or shapes differ from the base model's, e.g. {name}: update transformers")
 
 
-def weight_keys(folder: Path) -> set[str]:
-    keys: set[str] = set()
+def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            keys |= set(file.keys())
-    return keys
+            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
+    return shapes
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ if not __package__:  # run as a file: imports start at the repository root, not 
 
 import torch
 import transformers as hf
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from train import cli
@@ -126,8 +127,18 @@ def make(family: str, out: Path, seed: int = 0, **sizes: Any) -> Path:
         pad_token_id=tokenizer.pad_token_id,
     )
     model.save_pretrained(out)
+    _publish_experts(Path(out))
     _processor(spec, tokenizer, size.patch or spec.patch).save_pretrained(out)
     return Path(out)
+
+
+def _publish_experts(folder: Path) -> None:
+    """Lays experts out as the published checkpoints do, inputs first; the library keeps outputs first."""
+    for path in folder.glob("*.safetensors"):
+        weights = load_file(path)
+        experts = {k: w.transpose(1, 2).contiguous() for k, w in weights.items() if ".mlp.experts." in k}
+        if experts:
+            save_file(weights | experts, path, metadata={"format": "pt"})
 
 
 def _config(spec: Family, size: Sizes, tokenizer: Any) -> Any:
@@ -225,8 +236,8 @@ def _text_qwen3(size: Sizes) -> dict[str, Any]:
 
 
 def _text_qwen3_moe(size: Sizes) -> dict[str, Any]:
-    mixture = {"num_experts": size.experts, "num_experts_per_tok": 2, "decoder_sparse_step": 1}
-    return _text_qwen3(size) | mixture | {"moe_intermediate_size": size.text_mlp // 4}
+    mixture = {"num_experts": size.experts, "num_experts_per_tok": 2, "decoder_sparse_step": 1, "norm_topk_prob": True}
+    return _text_qwen3(size) | mixture | {"moe_intermediate_size": size.text_mlp // 8}
 
 
 def _vision_qwen3(size: Sizes) -> dict[str, Any]:

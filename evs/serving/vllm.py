@@ -15,6 +15,7 @@ SUPPORTED = ("0.31.0", "0.32.0")
 MODELS = {
     "Qwen2_5_VLForConditionalGeneration": "evs.serving.vllm_models:Qwen25VL",
     "Qwen3VLForConditionalGeneration": "evs.serving.vllm_models:Qwen3VL",
+    "Qwen3VLMoeForConditionalGeneration": "evs.serving.vllm_models:Qwen3VLMoe",
 }
 
 

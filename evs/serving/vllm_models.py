@@ -1,4 +1,4 @@
-"""vLLM's two Qwen families, serving pruned videos at the positions of the unpruned prompt (see preserved.py)."""
+"""vLLM's Qwen families, serving pruned videos at the positions of the unpruned prompt (see preserved.py)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from vllm.model_executor.models.qwen2_5_vl import (
     Qwen2_5_VLProcessingInfo,
 )
 from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration, Qwen3VLMultiModalProcessor
+from vllm.model_executor.models.qwen3_vl_moe import Qwen3VLMoeForConditionalGeneration
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
@@ -105,8 +106,10 @@ class Qwen25VL(PreservedPositions, Qwen2_5_VLForConditionalGeneration):
         return tuple(out)
 
 
-class Qwen3VL(PreservedPositions, Qwen3VLForConditionalGeneration):
+class FrameByFrame(PreservedPositions):
     """Every temporal grid is an item between its timestamp and markers, all of them in the video's placeholder."""
+
+    _tokenizer: Any
 
     def _video(self, data: Any) -> tuple[Tensor, int]:
         grid = self._grid(data["video_grid_thw"].data.tolist())
@@ -135,3 +138,9 @@ class Qwen3VL(PreservedPositions, Qwen3VLForConditionalGeneration):
             kept[visual] = retention_mask.flatten().cpu()
         channels = to_channels(rope_positions(visual, frame_boxes(grid))[0][:, kept])
         return channels.to(retention_mask.device)
+
+
+class Qwen3VL(FrameByFrame, Qwen3VLForConditionalGeneration): ...
+
+
+class Qwen3VLMoe(FrameByFrame, Qwen3VLMoeForConditionalGeneration): ...

@@ -13,6 +13,7 @@ from evs.select import keep_count
 from evs.serving.vllm import SUPPORTED
 from evs.types import Grid
 from scripts.check_serving import Options, check, prepare, serve
+from scripts.make_tiny_model import make
 from scripts.serving_cases import ASK, CASES, LOOK, Case, Video
 
 pytestmark = pytest.mark.serving
@@ -24,6 +25,13 @@ RATES = {"0.32.0": [0.0, 0.3, 0.5, 0.75, 0.9], "0.31.0": [0.0, 0.5, 0.9]}
 def test_with_the_plugin_a_server_answers_as_the_trained_model(checkpoint, environment, version) -> None:
     verdicts = check(Options(checkpoint, environment(version), RATES[version], chunks=[0, 64]))
     assert len(verdicts) == len(CASES) * len(RATES[version]) * 2
+    assert {key: verdict.text for key, verdict in verdicts.items() if not verdict.agrees} == {}
+
+
+def test_a_mixture_of_experts_is_served_alike(environment, tmp_path) -> None:
+    model, cases = str(make("qwen3_vl_moe", tmp_path)), ["square", "two videos", "video then image"]
+    verdicts = check(Options(model, environment("0.32.0"), [0.0, 0.75], cases, chunks=[0, 64]))
+    assert len(verdicts) == len(cases) * 2 * 2
     assert {key: verdict.text for key, verdict in verdicts.items() if not verdict.agrees} == {}
 
 
