@@ -47,7 +47,7 @@ test-serving: install
 
 test-oldest: pyproject.toml
 	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/python -m pip install --quiet -e ".[dev]" "transformers==5.16.0"
+	$(VENV)-oldest/bin/python -m pip install --quiet -e ".[dev]" "transformers==5.18.0"
 	$(VENV)-oldest/bin/python -m pytest -q -n 2 -m "not serving"
 
 clean:

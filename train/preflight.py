@@ -5,11 +5,11 @@ An estimate from shapes; allocators and communication buffers come on top.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import nn
 
@@ -112,7 +112,7 @@ def available(device: torch.device, ranks_here: int) -> float:
     """Bytes that one rank may take: of its device, or its share of the machine's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / ranks_here
+    return psutil.virtual_memory().available / ranks_here  # what files are cached in can be had too
 
 
 def report(batch: Largest, parts: Estimate, room: float) -> str:

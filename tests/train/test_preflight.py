@@ -1,5 +1,7 @@
 """What a run will need is told before weights are read, and what cannot fit does not start."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from data.batching import Budget, BudgetPlan, Plan
 from data.sizes import SampleSize, gather
 from tests.runs import composed, trained
-from train.preflight import Estimate, Largest, check, estimate, largest
+from train.preflight import Estimate, Largest, available, check, estimate, largest
 
 SIZES = gather(SampleSize(10 * i, ((i, 4),), 16 * i, 2 * i) for i in range(1, 9))
 
@@ -54,6 +56,12 @@ def test_what_cannot_fit_is_told_with_a_remedy(words):
     check(parts, 9e9, composed(*words()))
     with pytest.raises(ValueError, match=r"needs about 7.5 GiB a rank and 4.7 are free: use engine=zero3"):
         check(parts, 5e9, composed(*words()))
+
+
+def test_memory_that_only_caches_files_is_free():
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    told = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    assert available(torch.device("cpu"), 2) == pytest.approx(told / 2, rel=0.1)
 
 
 @pytest.mark.slow
