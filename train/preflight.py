@@ -87,12 +87,14 @@ def estimate(config: Config, model: nn.Module, hf_config: Any, batch: Largest, w
 def _activations(config: Config, hf_config: Any, batch: Largest) -> float:
     """Numbers kept for backward at the peak: every layer's, or its input only and one layer's again."""
     text, vision = hf_config.get_text_config(), hf_config.vision_config
-    checkpointed = config.model.gradient_checkpointing
+    checkpointed = config.model.checkpoint_towers if config.model.gradient_checkpointing else []
     layer = batch.tokens * (12 * text.hidden_size + 4 * _mlp(text))
-    language = _tower(layer, batch.tokens * text.hidden_size, text.num_hidden_layers, checkpointed)
+    language = _tower(layer, batch.tokens * text.hidden_size, text.num_hidden_layers, "language" in checkpointed)
     layer = batch.patches * (12 * vision.hidden_size + 4 * vision.intermediate_size)
     frozen = "vision" in config.model.freeze or config.model.lora.r is not None
-    seen = layer if frozen else _tower(layer, batch.patches * vision.hidden_size, vision.depth, checkpointed)
+    seen = (
+        layer if frozen else _tower(layer, batch.patches * vision.hidden_size, vision.depth, "vision" in checkpointed)
+    )
     pixels = 2 * batch.patches * 3 * vision.temporal_patch_size * vision.patch_size**2
     return language + seen + pixels
 

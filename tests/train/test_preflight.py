@@ -49,6 +49,7 @@ def test_checkpointing_and_freezing_lower_the_activations(words):
     whole = activations("model.gradient_checkpointing=false", "model.freeze=[]")
     frozen = activations("model.gradient_checkpointing=false")
     assert activations() < frozen < whole
+    assert activations("model.checkpoint_towers=[vision]") == frozen  # a frozen tower keeps nothing to recompute
 
 
 def test_what_cannot_fit_is_told_with_a_remedy(words):
