@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, snapshot_download
 from omegaconf import OmegaConf
 from peft import PeftModel
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from train import cli
@@ -26,6 +26,7 @@ from train.card import model_card
 from train.checkpoint import complete
 from train.config import Config
 from train.curve import from_run, plot
+from train.experts import publish_experts
 
 
 @dataclass
@@ -44,7 +45,7 @@ def main(options: Options) -> None:
         raise ValueError(f"out={out} is not empty: give a new folder")
     out.mkdir(parents=True, exist_ok=True)
     base = base_folder(config)
-    write_weights(config, checkpoint, base, out)
+    write_weights(config, checkpoint, out)
     copy_companions(base, out)
     check_shapes(base, out)
     curves = from_run(run)
@@ -81,7 +82,7 @@ def base_folder(config: Config) -> Path:
     return local if local.is_dir() else Path(snapshot_download(config.model.path, revision=config.model.revision))
 
 
-def write_weights(config: Config, checkpoint: Path, base: Path, out: Path) -> None:
+def write_weights(config: Config, checkpoint: Path, out: Path) -> None:
     """The base model, read so that it remembers its keys and dtype, with the trained weights in place of its own."""
     model = AutoModelForImageTextToText.from_pretrained(config.model.path, revision=config.model.revision, dtype="auto")
     if config.model.lora.r is not None:
@@ -89,7 +90,7 @@ def write_weights(config: Config, checkpoint: Path, base: Path, out: Path) -> No
     else:
         fill(model, checkpoint / "model")
     model.save_pretrained(out)
-    turn_experts(weight_shapes(base), out)
+    publish_experts(out, model.config.get_text_config().hidden_size)
 
 
 def fill(model: Any, folder: Path) -> None:
@@ -109,19 +110,6 @@ def copy_companions(base: Path, out: Path) -> None:
         weights = ".safetensors" in path.name or path.suffix in {".bin", ".pth", ".pt"}
         if path.is_file() and not weights and path.name not in {"README.md", ".gitattributes", "curve.png"}:
             shutil.copyfile(path, out / path.name)
-
-
-def turn_experts(shapes: dict[str, tuple[int, ...]], out: Path) -> None:
-    """Lay experts out as in the base: the library transposes them when it reads, and not back when it writes."""
-    for path in out.glob("*.safetensors"):
-        weights = load_file(path)
-        turned = {
-            name: weight.transpose(1, 2).contiguous()
-            for name, weight in weights.items()
-            if ".mlp.experts." in name and tuple(weight.shape) != shapes.get(name, tuple(weight.shape))
-        }
-        if turned:
-            save_file(weights | turned, path, metadata={"format": "pt"})
 
 
 def check_shapes(base: Path, out: Path) -> None:

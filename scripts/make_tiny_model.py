@@ -20,10 +20,10 @@ if not __package__:  # run as a file: imports start at the repository root, not 
 
 import torch
 import transformers as hf
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from train import cli
+from train.experts import publish_experts
 
 SPECIALS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"),
@@ -127,18 +127,9 @@ def make(family: str, out: Path, seed: int = 0, **sizes: Any) -> Path:
         pad_token_id=tokenizer.pad_token_id,
     )
     model.save_pretrained(out)
-    _publish_experts(Path(out))
+    publish_experts(Path(out), size.text_width)
     _processor(spec, tokenizer, size.patch or spec.patch).save_pretrained(out)
     return Path(out)
-
-
-def _publish_experts(folder: Path) -> None:
-    """Lays experts out as the published checkpoints do, inputs first; the library keeps outputs first."""
-    for path in folder.glob("*.safetensors"):
-        weights = load_file(path)
-        experts = {k: w.transpose(1, 2).contiguous() for k, w in weights.items() if ".mlp.experts." in k}
-        if experts:
-            save_file(weights | experts, path, metadata={"format": "pt"})
 
 
 def _config(spec: Family, size: Sizes, tokenizer: Any) -> Any:

@@ -1,0 +1,26 @@
+"""The layout of mixture-of-experts weights in published checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+WIDTH_AT = {".mlp.experts.gate_up_proj": 1, ".mlp.experts.down_proj": 2}  # the dimension that is the hidden size
+
+
+def publish_experts(folder: Path, width: int) -> None:
+    """Lay the experts of a saved checkpoint out as published: [experts, inputs, outputs], `width` the hidden size.
+
+    transformers transposes them when it reads a checkpoint and not back when it writes one; servers read the published
+    layout alone. Shards without experts are not read.
+    """
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            sides = {name: side for name in list(file.keys()) for end, side in WIDTH_AT.items() if name.endswith(end)}
+        if not sides:
+            continue
+        weights = load_file(path)
+        turned = {n: weights[n].transpose(1, 2).contiguous() for n, s in sides.items() if weights[n].shape[s] != width}
+        save_file(weights | turned, path, metadata={"format": "pt"})
