@@ -1,7 +1,8 @@
 """Two costs of the Qwen vision towers that are only in how they are written, removed without touching a weight.
 
 The patch embedding is a Conv3d whose stride is its kernel: a matrix product. Outside FlashAttention the library
-attends one window at a time in a Python loop; windows of equal length make one batched call.
+attends one window at a time in a Python loop; windows of equal length make one batched call. In half precision on a
+CPU, where SDPA's kernel is slow at short windows (above all backward), that call is two matrix products.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
+
+
+SHORT = 256  # rows: up to here windows are attended by matrix products on a CPU
 
 
 def speed_up(visual: Any) -> None:
@@ -55,7 +59,17 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _attend_equal(q: Tensor, k: Tensor, v: Tensor, length: int) -> Tensor:
     """[R, heads, d] each -> [R, heads, d], attention within consecutive windows of `length` rows."""
     q, k, v = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (q, k, v))
-    return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
+    short = length <= SHORT and q.device.type == "cpu" and q.dtype != torch.float32
+    attend = _matrix_products if short else scaled_dot_product_attention
+    return attend(q, k, v).transpose(1, 2).flatten(0, 1)
+
+
+def _matrix_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """[windows, heads, length, d] each -> the same: what the library's eager attention computes, for all windows."""
+    windows = len(q)
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    scores = torch.baddbmm(q.new_zeros(1), q, k.mT, beta=0, alpha=q.shape[-1] ** -0.5)
+    return torch.bmm(scores.softmax(-1), v).unflatten(0, (windows, -1))
 
 
 def _attend_ragged(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:

@@ -95,6 +95,17 @@ def test_speeding_up_the_tower_changes_nothing_but_rounding(family, model, batch
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
+def test_in_half_precision_the_tower_strays_from_float32_as_the_library_does(model, batch):
+    def tower(visual, dtype):
+        pixels = batch.pixel_values_videos.to(dtype)
+        return visual.to(dtype)(pixels, grid_thw=batch.video_grid_thw_V3).pooler_output.float()
+
+    stock = copy.deepcopy(model).model.visual
+    exact, theirs = tower(copy.deepcopy(stock), torch.float32), tower(stock, torch.bfloat16)
+    ours = tower(adapter_for(model).model.model.visual, torch.bfloat16)
+    assert (ours - exact).square().mean() < 1.5 * (theirs - exact).square().mean()
+
+
 def test_more_placeholders_than_videos_is_an_error(family, model):
     adapter = adapter_for(model)
     two, one = (
