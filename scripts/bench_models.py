@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from data.types import IGNORE, Batch
 from evs import FrameDelta, Grid, keep_count
 from evs.adapters import adapter_for
 from train.cost import Work
-from train.optim import freeze
 from train.task import UptrainTask
 
 ROPE = {"rope_type": "default", "rope_theta": 1e6}
@@ -147,8 +145,3 @@ def our_task(model: Any) -> UptrainTask:
 def stock_twin(model: Any) -> Any:
     """The same weights in a model that nothing has been done to."""
     return copy.deepcopy(model)
-
-
-def frozen_as(model: nn.Module, towers: Sequence[str]) -> None:
-    model.requires_grad_(True)
-    freeze(model, list(towers))

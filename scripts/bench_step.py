@@ -9,11 +9,15 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from evs import FrameDelta, Grid, Uniform, draw, keep_mask, prune, select
 from scripts import bench_models as models
 from scripts.bench_timing import Timed, alternate, peak_memory, resident, table, timed
-from train import cost
+from train import cost, preflight
+from train.config import Config, ModelConfig
+from train.model import fit_for_training
+from train.optim import freeze
 
 FROZEN: dict[str, tuple[str, ...]] = {"frozen": ("vision",), "trained": ()}
 
@@ -40,7 +44,7 @@ def step(setting: Setting) -> dict[str, Any]:
         result[name] = _step_times(setting, frozen)
         print(f"\nvision tower {name}: forward + backward, seconds\n" + _step_table(result[name]))
         result[name]["memory_gib"] = memory = _step_memory(setting, frozen)
-        print(f"peak memory of forward + backward + optimizer, GiB: {memory}")
+        print(f"peak memory of forward + backward + optimizer, GiB\n{_memory_table(memory)}")
     result["mixed"] = mixed = _mixed_rates(setting)
     print(f"\nuniform rates on [0, .9], a fresh one every step against the same one again: {mixed['ratio']:.3f}")
     return result
@@ -50,7 +54,7 @@ def _step_times(setting: Setting, frozen: tuple[str, ...]) -> dict[str, Any]:
     stock, ours = setting.model(), setting.model()
     task = models.our_task(ours)
     for model in (stock, ours):
-        models.frozen_as(model, frozen)
+        freeze(model, frozen)
     batch = models.build_batch(setting.shape, setting.dtype)
     steps = {f"{rate:g}": _our_step(task, batch, rate) for rate in setting.rates}
     steps["stock"] = _stock_step(stock, models.stock_inputs(batch, setting.device))
@@ -123,26 +127,52 @@ def _optimizer(model: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, fused=True)
 
 
-def _step_memory(setting: Setting, frozen: tuple[str, ...]) -> dict[str, float | None]:
-    """GiB at the peak of a step that starts from weights and optimizer states, each contender in a fresh process."""
-    names = ("stock", *(f"{rate:g}" for rate in (setting.rates[0], 0.75)))
+def _step_memory(setting: Setting, frozen: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
+    """GiB at the peak of a step that starts from weights and optimizer states, and what the preflight foretells of it.
+
+    Each contender runs in a fresh process. Gradient checkpointing is off but for the last.
+    """
+    config = partial(ModelConfig, freeze=list(frozen), gradient_checkpointing=False)
+    ours = {f"{rate:g}": (rate, config()) for rate in (setting.rates[0], 0.75)}
+    ours["0.75 checkpointed"] = (0.75, config(gradient_checkpointing=True))
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        return dict(zip(names, pool.map(partial(_peak_of, setting, frozen), names, chunksize=1)))
+        measured = pool.starmap(partial(_peak_of, setting), [(None, config()), *ours.values()], chunksize=1)
+    return {
+        "measured": dict(zip(("stock", *ours), measured)),
+        "foretold": {name: _foretold(setting, *each) for name, each in ours.items()},
+    }
 
 
-def _peak_of(setting: Setting, frozen: tuple[str, ...], name: str) -> float | None:
+def _memory_table(memory: dict[str, dict[str, float | None]]) -> str:
+    rows = [(name, peak, memory["foretold"].get(name, "")) for name, peak in memory["measured"].items()]
+    return table(("rate", "measured", "foretold"), rows)
+
+
+def _peak_of(setting: Setting, rate: float | None, config: ModelConfig) -> float | None:
+    """Of the stock step where `rate` is None."""
     batch = models.build_batch(setting.shape, setting.dtype)
     before = 0 if setting.device.type == "cuda" else resident("VmRSS")
-    model = setting.model()
-    models.frozen_as(model, frozen)
+    model = fit_for_training(setting.model(), config)
     update = _update(_optimizer(model))
-    if name == "stock":
+    if rate is None:
         run = _stock_step(model, models.stock_inputs(batch, setting.device), update)
     else:
-        run = _our_step(models.our_task(model), batch, float(name), update)
+        run = _our_step(models.our_task(model), batch, rate, update)
     run()  # the measured one starts with optimizer states
     peak = peak_memory(run)
     return None if peak is None else round((peak - before) / 2**30, 2)
+
+
+def _foretold(setting: Setting, rate: float, config: ModelConfig) -> float:
+    """GiB that `train/run.py` would tell before such a step."""
+    with torch.device("meta"):
+        model = fit_for_training(Qwen2_5_VLForConditionalGeneration(models.model_config(setting.shape)), config)
+    work = models.work(setting.shape, rate)
+    text = len(work.lengths) * (models.PROMPT + models.ANSWER)
+    patches = sum(t * h * w for t, h, w in work.grids)
+    batch = preflight.Largest(sum(work.lengths), text, patches, frames=2 * setting.shape.grid[0])
+    parts = preflight.estimate(Config(model=config), model.to(setting.dtype), model.config, batch, world=1)
+    return round(parts.total / 2**30, 2)
 
 
 def _update(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
@@ -156,7 +186,7 @@ def _update(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
 def _mixed_rates(setting: Setting) -> dict[str, Any]:
     """Seconds of a step at a freshly drawn rate, and of the same step again: the price of changing shapes."""
     model = setting.model()
-    models.frozen_as(model, ("vision",))
+    freeze(model, ["vision"])
     task, batch = models.our_task(model), models.build_batch(setting.shape, setting.dtype)
     _our_step(task, batch, 0.5)()
     fresh, again, rates = [], [], []
@@ -224,7 +254,7 @@ def mask(setting: Setting) -> dict[str, Any]:
 
     shape = replace(setting.shape, clips=1, grid=(grid.T, grid.H, grid.W))
     model = setting.model()
-    models.frozen_as(model, ("vision",))
+    freeze(model, ["vision"])
     whole = _our_step(models.our_task(model), models.build_batch(shape, setting.dtype), 0.0)
     times = alternate({"mask": choose, "step": whole}, setting.rounds)
     share = times["mask"].median / (videos * times["step"].median)

@@ -24,12 +24,13 @@ def build_processor(config: ModelConfig) -> Any:
 def build_model(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
     """The Hugging Face model, frozen, checkpointed and with LoRA as asked."""
     check_attention(config.attention)
-    return _fit_for_training(
+    return fit_for_training(
         _hub(AutoModelForImageTextToText, config, dtype=dtype, attn_implementation=config.attention), config
     )
 
 
-def _fit_for_training(model: Any, config: ModelConfig) -> nn.Module:
+def fit_for_training(model: Any, config: ModelConfig) -> nn.Module:
+    """`model`, changed in place: frozen, checkpointed, compiled and with LoRA as asked."""
     towers = {"vision": model.model.visual, "language": model.model.language_model}
     freeze(model, config.freeze)
     if config.gradient_checkpointing:
@@ -53,7 +54,7 @@ def build_empty_model(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
     """The model to be trained without its weights: shapes alone. Before an engine that would shard it (ZeRO 3)."""
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(_hub(AutoConfig, config), dtype=dtype)
-        return _fit_for_training(model, config)
+        return fit_for_training(model, config)
 
 
 def check_attention(name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ def tower_of(name: str) -> str:
     return "vision" if "visual." in name else "language"
 
 
-def freeze(model: nn.Module, towers: list[str]) -> None:
+def freeze(model: nn.Module, towers: Collection[str]) -> None:
     """Take the parameters of `towers` out of training."""
     for name, parameter in model.named_parameters():
         if tower_of(name) in towers:
