@@ -43,7 +43,7 @@ def _attend_windows(
     """[R, D] patches -> [R, D]; `cu_seqlens` are the windows' borders, [windows + 1]."""
     rows = hidden_states.shape[0]
     q, k, v = attn.qkv(hidden_states).reshape(rows, 3, attn.num_heads, -1).unbind(1)
-    cos, sin = (x.unsqueeze(-2).float() for x in position_embeddings)
+    cos, sin = (x.float().chunk(2, dim=-1)[0].unsqueeze(-2) for x in position_embeddings)  # their halves are equal
     q, k = (_rotate(x, cos, sin) for x in (q, k))
     lengths = cu_seqlens.diff().tolist()
     out = _attend_equal(q, k, v, lengths[0]) if len(set(lengths)) == 1 else _attend_ragged(q, k, v, lengths)
@@ -51,9 +51,10 @@ def _attend_windows(
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding in float32, as the library's."""
+    """Rotary embedding of [..., d] in float32, bit by bit the library's; `cos` and `sin` are [..., d / 2]."""
     first, second = x.float().chunk(2, dim=-1)
-    return (x.float() * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat([half.to(x.dtype) for half in turned], dim=-1)
 
 
 def _attend_equal(q: Tensor, k: Tensor, v: Tensor, length: int) -> Tensor:

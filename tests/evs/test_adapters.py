@@ -6,9 +6,11 @@ import copy
 
 import pytest
 import torch
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
 from evs import FrameDelta, keep_count, keep_mask, prune
 from evs.adapters import adapter_for, check_family
+from evs.adapters.vision import _rotate
 from tests.evs.models import MIXED, alone, prompts, stock_inputs
 
 
@@ -93,6 +95,14 @@ def test_speeding_up_the_tower_changes_nothing_but_rounding(family, model, batch
     theirs = stock.model.visual(batch.pixel_values_videos, grid_thw=batch.video_grid_thw_V3).pooler_output
     ours = adapter.model.model.visual(batch.pixel_values_videos, grid_thw=batch.video_grid_thw_V3).pooler_output
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_the_towers_rotation_is_the_librarys_to_the_bit():
+    q, k, angles = torch.randn(6, 2, 8).bfloat16(), torch.randn(6, 2, 8).bfloat16(), torch.randn(6, 4)
+    cos, sin = angles.cos(), angles.sin()
+    theirs = apply_rotary_pos_emb_vision(q, k, torch.cat([cos, cos], -1), torch.cat([sin, sin], -1))
+    for x, turned in zip((q, k), theirs):
+        assert torch.equal(_rotate(x, cos[:, None], sin[:, None]), turned)
 
 
 def test_in_half_precision_the_tower_strays_from_float32_as_the_library_does(model, batch):
