@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-
 SHORT = 256  # rows: up to here windows are attended by matrix products on a CPU
 
 
