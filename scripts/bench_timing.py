@@ -73,8 +73,11 @@ def peak_memory(thing: Callable[[], Any]) -> int | None:
 
 
 def resident(name: str) -> int:
-    """Bytes of a line of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    """Bytes of a line of /proc/self/status; 0 where the system has none, as `peak_memory` has none there."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    lines = status.read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
