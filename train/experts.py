@@ -14,7 +14,7 @@ def publish_experts(folder: Path, width: int) -> None:
     """Lay the experts of a saved checkpoint out as published: [experts, inputs, outputs], `width` the hidden size.
 
     transformers transposes them when it reads a checkpoint and not back when it writes one; servers read the published
-    layout alone. Shards without experts are not read.
+    layout alone. Shards without experts are not read. ValueError for square experts, which do not tell how they lie.
     """
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
@@ -22,5 +22,7 @@ def publish_experts(folder: Path, width: int) -> None:
         if not sides:
             continue
         weights = load_file(path)
+        if square := [name for name in sides if weights[name].shape[1] == weights[name].shape[2]]:
+            raise ValueError(f"{path}: {square[0]} is square, so its layout cannot be told: give experts another width")
         turned = {n: weights[n].transpose(1, 2).contiguous() for n, s in sides.items() if weights[n].shape[s] != width}
         save_file(weights | turned, path, metadata={"format": "pt"})

@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from scripts import export
 from tests.runs import trained
 from train.checkpoint import complete
+from train.experts import publish_experts
 
 pytestmark = pytest.mark.slow
 
@@ -30,6 +31,12 @@ def test_the_export_is_the_base_with_other_weights(words, checkpoint, questions,
             assert torch.equal(value, trained_weights[name].to(value.dtype)), name
     card = (out / "README.md").read_text()
     assert "| step 4 |" in card and (out / "curve.png").stat().st_size > 1000
+
+
+def test_square_experts_are_refused(tmp_path):
+    save_file({"model.layers.0.mlp.experts.gate_up_proj": torch.zeros(2, 8, 8)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="gate_up_proj is square"):
+        publish_experts(tmp_path, 8)
 
 
 def test_a_lora_run_exports_merged(words, checkpoint, tmp_path):
