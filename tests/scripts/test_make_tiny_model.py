@@ -8,7 +8,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from scripts.make_tiny_model import FAMILIES, SPECIALS, make
 
-SMALL = {"text_width": 64, "text_layers": 2, "text_heads": 2, "vision_width": 32, "vision_heads": 2}
+SMALL = {"text_width": 64, "text_layers": 2, "text_heads": 2, "text_mlp": 192, "vision_width": 32, "vision_heads": 2}
 CHAT = [
     {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Which color?"}]},
     {"role": "assistant", "content": "red"},
