@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.decode import VideoInfo, decode, load_image, wanted_times
-from data.frames import FramePolicy
 from data.labels import Labeller
+from data.media.decode import VideoInfo, decode, load_image, wanted_times
+from data.media.frames import FramePolicy
 from data.sizes import SampleSize
 from data.types import IGNORE, Batch, Clip, Encoding, ImageRef, RowError, Sample, VideoRef
 

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from data.batching import BudgetPlan, Plan
-from data.decode import VideoInfo, probe, probe_image
 from data.encode import Encoder, collate
+from data.media.decode import VideoInfo, probe, probe_image
 from data.sizes import SampleSize, Sizes, gather
 from data.types import Batch, Encoding, ImageRef, MediaError, RowError, Sample, VideoRef
 

@@ -20,9 +20,10 @@ if not __package__:  # run as a file: imports start at the repository root, not 
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from scripts import bench_data, bench_step
-from scripts.bench_models import ANSWER, PROMPT, build_shape, model_config
-from scripts.bench_timing import machine
+from scripts.bench import data as bench_data
+from scripts.bench import step as bench_step
+from scripts.bench.models import ANSWER, PROMPT, build_shape, model_config
+from scripts.bench.timing import machine
 from train import cli
 from train.config import check_rates
 

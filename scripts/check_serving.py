@@ -29,14 +29,14 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from data.encode import Encoder, collate
-from data.frames import FramePolicy
+from data.media.frames import FramePolicy
 from data.types import Batch
 from evs.adapters import Adapter, adapter_for, check_family
 from evs.generate import Decoding, Generation, generate, next_positions
 from evs.prune import keep_mask, prune
 from evs.score import FrameDelta
 from evs.select import check_rate
-from scripts.serving_cases import CASES, Case, clip, picture, server_metadata
+from scripts.serving.cases import CASES, Case, clip, picture, server_metadata
 from train import cli
 
 # A prompt as it is written, without a chat's headers.
@@ -138,7 +138,7 @@ def serve(prompts: list[Prompt], options: Options, server: str) -> dict[Key, dic
         Path(folder, "request.json").write_text(json.dumps(request))
         media: dict[str, Any] = {key: value for prompt in prompts for key, value in prompt.media.items()}
         np.savez(Path(folder, "media.npz"), **media)
-        worker = Path(__file__).with_name("vllm_worker.py")
+        worker = Path(__file__).with_name("serving") / "worker.py"
         mode = os.environ.get("EVS_VLLM_PLUGIN", "1") if server == "plugin" else "0"
         environment = {**os.environ, "EVS_VLLM_PLUGIN": mode}
         done = subprocess.run(
@@ -232,7 +232,9 @@ def _check(options: Options) -> None:
     if not options.vllm_python:
         raise ValueError("vllm_python= is missing: give the Python of an environment with vLLM and this package")
     if not Path(options.vllm_python).exists():
-        raise ValueError(f"vllm_python={options.vllm_python} does not exist: build one with scripts/vllm_env.sh DIR")
+        raise ValueError(
+            f"vllm_python={options.vllm_python} does not exist: build one with scripts/serving/vllm_env.sh DIR"
+        )
 
 
 def _last_error(output: str) -> str:

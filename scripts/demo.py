@@ -22,7 +22,7 @@ from data.synthetic import generate
 from scripts.make_tiny_model import make
 from scripts.report import read
 from train import cli
-from train.curve import Curve, plot, table
+from train.report.curve import Curve, plot, table
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {

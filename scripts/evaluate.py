@@ -23,8 +23,8 @@ from evs.adapters import adapter_for
 from train import cli
 from train.build import build_encoder, build_evaluation, build_model
 from train.config import DataConfig, EvalConfig, ModelConfig, check_rates
-from train.curve import Curve, table
 from train.evaluate import Score
+from train.report.curve import Curve, table
 from train.task import UptrainTask
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from train import cli
-from train.card import model_card
-from train.checkpoint import complete
 from train.config import Config
-from train.curve import from_run, plot
 from train.experts import publish_experts
+from train.report.card import model_card
+from train.report.curve import from_run, plot
+from train.state.checkpoint import complete
 
 
 @dataclass

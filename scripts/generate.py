@@ -26,7 +26,7 @@ from torch import Tensor
 
 from data.encode import Encoder, collate
 from data.formats.conversation import MARK, Media
-from data.frames import FramePolicy
+from data.media.frames import FramePolicy
 from data.types import Batch, Sample, Turn
 from evs.adapters import adapter_for, check_family
 from evs.generate import Decoding, Generation, generate

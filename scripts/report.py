@@ -16,7 +16,7 @@ if not __package__:  # run as a file: imports start at the repository root, not 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from train import cli
-from train.curve import Curve, from_run, plot
+from train.report.curve import Curve, from_run, plot
 
 
 @dataclass

@@ -27,8 +27,6 @@ from evs.adapters import adapter_for
 from evs.rates import RateDistribution
 from evs.score import Scorer
 from evs.select import keep_counts
-from train import preflight
-from train.checkpoint import Checkpoints, find, step_of
 from train.config import (
     TOWERS,
     Config,
@@ -41,11 +39,13 @@ from train.config import (
 )
 from train.evaluate import Score, evaluate
 from train.loop import Parts, StepRates
-from train.meters import Meter
-from train.metrics import build_recorder
 from train.model import base_model, build_empty_model, build_model, build_processor, check_attention, weight_dtype
 from train.optim import build_optimizer
-from train.preflight import Largest, largest
+from train.report import preflight
+from train.report.meters import Meter
+from train.report.preflight import Largest, largest
+from train.report.recorder import build_recorder
+from train.state.checkpoint import Checkpoints, find, step_of
 from train.task import UptrainTask
 
 

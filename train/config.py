@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from data.frames import FramePolicy
+from data.media.frames import FramePolicy
 
 ENGINES = ("none", "ddp", "zero0", "zero1", "zero2", "zero3", "zero3_offload")
 TOWERS = ("vision", "merger", "language")

@@ -13,12 +13,12 @@ from torch import nn
 from data.loader import Step
 from evs import draw
 from evs.rates import RateDistribution
-from train.checkpoint import Checkpoints
 from train.config import Config
 from train.evaluate import Score
-from train.meters import Meter, peak_memory, peak_operations
-from train.metrics import Recorder, rate_bucket
 from train.optim import lr_factor, set_lr
+from train.report.meters import Meter, peak_memory, peak_operations
+from train.report.recorder import Recorder, rate_bucket
+from train.state.checkpoint import Checkpoints
 from train.task import count_targets
 
 

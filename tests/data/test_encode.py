@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from data.encode import Encoder, TooLong, collate
-from data.frames import FramePolicy
+from data.media.frames import FramePolicy
 from data.types import IGNORE, ImageRef, RowError, Sample, Turn, VideoRef
 from tests.data import videos
 

@@ -5,8 +5,8 @@ import torch
 
 from data.batching import Plan, shards
 from data.encode import Encoder
-from data.frames import FramePolicy
 from data.loader import audit, measure, shard_loader, step_loader
+from data.media.frames import FramePolicy
 from data.types import Sample, Turn, VideoRef
 
 POLICY = FramePolicy(fps=1.0, max_frames=4, min_pixels=56 * 56, max_pixels=64 * 64)

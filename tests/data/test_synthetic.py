@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data.decode import decode
 from data.formats import load
-from data.frames import FramePolicy
+from data.media.decode import decode
+from data.media.frames import FramePolicy
 from data.synthetic import CELL, COLORS, FRAMES, QUESTIONS, generate, plan, render
 from data.types import VideoRef
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from scripts import benchmark
-from scripts.bench_models import SHAPES, build_shape, model_config, work
-from scripts.bench_timing import Timed, alternate
-from train import cost
+from scripts.bench.models import SHAPES, build_shape, model_config, work
+from scripts.bench.timing import Timed, alternate
+from train.report import cost
 
 
 @pytest.mark.slow

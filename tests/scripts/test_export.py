@@ -9,8 +9,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from scripts import export
 from tests.runs import trained
-from train.checkpoint import complete
 from train.experts import publish_experts
+from train.state.checkpoint import complete
 
 pytestmark = pytest.mark.slow
 

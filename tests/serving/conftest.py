@@ -20,7 +20,7 @@ def environment(request):
         folder = ENVIRONMENTS / version
         if not folder.exists() and request.config.getoption("-m") != "serving":
             pytest.skip(f"no vLLM in {folder}: make test-serving builds it")
-        subprocess.run([ROOT / "scripts" / "vllm_env.sh", folder, version], check=True)
+        subprocess.run([ROOT / "scripts" / "serving" / "vllm_env.sh", folder, version], check=True)
         return str(folder / "bin" / "python")
 
     return find

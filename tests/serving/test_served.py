@@ -14,7 +14,7 @@ from evs.serving.vllm import SUPPORTED
 from evs.types import Grid
 from scripts.check_serving import Options, check, prepare, serve
 from scripts.make_tiny_model import make
-from scripts.serving_cases import ASK, CASES, LOOK, Case, Video
+from scripts.serving.cases import ASK, CASES, LOOK, Case, Video
 
 pytestmark = pytest.mark.serving
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from data.batching import Budget, BudgetPlan, Plan
 from data.sizes import SampleSize, gather
 from tests.runs import composed, trained
-from train.preflight import Estimate, Largest, available, check, estimate, largest
+from train.report.preflight import Estimate, Largest, available, check, estimate, largest
 
 SIZES = gather(SampleSize(10 * i, ((i, 4),), 16 * i, 2 * i) for i in range(1, 9))
 

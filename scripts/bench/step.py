@@ -12,12 +12,12 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from evs import FrameDelta, Grid, Uniform, draw, keep_mask, prune, select
-from scripts import bench_models as models
-from scripts.bench_timing import Timed, alternate, peak_memory, resident, table, timed
-from train import cost, preflight
+from scripts.bench import models
+from scripts.bench.timing import Timed, alternate, peak_memory, resident, table, timed
 from train.config import Config, ModelConfig
 from train.model import fit_for_training
 from train.optim import freeze
+from train.report import cost, preflight
 
 FROZEN: dict[str, tuple[str, ...]] = {"frozen": ("vision",), "trained": ()}
 

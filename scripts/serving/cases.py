@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.frames import FramePolicy, frame_times
+from data.media.frames import FramePolicy, frame_times
 from data.types import Clip, ImageRef, Sample, Turn, VideoRef
 
 SOURCE_FPS = 8.0

@@ -7,8 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from evs import FrameDelta
 from evs.adapters import adapter_for
 from tests.evs.models import prompts, tiny_model
-from train import cost
 from train.optim import freeze
+from train.report import cost
 from train.task import UptrainTask
 
 LAYOUT = [[3, ("video", (6, 4, 4)), 9], [2, ("video", (4, 4, 4)), 30]]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data.frames import FramePolicy, frame_count, frame_times
+from data.media.frames import FramePolicy, frame_count, frame_times
 
 
 @pytest.mark.parametrize(

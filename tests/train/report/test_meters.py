@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from train.meters import Meter
+from train.report.meters import Meter
 
 
 @pytest.fixture

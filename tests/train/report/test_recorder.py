@@ -7,7 +7,8 @@ import torch
 from accelerate import Accelerator
 
 from data.loader import Quarantined
-from train.metrics import Jsonl, Recorder, rate_bucket
+from train.report.recorder import Recorder, rate_bucket
+from train.report.sinks import Jsonl
 
 
 @pytest.fixture

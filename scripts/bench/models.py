@@ -13,7 +13,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from data.types import IGNORE, Batch
 from evs import FrameDelta, Grid, keep_count
 from evs.adapters import adapter_for
-from train.cost import Work
+from train.report.cost import Work
 from train.task import UptrainTask
 
 ROPE = {"rope_type": "default", "rope_theta": 1e6}

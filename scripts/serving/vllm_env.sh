@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # An environment of its own with a real vLLM for the CPU and this package's plugin beside it.
-#   scripts/vllm_env.sh DIR [VERSION]      VERSION 0.32.0 (default) or 0.31.0; then DIR/bin/python is `vllm_python=`
+#   scripts/serving/vllm_env.sh DIR [VERSION]      VERSION 0.32.0 (default) or 0.31.0; then DIR/bin/python is `vllm_python=`
 # On a GPU machine install vLLM as its own page says, then: pip install --no-deps this repository.
 set -euo pipefail
-dir=${1:?usage: scripts/vllm_env.sh DIR [VERSION]}
+dir=${1:?usage: scripts/serving/vllm_env.sh DIR [VERSION]}
 version=${2:-0.32.0}
-repository=$(cd "$(dirname "$0")/.." && pwd)
+repository=$(cd "$(dirname "$0")/../.." && pwd)
 works() { "$dir/bin/python" -c "import vllm, evs.serving.vllm as plugin; plugin.check_version(vllm.__version__)"; }
 
 if [ -x "$dir/bin/python" ] && works 2>/dev/null; then

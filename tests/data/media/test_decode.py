@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.decode import decode, load_image, probe, probe_image, whole_grids
-from data.frames import FramePolicy
+from data.media.decode import decode, load_image, probe, probe_image, whole_grids
+from data.media.frames import FramePolicy
 from data.types import ImageRef, MediaError, VideoRef
 from tests.data import videos
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from data.types import Batch
-from train import cost
+from train.report import cost
 from train.task import StepOutput
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from PIL import Image, ImageOps
 
-from data.frames import FramePolicy, frame_times
+from data.media.frames import FramePolicy, frame_times
 from data.types import Clip, ImageRef, MediaError, VideoRef
 
 REORDER = 4  # frames by which decoding order may run ahead of showing order (B-frames)

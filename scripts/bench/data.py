@@ -13,12 +13,12 @@ import numpy as np
 from transformers.video_utils import load_video
 
 from data.batching import Budget, BudgetPlan
-from data.decode import decode as decode_sparse
-from data.frames import FramePolicy
+from data.media.decode import decode as decode_sparse
+from data.media.frames import FramePolicy
 from data.sizes import SampleSize, Sizes, gather
 from data.types import VideoRef
 from evs import Uniform
-from scripts.bench_timing import alternate, table
+from scripts.bench.timing import alternate, table
 from train.build import kept_counts
 from train.loop import StepRates
 

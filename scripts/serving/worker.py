@@ -1,6 +1,6 @@
 """The server's side of check_serving: answers its prompts with a real vLLM, under vLLM's own Python.
 
-python scripts/vllm_worker.py DIR     reads DIR/request.json and DIR/media.npz, writes DIR/answers.json
+python scripts/serving/worker.py DIR     reads DIR/request.json and DIR/media.npz, writes DIR/answers.json
 """
 
 from __future__ import annotations

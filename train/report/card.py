@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from string import Template
 
 from train.config import Config
-from train.curve import Curve, table
+from train.report.curve import Curve, table
 
 CARD = Template("""\
 ---
