@@ -38,8 +38,10 @@ class Score:
 def evaluate(
     engine: Accelerator, task: nn.Module, steps: Iterable[Step], rates: Sequence[float], total: int | None = None
 ) -> list[Score]:
-    """One Score a rate, over all ranks. `steps` hold this rank's batches, equally many on every rank."""
-    was_training = task.training
+    """One Score a rate, over all ranks; leaves `task` in evaluation mode.
+
+    `steps` hold this rank's batches, equally many on every rank.
+    """
     task.eval()
     sums = torch.zeros(len(rates), 6, dtype=torch.float64, device=engine.device)
     bar = tqdm(steps, total=total, desc="evaluate", disable=not engine.is_main_process, leave=False)
@@ -48,7 +50,6 @@ def evaluate(
             for i, rate in enumerate(rates):
                 out = task(batch, float(rate))
                 sums[i] += _sums(out, batch)
-    task.train(was_training)
     sums = engine.reduce(sums, reduction="sum")
     return [_score(float(rate), row) for rate, row in zip(rates, sums.tolist())]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +57,7 @@ def fit(parts: Parts, steps: Iterable[Step], config: Config, first_step: int) ->
     """Train from `first_step` to `config.train.steps`; `steps` yields one item per optimizer step from there on."""
     if parts.evaluate and first_step == 0:
         _evaluate(parts, 0)
+    parts.task.train()  # from_pretrained leaves a model in evaluation mode, where layers are not checkpointed
     parts.meter.restart()
     for step, data in enumerate(parts.meter.steps(steps), start=first_step):
         lr = set_lr(parts.optimizer, lr_factor(step, config.train.steps, config.optim))
@@ -65,11 +66,19 @@ def fit(parts: Parts, steps: Iterable[Step], config: Config, first_step: int) ->
         if done % config.train.log_every == 0 or done == config.train.steps:
             _report(parts, done, lr)
         if done % config.train.save_every == 0 or done == config.train.steps:
-            with parts.meter.paused():
+            with _paused(parts):
                 parts.checkpoints.save(done, parts.task)
         if parts.evaluate and (done == config.train.steps or (config.eval.every and done % config.eval.every == 0)):
-            with parts.meter.paused():
+            with _paused(parts):
                 _evaluate(parts, done)
+
+
+@contextmanager
+def _paused(parts: Parts) -> Iterator[None]:
+    """What runs inside is neither training time nor allowed to leave the task out of training mode."""
+    with parts.meter.paused():
+        yield
+    parts.task.train()
 
 
 def _train_step(parts: Parts, data: Step, rates: list[float], config: Config) -> None:
