@@ -8,13 +8,14 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install demo check format test test-serving test-oldest clean
+.PHONY: help install demo check format test test-serving test-faults test-oldest clean
 
 help:
 	@echo "make demo          train, prune, uptrain and export a tiny model on the CPU; ends with the curve"
 	@echo "make test          everything that runs without a GPU and without a server"
 	@echo "make check         format, lint, types, layering, fast tests"
 	@echo "make test-serving  against a real vLLM, in an environment of its own"
+	@echo "make test-faults   kills, signals, full disks, broken checkpoints, launchers"
 	@echo "make test-oldest   the tests with the oldest supported transformers, in an environment of its own"
 
 install: $(VENV)/installed
@@ -33,22 +34,25 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not serving"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not serving and not faults"
 
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 test: install
-	$(BIN)/python -m pytest -q -n 2 -m "not serving"
+	$(BIN)/python -m pytest -q -n 2 -m "not serving and not faults"
 
 test-serving: install
 	$(BIN)/python -m pytest -q -m serving
 
+test-faults: install
+	$(BIN)/python -m pytest -q -m faults
+
 test-oldest: pyproject.toml
 	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet -e ".[dev]" "transformers==5.18.0"
-	$(VENV)-oldest/bin/python -m pytest -q -n 2 -m "not serving"
+	$(VENV)-oldest/bin/python -m pytest -q -n 2 -m "not serving and not faults"
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest build *.egg-info
