@@ -37,6 +37,7 @@ from evs.prune import keep_mask, prune
 from evs.score import FrameDelta
 from evs.select import check_rate
 from scripts.serving.cases import CASES, Case, clip, picture, server_metadata
+from scripts.serving.compare import Verdict, compare
 from train import cli
 
 # A prompt as it is written, without a chat's headers.
@@ -64,15 +65,6 @@ class Options:
     device: str = "cpu"
     tolerance: float = 1e-3
     table: str | None = None  # a file to write the table to
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One case at one rate. `text` is what the table shows."""
-
-    text: str
-    agrees: bool
-    error: str = ""  # what the server said
 
 
 @dataclass(frozen=True)
@@ -174,21 +166,6 @@ def positions(adapter: Adapter, batch: Batch, rate: float) -> list[list[int]]:
     pruned = prune(x, keep_mask(x, features, grids, [rate] * len(grids), FrameDelta()))
     following = int(next_positions(adapter.scheme, x, pruned)) + torch.arange(STEPS - 1)
     return torch.cat([pruned.positions_PN.cpu(), following.expand(3, -1)], dim=1).tolist()
-
-
-def compare(ours: Generation, at: list[list[int]], theirs: dict[str, Any], tolerance: float) -> Verdict:
-    """Lengths first, then positions, then the log-probabilities as long as the chosen tokens are the same."""
-    if "error" in theirs:
-        return Verdict("raises", False, theirs["error"])
-    if len(theirs["prompt_ids"]) != ours.kept_tokens:
-        return Verdict(f"{len(theirs['prompt_ids'])} tokens, not {ours.kept_tokens}", False)
-    same = [a == b for a, b in zip(ours.tokens, theirs["tokens"])]
-    agreed = same.index(False) if False in same else len(same)
-    pairs = list(zip(ours.logprobs, theirs["logprobs"]))[: agreed + 1]
-    worst = max(abs(mine.get(int(token), -1e9) - value) for mine, step in pairs for token, value in step.items())
-    moved = sum(mine != other for mine, other in zip(zip(*at), zip(*theirs["positions"])))
-    text = f"{worst:.1e}" + (f", {moved} moved" if moved else "")
-    return Verdict(text, not moved and agreed == len(same) and worst <= tolerance)
 
 
 def table(verdicts: dict[Key, Verdict], options: Options) -> str:
