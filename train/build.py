@@ -42,6 +42,7 @@ from train.loop import Parts, StepRates
 from train.model import base_model, build_empty_model, build_model, build_processor, check_attention, weight_dtype
 from train.optim import build_optimizer
 from train.report import preflight
+from train.report.memory import Memory, watch
 from train.report.meters import Meter
 from train.report.preflight import Largest, largest
 from train.report.recorder import build_recorder
@@ -54,6 +55,7 @@ class Run:
     parts: Parts
     steps: Iterable[Step]
     first_step: int
+    forecast_gib: float | None  # memory of a rank at its peak
 
 
 def build_run(config: Config) -> Run | None:
@@ -68,13 +70,15 @@ def build_run(config: Config) -> Run | None:
     engine = build_engine(config.engine, config.train, config.optim.clip)
     samples, lost, sizes = build_samples(engine, config.data.train, config.data, encoder)
     plan = build_plan(config, engine, samples, sizes, rates)
+    forecast = None
     if sizes is not None and config.preflight != "off":
-        check_memory(config, engine, empty, largest(plan, sizes, rates.lowest(), kept_counts))
+        forecast = check_memory(config, engine, empty, largest(plan, sizes, rates.lowest(), kept_counts))
     if config.preflight == "only":
         return None
 
     recorder = build_recorder(engine, config, first_step)
     recorder.quarantine(lost)
+    memory = watch(engine.device)
     model = build_model(config.model, weight_dtype(config))
     bare = UptrainTask(model, adapter_for(base_model(model), config.model.scheme), scorer)
     task, optimizer = engine.prepare(bare, build_optimizer(bare, config.optim))
@@ -85,14 +89,15 @@ def build_run(config: Config) -> Run | None:
         samples, encoder, plan, first_step=first_step, last_step=config.train.steps, workers=config.data.workers
     )
     evaluate = build_evaluation(engine, task, encoder, config.data, config.eval) if config.data.eval else None
-    meter = build_meter(engine, config, base_model(model))
-    return Run(Parts(engine, task, optimizer, rates, recorder, meter, checkpoints, evaluate), steps, first_step)
+    meter = build_meter(engine, config, base_model(model), memory)
+    parts = Parts(engine, task, optimizer, rates, recorder, meter, checkpoints, evaluate)
+    return Run(parts, steps, first_step, forecast)
 
 
-def build_meter(engine: Accelerator, config: Config, model: Any) -> Meter:
+def build_meter(engine: Accelerator, config: Config, model: Any, memory: Memory) -> Meter:
     """Times the forward passes of the two towers, which are the model's own modules whatever wraps it."""
     lora = config.model.lora.r is not None
-    meter = Meter(engine.device, model.config, TOWERS if lora else config.model.freeze, lora)
+    meter = Meter(engine.device, model.config, memory, TOWERS if lora else config.model.freeze, lora)
     meter.watch(model.model.visual, "vision")
     meter.watch(model.model.language_model, "language_model")
     return meter
@@ -134,12 +139,13 @@ def build_plan(
     return plan
 
 
-def check_memory(config: Config, engine: Accelerator, empty: Any, batch: Largest) -> None:
-    """Tells what the largest micro-batch needs. Raises ValueError when it cannot fit."""
+def check_memory(config: Config, engine: Accelerator, empty: Any, batch: Largest) -> float:
+    """GiB of a rank that the largest micro-batch needs, printed. Raises ValueError when it cannot fit."""
     parts = preflight.estimate(config, empty, base_model(empty).config, batch, engine.num_processes)
     room = preflight.available(engine.device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     engine.print(preflight.report(batch, parts, room))
     preflight.check(parts, room, config)
+    return parts.total / 2**30
 
 
 def kept_counts(grids_V: np.ndarray, tokens_V: np.ndarray, rate: float) -> np.ndarray:

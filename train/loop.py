@@ -16,7 +16,7 @@ from evs.rates import RateDistribution
 from train.config import Config
 from train.evaluate import Score
 from train.optim import lr_factor, set_lr
-from train.report.meters import Meter, peak_memory, peak_operations
+from train.report.meters import Meter, peak_operations
 from train.report.recorder import Recorder, rate_bucket
 from train.state.checkpoint import Checkpoints
 from train.task import count_targets
@@ -63,9 +63,10 @@ def fit(parts: Parts, steps: Iterable[Step], config: Config, first_step: int) ->
         lr = set_lr(parts.optimizer, lr_factor(step, config.train.steps, config.optim))
         _train_step(parts, data, parts.rates(step), config)
         done = step + 1
-        if done % config.train.log_every == 0 or done == config.train.steps:
+        saving = done % config.train.save_every == 0 or done == config.train.steps
+        if saving or done % config.train.log_every == 0:  # a checkpoint leaves no step before it unreported
             _report(parts, done, lr)
-        if done % config.train.save_every == 0 or done == config.train.steps:
+        if saving:
             with _paused(parts):
                 parts.checkpoints.save(done, parts.task)
         if parts.evaluate and (done == config.train.steps or (config.eval.every and done % config.eval.every == 0)):
@@ -95,9 +96,9 @@ def _train_step(parts: Parts, data: Step, rates: list[float], config: Config) ->
             out = parts.task(batch, rate)
             with parts.meter.span("backward"):
                 engine.backward(out.loss_sum * scale)
-        loss = out.loss_sum.detach() / max(out.targets, 1)
-        record("loss", loss, weight=out.targets)
-        record(f"loss/rate_{rate_bucket(rate)}", loss, weight=out.targets)
+        for name, value in (("loss", out.loss_sum.detach()), ("token_accuracy", out.correct)):
+            record(name, value / max(out.targets, 1), weight=out.targets)
+            record(f"{name}/rate_{rate_bucket(rate)}", value / max(out.targets, 1), weight=out.targets)
         record("rate", rate, weight=1)
         record("kept", out.kept / out.tokens, weight=out.tokens)
         record("tokens/before", out.tokens)
@@ -122,7 +123,8 @@ def _report(parts: Parts, step: int, lr: float) -> None:
     shares = {"samples_per_s": ("samples", elapsed), "tokens_per_s": ("tokens/after", elapsed)}
     if peak := peak_operations(device):
         shares["mfu"] = ("operations", elapsed * peak * world)
-    parts.recorder.report(step, shares, lr=lr, peak_memory_gib=peak_memory(device))
+    peak_memory = parts.meter.memory.peak()
+    parts.recorder.report(step, shares, lr=lr, **({} if peak_memory is None else {"peak_memory_gib": peak_memory}))
 
 
 def _evaluate(parts: Parts, step: int) -> None:

@@ -40,7 +40,17 @@ def job(raw: DictConfig) -> None:
     if run is not None:
         fit(run.parts, run.steps, config, run.first_step)
         run.parts.recorder.close()
-        run.parts.engine.print(f"run: {config.run_dir}")
+        if run.parts.engine.is_main_process:
+            end(Path(config.run_dir), run.forecast_gib)
+
+
+def end(run_dir: Path, forecast_gib: float | None) -> None:
+    """What the run did and what to do with it, printed and left in its folder."""
+    from train.report import summary
+
+    done = summary.summarize(run_dir, forecast_gib)
+    summary.write(done, run_dir)
+    print(summary.text(done, run_dir))
 
 
 def typed(raw: DictConfig) -> Config:

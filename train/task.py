@@ -20,6 +20,7 @@ class StepOutput(NamedTuple):
     """A tuple, because ZeRO 3 looks for the tensors in what a module returns to hook its backward pass."""
 
     loss_sum: Tensor  # scalar float32, summed over the labelled tokens
+    correct: Tensor  # scalar float32, labelled tokens to which the model gives the largest probability
     targets: int  # labelled tokens of the batch, the same at every rate
     tokens: int  # before pruning
     kept: int  # after pruning
@@ -43,18 +44,21 @@ class UptrainTask(nn.Module):
         full, features = self.adapter.embed(batch, pruned=any(rates_V or [rate]))
         x = prune(full, keep_mask(full, features, grids, rates_V, self.scorer))
         hidden_TD, labels_T = labelled(self.adapter.decode(x), x)
-        loss_sum, logits_TV = self.head(hidden_TD, labels_T)
-        return StepOutput(loss_sum, len(labels_T), len(full.segment_N), len(x.segment_N), logits_TV)
+        loss_sum, correct, logits_TV = self.head(hidden_TD, labels_T)
+        return StepOutput(loss_sum, correct, len(labels_T), len(full.segment_N), len(x.segment_N), logits_TV)
 
-    def head(self, hidden_TD: Tensor, labels_T: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(summed loss, logits in evaluation only), through the module, never its weight: ZeRO 3 gathers parameters
-        around module calls."""
+    def head(self, hidden_TD: Tensor, labels_T: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(summed loss, correct tokens, logits in evaluation only).
+
+        Through the module, never its weight: ZeRO 3 gathers parameters around module calls.
+        """
         head: Any = self.adapter.model.lm_head
         if self.training and self.fused_loss:
-            return head(hidden_TD, labels_T), None
+            return *head(hidden_TD, labels_T), None
         logits_TV = head(hidden_TD)
         loss_sum = cross_entropy(logits_TV.float(), labels_T, reduction="sum")
-        return loss_sum, None if self.training else logits_TV
+        correct = (logits_TV.detach().argmax(-1) == labels_T).sum().float()
+        return loss_sum, correct, None if self.training else logits_TV
 
 
 def labelled(hidden_ND: Tensor, x: DecoderInputs) -> tuple[Tensor, Tensor]:

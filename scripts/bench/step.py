@@ -13,11 +13,12 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from evs import FrameDelta, Grid, Uniform, draw, keep_mask, prune, select
 from scripts.bench import models
-from scripts.bench.timing import Timed, alternate, peak_memory, resident, table, timed
+from scripts.bench.timing import Timed, alternate, table, timed
 from train.config import Config, ModelConfig
 from train.model import fit_for_training
 from train.optim import freeze
 from train.report import cost, preflight
+from train.report.memory import watch
 
 FROZEN: dict[str, tuple[str, ...]] = {"frozen": ("vision",), "trained": ()}
 
@@ -128,7 +129,7 @@ def _optimizer(model: Any) -> torch.optim.Optimizer:
 
 
 def _step_memory(setting: Setting, frozen: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
-    """GiB at the peak of a step that starts from weights and optimizer states, and what the preflight foretells of it.
+    """GiB at the peak of a step that starts from weights and optimizer states, and what the preflight forecasts of it.
 
     Each contender runs in a fresh process. Gradient checkpointing is off but for the last.
     """
@@ -139,32 +140,33 @@ def _step_memory(setting: Setting, frozen: tuple[str, ...]) -> dict[str, dict[st
         measured = pool.starmap(partial(_peak_of, setting), [(None, config()), *ours.values()], chunksize=1)
     return {
         "measured": dict(zip(("stock", *ours), measured)),
-        "foretold": {name: _foretold(setting, *each) for name, each in ours.items()},
+        "forecast": {name: _forecast(setting, *each) for name, each in ours.items()},
     }
 
 
 def _memory_table(memory: dict[str, dict[str, float | None]]) -> str:
-    rows = [(name, peak, memory["foretold"].get(name, "")) for name, peak in memory["measured"].items()]
-    return table(("rate", "measured", "foretold"), rows)
+    rows = [(name, peak, memory["forecast"].get(name, "")) for name, peak in memory["measured"].items()]
+    return table(("rate", "measured", "forecast"), rows)
 
 
 def _peak_of(setting: Setting, rate: float | None, config: ModelConfig) -> float | None:
     """Of the stock step where `rate` is None."""
     batch = models.build_batch(setting.shape, setting.dtype)
-    before = 0 if setting.device.type == "cuda" else resident("VmRSS")
+    memory = watch(setting.device)
     model = fit_for_training(setting.model(), config)
     update = _update(_optimizer(model))
     if rate is None:
         run = _stock_step(model, models.stock_inputs(batch, setting.device), update)
     else:
         run = _our_step(models.our_task(model), batch, rate, update)
-    run()  # the measured one starts with optimizer states
-    peak = peak_memory(run)
-    return None if peak is None else round((peak - before) / 2**30, 2)
+    run()
+    run()  # with optimizer states from the start
+    peak = memory.peak()
+    return None if peak is None else round(peak, 2)
 
 
-def _foretold(setting: Setting, rate: float, config: ModelConfig) -> float:
-    """GiB that `train/run.py` would tell before such a step."""
+def _forecast(setting: Setting, rate: float, config: ModelConfig) -> float:
+    """GiB that `train/run.py` forecasts before such a step."""
     with torch.device("meta"):
         model = fit_for_training(Qwen2_5_VLForConditionalGeneration(models.model_config(setting.shape)), config)
     work = models.work(setting.shape, rate)

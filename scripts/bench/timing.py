@@ -58,29 +58,6 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def peak_memory(thing: Callable[[], Any]) -> int | None:
-    """Most bytes in use while `thing` runs: the device's, else the process's; None where the system does not tell."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        thing()
-        return torch.cuda.max_memory_allocated()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-    except OSError:
-        return None
-    thing()
-    return resident("VmHWM")
-
-
-def resident(name: str) -> int:
-    """Bytes of a line of /proc/self/status; 0 where the system has none, as `peak_memory` has none there."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return 0
-    lines = status.read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
-
-
 def machine() -> dict[str, Any]:
     """What a figure depends on besides the code."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None

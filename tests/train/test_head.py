@@ -20,8 +20,9 @@ def problem(rows, dtype=torch.float32, words=37):
 def test_loss_and_gradients_are_those_of_the_whole_logits(rows, chunk):
     hidden, weight, labels = problem(rows)
     plain = cross_entropy(linear(hidden, weight), labels, reduction="sum")
-    ours = summed_cross_entropy(hidden, weight, labels, chunk)
+    ours, correct = summed_cross_entropy(hidden, weight, labels, chunk)
     torch.testing.assert_close(ours, plain)
+    assert correct == (linear(hidden, weight).argmax(-1) == labels).sum()
     for a, b in zip(torch.autograd.grad(3 * ours, (hidden, weight)), torch.autograd.grad(3 * plain, (hidden, weight))):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
@@ -30,7 +31,7 @@ def test_autocast_and_a_frozen_weight_are_respected():
     hidden, weight, labels = problem(6)
     with torch.autocast("cpu", torch.bfloat16):
         plain = cross_entropy(linear(hidden, weight.detach()).float(), labels, reduction="sum")
-        ours = summed_cross_entropy(hidden, weight.detach(), labels, 74)
+        ours, _ = summed_cross_entropy(hidden, weight.detach(), labels, 74)
     torch.testing.assert_close(ours, plain, rtol=1e-3, atol=0)
     grads = [torch.autograd.grad(loss, hidden)[0] for loss in (ours, plain)]
     assert grads[0].dtype == torch.float32
@@ -41,7 +42,7 @@ def test_logits_are_never_kept_whole():
     hidden, weight, labels = problem(64, words=1000)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
-        summed_cross_entropy(hidden, weight, labels, 4000).backward()
+        summed_cross_entropy(hidden, weight, labels, 4000)[0].backward()
     assert max(saved, default=0) < 64 * 1000
 
 
@@ -51,5 +52,5 @@ def test_a_head_keeps_its_keys_and_its_logits():
     before = head(hidden)
     assert fuse_loss(head) and list(head.state_dict()) == ["weight"]
     assert torch.equal(head(hidden), before)
-    torch.testing.assert_close(head(hidden, labels), cross_entropy(before, labels, reduction="sum"))
+    torch.testing.assert_close(head(hidden, labels)[0], cross_entropy(before, labels, reduction="sum"))
     assert not fuse_loss(nn.Linear(8, 37))

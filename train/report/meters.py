@@ -7,8 +7,6 @@ recomputation of checkpointed layers within `backward`.
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ from torch import nn
 
 from data.types import Batch
 from train.report import cost
+from train.report.memory import Memory
 from train.task import StepOutput
 
 T = TypeVar("T")
@@ -33,6 +32,7 @@ class Meter:
 
     device: torch.device
     config: Any
+    memory: Memory
     frozen: Sequence[str] = ()
     lora: bool = False
     _spans: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
@@ -122,11 +122,3 @@ def peak_operations(device: torch.device) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for key, peak in PEAK.items() if key in name), None)
-
-
-def peak_memory(device: torch.device) -> float:
-    """GiB that were in use at most since the start: the device's, or without one the process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -42,7 +42,7 @@ class Console:
     """The progress bar, with time left and the values worth watching."""
 
     bar: tqdm
-    shown: tuple[str, ...] = ("loss", "rate", "kept", "lr", "tokens_per_s")
+    shown: tuple[str, ...] = ("loss", "token_accuracy", "rate", "kept", "lr", "tokens_per_s")
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self.bar.update(step - self.bar.n)

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from train.report.memory import watch
 from train.report.meters import Meter
 
 
 @pytest.fixture
 def meter():
-    return Meter(torch.device("cpu"), config=None)
+    return Meter(torch.device("cpu"), None, watch(torch.device("cpu")))
 
 
 def sleepy(seconds):
