@@ -79,7 +79,7 @@ def build_run(config: Config) -> Run | None:
     recorder = build_recorder(engine, config, first_step)
     recorder.quarantine(lost)
     memory = watch(engine.device)
-    model = build_model(config.model, weight_dtype(config))
+    model = build_model(config.model, weight_dtype(config), config.seed)
     bare = UptrainTask(model, adapter_for(base_model(model), config.model.scheme), scorer)
     task, optimizer = engine.prepare(bare, build_optimizer(bare, config.optim))
     checkpoints = Checkpoints(engine, run_dir / "checkpoints", config.train.keep)

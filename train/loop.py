@@ -18,6 +18,7 @@ from train.evaluate import Score
 from train.optim import lr_factor, set_lr
 from train.report.meters import Meter, peak_operations
 from train.report.recorder import Recorder, rate_bucket
+from train.seeding import seed_draws
 from train.state.checkpoint import Checkpoints
 from train.task import count_targets
 
@@ -61,7 +62,7 @@ def fit(parts: Parts, steps: Iterable[Step], config: Config, first_step: int) ->
     parts.meter.restart()
     for step, data in enumerate(parts.meter.steps(steps), start=first_step):
         lr = set_lr(parts.optimizer, lr_factor(step, config.train.steps, config.optim))
-        _train_step(parts, data, parts.rates(step), config)
+        _train_step(parts, data, step, config)
         done = step + 1
         saving = done % config.train.save_every == 0 or done == config.train.steps
         if saving or done % config.train.log_every == 0:  # a checkpoint leaves no step before it unreported
@@ -82,16 +83,18 @@ def _paused(parts: Parts) -> Iterator[None]:
     parts.task.train()
 
 
-def _train_step(parts: Parts, data: Step, rates: list[float], config: Config) -> None:
+def _train_step(parts: Parts, data: Step, step: int, config: Config) -> None:
     """One optimizer step. The loss is a sum over labelled tokens divided by their number over micro-batches and ranks,
     so that neither the rates nor the split of samples changes its weight."""
     engine, record = parts.engine, parts.recorder.record
     targets = engine.reduce(torch.tensor(float(count_targets(data.batches)), device=engine.device), reduction="sum")
     # Engines average over ranks and accumulation steps; this undoes it.
     scale = engine.num_processes * len(data.batches) / targets.clamp_min(1)
-    for i, (batch, rate) in enumerate(zip(data.batches, rates)):
+    for i, (batch, rate) in enumerate(zip(data.batches, parts.rates(step))):
         last = i == len(data.batches) - 1
         engine.gradient_state._set_sync_gradients(last)
+        place = i * engine.num_processes + engine.process_index  # of the micro-batch in the step, as plans count
+        seed_draws("dropout", config.seed, step, place)
         with nullcontext() if last else engine.no_sync(parts.task):
             out = parts.task(batch, rate)
             with parts.meter.span("backward"):

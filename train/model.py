@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from evs.adapters import check_family
 from train.config import Config, LoraConfig, ModelConfig
 from train.optim import freeze
+from train.seeding import seed_draws
 
 
 def build_processor(config: ModelConfig) -> Any:
@@ -21,12 +22,12 @@ def build_processor(config: ModelConfig) -> Any:
     return _hub(AutoProcessor, config)
 
 
-def build_model(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
-    """The Hugging Face model, frozen, checkpointed and with LoRA as asked."""
+def build_model(config: ModelConfig, dtype: torch.dtype, seed: int = 0) -> nn.Module:
+    """The Hugging Face model, frozen, checkpointed and with LoRA as asked; what LoRA draws follows from `seed`."""
     check_attention(config.attention)
-    return fit_for_training(
-        _hub(AutoModelForImageTextToText, config, dtype=dtype, attn_implementation=config.attention), config
-    )
+    model = _hub(AutoModelForImageTextToText, config, dtype=dtype, attn_implementation=config.attention)
+    seed_draws("initial weights", seed)
+    return fit_for_training(model, config)
 
 
 def fit_for_training(model: Any, config: ModelConfig) -> nn.Module:

@@ -39,6 +39,14 @@ def test_two_ranks_train_as_one_process_does(words, tmp_path, engine):
     assert_same_weights(tmp_path / "one", tmp_path / "two", atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("engine", ["ddp", "zero3"])
+def test_two_ranks_draw_the_adapters_and_drop_out_what_one_process_does(words, tmp_path, engine):
+    lora = ["model.lora.r=4", "model.lora.dropout=0.5"]
+    trained(*words(*FIXED, *lora, "train.accumulation=4", run_dir=tmp_path / "one"))
+    torchrun(*words(*FIXED, *lora, "train.accumulation=2", f"engine={engine}", run_dir=tmp_path / "two"))
+    assert metrics(tmp_path / "two", "loss") == pytest.approx(metrics(tmp_path / "one", "loss"), rel=1e-4)
+
+
 def test_zero2_resumes_exactly(words, tmp_path):
     def run(name: str, steps: int, *more: str) -> None:
         torchrun(*words("engine=zero2", "train.save_every=2", f"train.steps={steps}", *more, run_dir=tmp_path / name))
