@@ -1,0 +1,55 @@
+"""What a checkpoint was trained on, in a file beside its weights: every side that reads the weights can follow it.
+
+`evs.json` is one flat JSON object, the fields of `Policy` and the file's own `version`. Standard library only, so
+that a server can read it before it loads anything.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+FILE = "evs.json"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Which frames, pixels, tokens and positions a checkpoint has learned from."""
+
+    method: str = "evs"
+    scheme: str = "preserve"  # positions under pruning
+    scorer: str = "frame_delta"
+    scorer_dtype: str | None = "bfloat16"  # None: the dtype of the features
+    fps: float = 2.0
+    min_frames: int = 4
+    max_frames: int = 768
+    min_pixels: int | None = None  # of a frame; None: as the processor's own configuration says
+    max_pixels: int | None = None  # of a frame
+    total_pixels: int | None = None  # of all frames of a video together
+    times: str = "server"  # frame times given to the model: index / average rate, or real
+    rates: dict[str, Any] = field(default_factory=dict)  # the distribution that pruning rates were drawn from
+
+    def write(self, folder: str | Path) -> Path:
+        """Writes `folder`/evs.json and returns its path."""
+        path = Path(folder) / FILE
+        path.write_text(json.dumps({"version": VERSION, **asdict(self)}, indent=2) + "\n")
+        return path
+
+
+def read(folder: str | Path) -> Policy | None:
+    """The policy of the checkpoint in `folder`; None where there is no evs.json. ValueError for a damaged one."""
+    path = Path(folder) / FILE
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}): export the checkpoint again") from None
+    if not isinstance(values, dict) or values.pop("version", None) != VERSION:
+        raise ValueError(f"{path}: not an evs.json of version {VERSION}: export the checkpoint again with this package")
+    if unknown := values.keys() - {each.name for each in fields(Policy)}:
+        raise ValueError(f"{path}: unknown key {min(unknown)!r}: update this package or export the checkpoint again")
+    return Policy(**values)

@@ -1,0 +1,31 @@
+import json
+
+import pytest
+
+from evs.policy import FILE, Policy, read
+
+
+def test_what_was_written_is_read(tmp_path):
+    policy = Policy(fps=4.0, max_pixels=25088, scorer_dtype=None, rates={"name": "Uniform", "high": 0.9})
+    assert policy.write(tmp_path) == tmp_path / FILE
+    assert read(tmp_path) == policy
+
+
+def test_a_checkpoint_of_before_has_none(tmp_path):
+    assert read(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("{", "not JSON"), ("[]", "version 1"), ('{"version": 2}', "version 1"), ('{"version": 1, "fpz": 2}', "'fpz'")],
+)
+def test_a_file_that_cannot_be_followed_is_named(tmp_path, text, reason):
+    (tmp_path / FILE).write_text(text)
+    with pytest.raises(ValueError, match=reason) as error:
+        read(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_the_file_is_flat_json_with_its_version(tmp_path):
+    values = json.loads(Policy().write(tmp_path).read_text())
+    assert (values["version"], values["method"], values["fps"], values["max_frames"]) == (1, "evs", 2.0, 768)
