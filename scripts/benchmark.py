@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from scripts.bench import step as bench_step
 from scripts.bench.models import ANSWER, PROMPT, build_shape, model_config
 from scripts.bench.timing import machine
 from train import cli
-from train.config import check_rates
+from train.config import ATTENTION
+from train.ranges import names, number, pruning_rates
 
 DATA = {"batching": bench_data.batching, "decode": bench_data.decode}
 MODEL = {"step": bench_step.step, "prefill": bench_step.prefill, "mask": bench_step.mask}
@@ -35,10 +36,10 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 @dataclass
 class Options:
     shape: str = "small"
-    rates: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 0.9])
-    rounds: int = 5
-    dtype: str = "bfloat16"
-    attention: str = "sdpa"
+    rates: list[float] = pruning_rates([0.0, 0.25, 0.5, 0.75, 0.9])
+    rounds: int = number(5, least=1)
+    dtype: str = names("bfloat16", *DTYPES)
+    attention: str = names("sdpa", *ATTENTION, pattern=".+/.+")
     out: str | None = None  # JSON
 
 
@@ -46,9 +47,6 @@ def measure(what: str, options: Options) -> dict[str, Any]:
     """The figures of one benchmark; prints them as they come."""
     if what in DATA:
         return DATA[what](options.rounds)
-    check_rates("rates", options.rates)
-    if options.dtype not in DTYPES:
-        raise ValueError(f"dtype={options.dtype} is unknown: use one of {', '.join(DTYPES)}")
     shape, device = build_shape(options.shape), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     setting = bench_step.Setting(shape, options.rates, options.rounds, device, DTYPES[options.dtype], options.attention)
     return MODEL[what](setting)

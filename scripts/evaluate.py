@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 if not __package__:  # run as a file: imports start at the repository root, not in scripts/
@@ -22,8 +22,9 @@ from evs import FrameDelta
 from evs.adapters import adapter_for
 from train import cli
 from train.build import build_encoder, build_evaluation, build_model
-from train.config import DataConfig, EvalConfig, ModelConfig, check_rates
+from train.config import ATTENTION, CELL, SCHEMES, DataConfig, EvalConfig, ModelConfig
 from train.evaluate import Score
+from train.ranges import names, number, pruning_rates
 from train.report.curve import Curve, table
 from train.task import UptrainTask
 
@@ -34,27 +35,24 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Options:
     model: str
     data: str
-    rates: list[float] = field(default_factory=lambda: EvalConfig().rates)
+    rates: list[float] = pruning_rates(EvalConfig().rates)
     out: str | None = None  # JSON
     name: str | None = None  # of the curve; default: the model's folder
-    dtype: str = "bfloat16"  # the server's, for weights and scores
-    attention: str = "sdpa"
-    scheme: str = "preserve"  # positions under pruning
-    batch_size: int = 1
-    limit: int | None = None  # samples
+    dtype: str = names("bfloat16", *DTYPES)  # the server's, for weights and scores
+    attention: str = names("sdpa", *ATTENTION, pattern=".+/.+")
+    scheme: str = names("preserve", *SCHEMES)  # positions under pruning
+    batch_size: int = number(1, least=1)
+    limit: int | None = number(None, least=1)  # samples
     media_root: str | None = None
-    fps: float = DataConfig.fps
-    min_frames: int = DataConfig.min_frames
-    max_frames: int = DataConfig.max_frames
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    workers: int = 1
+    fps: float = number(DataConfig.fps, above=0)
+    min_frames: int = number(DataConfig.min_frames, least=2)
+    max_frames: int = number(DataConfig.max_frames, least=2)
+    min_pixels: int | None = number(None, least=CELL)
+    max_pixels: int | None = number(None, least=CELL)
+    workers: int = number(1, least=0)
 
 
 def main(options: Options) -> None:
-    check_rates("rates", options.rates)
-    if options.dtype not in DTYPES:
-        raise ValueError(f"dtype={options.dtype} is unknown: use one of {', '.join(DTYPES)}")
     scores = run(options)
     name = options.name or Path(options.model).name
     print(table([Curve(name, {score.rate: score.accuracy for score in scores})]))

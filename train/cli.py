@@ -1,7 +1,8 @@
 """Command lines of `key=value` words for scripts/, checked against a dataclass.
 
-A dataclass is the whole declaration: field names are the keys, annotations the types, a field without default
-is required. A field that is itself a dataclass must not be frozen (OmegaConf would refuse to set its keys).
+A dataclass is the whole declaration: field names are the keys, annotations the types, train.ranges what their values
+may be; a field without default is required. A field that is itself a dataclass must not be frozen (OmegaConf would
+refuse to set its keys).
 Mistakes end in one line on stderr and exit status 2.
 """
 
@@ -17,6 +18,8 @@ from typing import Any, NoReturn, TypeVar, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from train.ranges import check_values
 
 T = TypeVar("T")
 
@@ -42,7 +45,10 @@ def parse(schema: type[T], argv: Sequence[str] | None = None) -> T:
         fail(f"{error.full_key}: {str(error).splitlines()[0]}")
     if missing := sorted(OmegaConf.missing_keys(config)):
         fail(f"missing {', '.join(f'{key}=...' for key in missing)}")
-    return cast(T, OmegaConf.to_object(config))
+    options = cast(T, OmegaConf.to_object(config))
+    with one_line_errors():
+        check_values(options)
+    return options
 
 
 @contextmanager

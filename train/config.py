@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,29 +11,33 @@ from typing import Any
 from omegaconf import MISSING
 
 from data.media.frames import FramePolicy
+from train.ranges import Expression, check_values, names, number, pruning_rates, ruled
 
 ENGINES = ("none", "ddp", "zero0", "zero1", "zero2", "zero3", "zero3_offload")
 TOWERS = ("vision", "merger", "language")
+ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
+SCHEMES = ("preserve", "vllm", "vllm_bf16")
+CELL = 28 * 28  # pixels of the smallest visual token of any family
 
 
 @dataclass
 class LoraConfig:
-    r: int | None = None  # rank; null: no LoRA, all weights are trained
-    alpha: int = 128
-    dropout: float = 0.05
-    targets: str = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"  # a regular expression over module names
+    r: int | None = number(None, least=1)  # rank; null: no LoRA, all weights are trained
+    alpha: int = number(128, least=1)
+    dropout: float = number(0.05, least=0, below=1)
+    targets: str = ruled(r".*language_model.*\.(q|k|v|o|gate|up|down)_proj", Expression())  # over module names
 
 
 @dataclass
 class ModelConfig:
     path: str = MISSING  # a folder or a Hub id
     revision: str | None = None
-    attention: str = "sdpa"  # transformers' attn_implementation: sdpa, eager, flash_attention_2, flash_attention_3, ...
-    scheme: str = "preserve"  # positions under pruning; vllm, vllm_bf16: those of a stock server (Qwen2.5-VL)
-    freeze: list[str] = field(default_factory=list)  # any of TOWERS
+    attention: str = names("sdpa", *ATTENTION, pattern=".+/.+")  # transformers' attn_implementation; a/b: a Hub kernel
+    scheme: str = names("preserve", *SCHEMES)  # positions under pruning; vllm*: a stock server's (Qwen2.5-VL)
+    freeze: list[str] = names([], *TOWERS)
     lora: LoraConfig = field(default_factory=LoraConfig)
     gradient_checkpointing: bool = True
-    checkpoint_towers: list[str] = field(default_factory=lambda: ["vision", "language"])  # where it is on
+    checkpoint_towers: list[str] = names(["vision", "language"], "vision", "language")  # where it is on
     compile: bool = False  # torch.compile of the language model's layers; not under ZeRO 3
 
 
@@ -42,57 +47,59 @@ class DataConfig:
     eval: str | None = None
     format: str = "auto"
     media_root: str | None = None  # default: the folder of the file
-    fps: float = 2.0
-    min_frames: int = 4
-    max_frames: int = 128
-    min_pixels: int | None = None  # of a frame; null: as the checkpoint says
-    max_pixels: int | None = None  # of a frame
-    total_pixels: int | None = None  # of all frames of a video together
-    max_tokens: int | None = None  # longer rows are dropped whole, and counted
-    workers: int = 4
+    fps: float = number(2.0, above=0)
+    min_frames: int = number(4, least=2)
+    max_frames: int = number(128, least=2)
+    min_pixels: int | None = number(None, least=CELL)  # of a frame; null: as the checkpoint says
+    max_pixels: int | None = number(None, least=CELL)  # of a frame
+    total_pixels: int | None = number(None, least=CELL)  # of all frames of a video together
+    max_tokens: int | None = number(None, least=1)  # longer rows are dropped whole, and counted
+    workers: int = number(4, least=0)
     audit: bool = True  # read every file's header before the first step
 
 
 @dataclass
 class OptimConfig:
-    lr: float = 1e-5
-    vision_lr: float | None = None  # None: lr
-    merger_lr: float | None = None
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    warmup: float = 0.03  # fraction of the steps when below 1, else steps
-    final_lr: float = 0.1  # of the peak, at the end of the cosine
-    clip: float = 1.0
+    lr: float = number(1e-5, above=0)
+    vision_lr: float | None = number(None, least=0)  # None: lr
+    merger_lr: float | None = number(None, least=0)
+    betas: tuple[float, float] = number((0.9, 0.98), least=0, below=1)
+    eps: float = number(1e-8, above=0)
+    weight_decay: float = number(0.0, least=0)
+    warmup: float = number(0.03, least=0)  # fraction of the steps when below 1, else steps
+    final_lr: float = number(0.1, least=0, most=1)  # of the peak, at the end of the cosine
+    clip: float = number(1.0, above=0)
 
 
 @dataclass
 class EngineConfig:
-    name: str = "none"
-    precision: str = "bf16"  # bf16 | fp32
+    name: str = names("none", *ENGINES)
+    precision: str = names("bf16", "bf16", "fp32")
     zero: dict[str, Any] = field(default_factory=dict)  # DeepSpeed's zero_optimization, as is
 
 
 @dataclass
 class TrainConfig:
-    steps: int = MISSING
-    batch_size: int = 1  # samples a rank and micro-batch; without effect under a token budget
-    token_budget: int | None = None  # tokens the language model reads a micro-batch; null: batch_size samples
-    patch_budget: int | None = None  # patches the vision tower reads a micro-batch; null: as many as come
-    lookahead: int = 1024  # samples among which the ones that fill a budget are looked for
-    accumulation: int = 1  # micro-batches a step, each with its own rate
-    rate_levels: int | None = 64  # rates that are ever drawn, so that lengths recur; null: any
-    save_every: int = 500
-    keep: int = 2  # checkpoints
-    log_every: int = 10
+    steps: int = number(MISSING, least=1)
+    batch_size: int = number(1, least=1)  # samples a rank and micro-batch; without effect under a token budget
+    # What a micro-batch may hold: tokens that the language model reads (null: batch_size samples instead), and patches
+    # that the vision tower reads (null: as many as come).
+    token_budget: int | None = number(None, least=1)
+    patch_budget: int | None = number(None, least=1)
+    lookahead: int = number(1024, least=1)  # samples among which the ones that fill a budget are looked for
+    accumulation: int = number(1, least=1)  # micro-batches a step, each with its own rate
+    rate_levels: int | None = number(64, least=2)  # rates that are ever drawn, so that lengths recur; null: any
+    save_every: int = number(500, least=1)
+    keep: int = number(2, least=1)  # checkpoints
+    log_every: int = number(10, least=1)
 
 
 @dataclass
 class EvalConfig:
-    every: int = 500  # steps; 0: never
-    rates: list[float] = field(default_factory=lambda: [0.0, 0.5, 0.75, 0.9])
-    batch_size: int = 1
-    limit: int | None = None  # samples
+    every: int = number(500, least=0)  # steps; 0: never
+    rates: list[float] = pruning_rates([0.0, 0.5, 0.75, 0.9])
+    batch_size: int = number(1, least=1)
+    limit: int | None = number(None, least=1)  # samples
 
 
 @dataclass
@@ -114,74 +121,75 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     run_dir: str = MISSING
-    resume: str | None = (
-        None  # None: a fresh run; auto: its latest checkpoint if there is one; or a checkpoint's folder
-    )
-    preflight: str | None = None  # null: tell the memory needed, stop if it cannot fit; only: tell it and exit; off
-    seed: int = 0
+    resume: str | None = None  # null: a fresh run; auto: from its newest checkpoint, if any; or a checkpoint's folder
+    # null: print the memory needed, stop if it cannot fit; only: print it and exit; off
+    preflight: str | None = names(None, "only", "off")
+    seed: int = number(0, least=0, below=2**63)
 
 
 def check(config: Config) -> None:
     """Raise ValueError for what is wrong in itself or in combination; nothing is read or built."""
-    _one_of("engine", config.engine.name, ENGINES)
-    if config.preflight is not None:
-        _one_of("preflight", config.preflight, ("only", "off"))
-    if config.preflight == "only" and not config.data.audit:
-        raise ValueError("preflight=only needs the headers that data.audit=false leaves unread: set data.audit=true")
-    _one_of("engine.precision", config.engine.precision, ("bf16", "fp32"))
-    for tower in config.model.freeze:
-        _one_of("model.freeze", tower, TOWERS)
-    for tower in config.model.checkpoint_towers:
-        _one_of("model.checkpoint_towers", tower, ("vision", "language"))
-    if config.model.compile and config.engine.name.startswith("zero3"):
-        raise ValueError(f"model.compile=true does not hold under engine={config.engine.name}: leave one of them out")
-    if set(config.model.freeze) == set(TOWERS) and config.model.lora.r is None:
-        raise ValueError(
-            f"model.freeze={config.model.freeze} leaves nothing to train: unfreeze a tower or set model.lora.r"
-        )
-    for key in ("steps", "batch_size", "lookahead", "accumulation", "save_every", "keep", "log_every"):
-        _at_least(f"train.{key}", getattr(config.train, key), 1)
-    for key, least in (("token_budget", 1), ("patch_budget", 1), ("rate_levels", 2)):
-        if (value := getattr(config.train, key)) is not None:
-            _at_least(f"train.{key}", value, least)
-    if config.train.token_budget is None and config.train.patch_budget is not None:
-        raise ValueError("train.patch_budget needs train.token_budget: give both, or neither for fixed sizes")
-    if config.train.token_budget is not None and not config.data.audit:
-        raise ValueError(
-            "train.token_budget needs the headers that data.audit=false leaves unread: set data.audit=true"
-        )
-    for key in ("lr", "clip", "eps"):
-        if not getattr(config.optim, key) > 0:
-            raise ValueError(f"optim.{key}={getattr(config.optim, key)} must be above 0")
+    check_values(config)
+    for wrong, message in _contradictions(config):
+        if wrong:
+            raise ValueError(message)
     frame_policy(config.data)
-    _at_least("eval.every", config.eval.every, 0)
-    _at_least("eval.batch_size", config.eval.batch_size, 1)
-    check_rates("eval.rates", config.eval.rates)
     for key in ("train", "eval"):
         path = getattr(config.data, key)
         if path is not None and not Path(path).is_file():
             raise ValueError(f"data.{key}={path} does not exist: give a .json or .jsonl file")
+    check_run_dir(Path(config.run_dir))
+
+
+def _contradictions(config: Config) -> Iterator[tuple[bool, str]]:
+    """(whether they cannot hold together, what to do about it) of values that are each right."""
+    model, data, train, engine, optim = config.model, config.data, config.train, config.engine, config.optim
+    yield (
+        config.preflight == "only" and not data.audit,
+        "preflight=only needs the headers that data.audit=false leaves unread: set data.audit=true",
+    )
+    yield (
+        model.compile and engine.name.startswith("zero3"),
+        f"model.compile=true does not hold under engine={engine.name}: leave one of them out",
+    )
+    yield (
+        set(model.freeze) == set(TOWERS) and model.lora.r is None,
+        f"model.freeze={model.freeze} leaves nothing to train: unfreeze a tower or set model.lora.r",
+    )
+    yield (
+        train.token_budget is None and train.patch_budget is not None,
+        "train.patch_budget needs train.token_budget: give both, or neither for fixed sizes",
+    )
+    yield (
+        train.token_budget is not None and not data.audit,
+        "train.token_budget needs the headers that data.audit=false leaves unread: set data.audit=true",
+    )
+    stage = engine.zero.get("stage")
+    yield (
+        engine.name.startswith("zero") and engine.name[4:5] != str(stage),
+        f"engine.zero.stage={stage} does not hold under engine={engine.name}: choose the stage by engine=zero1..zero3",
+    )
+    yield (
+        not engine.name.startswith("zero") and bool(engine.zero),
+        f"engine.zero has no effect under engine={engine.name}: use engine=zero1..zero3",
+    )
+    yield (
+        optim.warmup > train.steps,
+        f"optim.warmup={optim.warmup:g} is longer than train.steps={train.steps}: lower it (below 1: a fraction)",
+    )
+
+
+def check_run_dir(folder: Path) -> None:
+    """Raise ValueError where nothing can be written."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"run_dir={folder} cannot be written ({there} is {_why(there)}): choose another folder")
+
+
+def _why(path: Path) -> str:
+    return "read-only for this user" if path.is_dir() else "a file"
 
 
 def frame_policy(data: DataConfig) -> FramePolicy:
     """How many frames and pixels of a video are taken. Raises ValueError for what contradicts itself."""
     return FramePolicy(data.fps, data.min_frames, data.max_frames, data.min_pixels, data.max_pixels, data.total_pixels)
-
-
-def check_rates(key: str, rates: Sequence[float]) -> None:
-    """Raise ValueError for an empty list and for what is no rate."""
-    if not rates:
-        raise ValueError(f"{key}=[] evaluates nothing: give at least one rate, such as [0,0.5,0.75]")
-    for rate in rates:
-        if not 0 <= rate < 1:
-            raise ValueError(f"{key} holds {rate}, outside [0, 1): give fractions of video tokens to remove")
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{key}={value} is unknown: use one of {', '.join(allowed)}")
-
-
-def _at_least(key: str, value: float, least: float) -> None:
-    if value < least:
-        raise ValueError(f"{key}={value} must be at least {least}")

@@ -34,8 +34,8 @@ def test_every_experiment_is_a_short_diff_with_a_header(experiment):
     [
         ("model.freeze=[visoin]", "model.freeze=visoin is unknown: use one of vision, merger, language"),
         ("model.freeze=[vision,merger,language]", "leaves nothing to train"),
-        ("eval.rates=[0,1.0]", r"holds 1.0, outside \[0, 1\)"),
-        ("eval.rates=[]", "give at least one rate"),
+        ("eval.rates=[0,1.0]", "eval.rates=1.0 must be at least 0 and below 1"),
+        ("eval.rates=[]", r"eval.rates=\[\] must hold at least 1"),
         ("train.steps=0", "train.steps=0 must be at least 1"),
         ("data.train=/no/such/file.jsonl", "does not exist: give a .json or .jsonl file"),
         ("engine.precision=fp8", "engine.precision=fp8 is unknown: use one of bf16, fp32"),
