@@ -1,15 +1,16 @@
 """Positions for a server that learns which rows of a medium survive only when its prefill reaches them.
 
 All but the kept rows is known before the mask. So a request's text is placed for good when it arrives, its media's
-slots are marked with their base, every row that leaves the encoder carries its position relative to that base, and
-each prefill chunk fills its slots. Nothing is searched for in the prompt: neither the order of media nor chunks
-matter.
+slots stay open, and every row that leaves the encoder carries its number and its position relative to its medium.
+Whatever rows a step brings go to the slots of their numbers: neither the order of media nor chunks matter, and a step
+that is run again writes what it wrote before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count, dropwhile
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ from torch import Tensor
 from evs.positions import Box, rope_positions
 
 DIGITS = 3  # base 256, so that every digit is exact in bfloat16 and float16: positions up to 16.7 million
-CHANNELS = 3 * DIGITS
+CHANNELS = 4 * DIGITS
+REMEMBERED = 2**16  # prompts: far more than any server has in flight, and no more than a few megabytes
 
 
 @dataclass(frozen=True)
@@ -29,67 +31,96 @@ class Slots:
     extent: int  # positions that the unpruned medium takes: text continues at its base + extent
 
 
+@dataclass(frozen=True)
+class Prompt:
+    media: tuple[tuple[Slots, int], ...]  # each with the position of its first row, in the order of the prompt
+    delta: int  # what to add to an index past the prompt's end
+
+
+class Prompts:
+    """The prompts that a process has placed, found again by what a runner brings back of them.
+
+    vLLM's first runner keeps the very tensor of positions, which carries its prompt. The second keeps its values: an
+    open slot holds its prompt's number, which is negative as no position is, and when no slot is open any more, the
+    prompt is the one that was last found in the same row of the runner's store.
+    """
+
+    def __init__(self) -> None:
+        self._numbers = count(-1, -1)
+        self._known: dict[Hashable, Prompt] = {}
+
+    def place(self, length: int, media: Iterable[Slots]) -> tuple[Tensor, int]:
+        """([3, length] positions of a prompt with open slots for its media, what to add to an index past its end)."""
+        positions = torch.empty(3, length, dtype=torch.long)
+        number = next(self._numbers)
+        placed = []
+        cursor = following = 0
+        for medium in sorted(media, key=lambda medium: medium.offset):
+            base = following + medium.offset - cursor
+            placed.append((medium, base))
+            positions[:, cursor : medium.offset] = torch.arange(following, base)
+            following = base + medium.extent
+            cursor = medium.offset + medium.length
+            positions[:, medium.offset : cursor] = number
+        positions[:, cursor:] = torch.arange(following, following + length - cursor)
+        prompt = Prompt(tuple(placed), following - cursor)
+        if placed:
+            self._remember(number, prompt)
+            positions.prompt = prompt  # type: ignore[attr-defined]
+        return positions, prompt.delta
+
+    def fill(
+        self, positions_PN: Tensor, chunk: Sequence[Tensor], start: int, row: Hashable
+    ) -> tuple[list[Tensor], Tensor, int]:
+        """(the chunk's rows without their channels, all positions with its slots filled, what to add to an index).
+
+        `chunk` holds the rows of the media, one after another, that a prefill from token `start` on comes upon; a
+        drafter's begins a token later (media of one token excepted). `row` is where the runner keeps the request.
+        """
+        prompt = self._find(positions_PN, row)
+        if prompt is None:
+            return list(chunk), positions_PN, int(positions_PN[0, -1]) + 1 - positions_PN.shape[1]
+        positions = positions_PN.clone() if chunk else positions_PN
+        carried = [from_channels(rows[:, -CHANNELS:].to(positions.device)) for rows in chunk]
+        first = int(carried[0][1][0]) if carried else 0
+        reached = dropwhile(lambda placed: placed[0].offset + first < start, prompt.media)
+        for (relative, numbers), (medium, base) in zip(carried, reached):
+            positions[:, medium.offset + numbers] = (base + relative).to(positions)
+        return [rows[:, :-CHANNELS] for rows in chunk], positions, prompt.delta
+
+    def _find(self, positions_PN: Tensor, row: Hashable) -> Prompt | None:
+        """None for a prompt of text alone."""
+        if prompt := getattr(positions_PN, "prompt", None):
+            return prompt
+        if (number := int(positions_PN.min())) < 0:
+            self._remember(row, self._known[number])
+        return self._known.get(row)
+
+    def _remember(self, key: Hashable, prompt: Prompt) -> None:
+        self._known[key] = prompt
+        if len(self._known) > REMEMBERED:
+            del self._known[next(iter(self._known))]
+
+
 def carry(rows_MD: Tensor, positions_PM: Tensor) -> Tensor:
-    """[M, D + CHANNELS] the rows, each with its relative position beside it."""
+    """[M, D + CHANNELS] the rows, each with its number and its relative position beside it."""
     return torch.cat([rows_MD, to_channels(positions_PM).to(rows_MD)], dim=1)
 
 
 def to_channels(positions_PM: Tensor) -> Tensor:
-    """[M, CHANNELS] int64 digits of positions >= 0, exact in any float dtype."""
-    return torch.stack([positions_PM >> 8 * digit & 255 for digit in range(DIGITS)]).flatten(0, 1).T
+    """[M, CHANNELS] int64 digits of M rows' positions >= 0 and their numbers, exact in any float dtype."""
+    numbers_1M = torch.arange(positions_PM.shape[1], device=positions_PM.device)[None]
+    figures = torch.cat([positions_PM, numbers_1M])
+    return torch.stack([figures >> 8 * digit & 255 for digit in range(DIGITS)]).flatten(0, 1).T
 
 
-def from_channels(channels: Tensor) -> Tensor:
-    """[3, M] int64: the inverse of `to_channels`."""
-    digits = channels.T.long().unflatten(0, (DIGITS, 3))
-    return torch.stack([digits[digit] << 8 * digit for digit in range(DIGITS)]).sum(0)
+def from_channels(channels: Tensor) -> tuple[Tensor, Tensor]:
+    """([3, M] positions, [M] numbers) int64: the inverse of `to_channels`."""
+    digits = channels.T.long().unflatten(0, (DIGITS, 4))
+    figures = torch.stack([digits[digit] << 8 * digit for digit in range(DIGITS)]).sum(0)
+    return figures[:3], figures[3]
 
 
 def within(boxes: Sequence[Box]) -> tuple[Tensor, int]:
     """([3, M] positions relative to the first token, extent) of boxes without text between them."""
     return rope_positions(torch.ones(sum(box.grid.tokens for box in boxes), dtype=torch.bool), boxes)
-
-
-def place(length: int, media: Iterable[Slots]) -> tuple[Tensor, int]:
-    """([3, length] a prompt's positions with its media's slots marked, what to add to an index past its end)."""
-    positions = torch.empty(3, length, dtype=torch.long)
-    cursor = following = 0
-    for medium in sorted(media, key=lambda medium: medium.offset):
-        base = following + medium.offset - cursor
-        positions[:, cursor : medium.offset] = torch.arange(following, base)
-        following = base + medium.extent
-        cursor = medium.offset + medium.length
-        positions[:, medium.offset : cursor] = _mark(base, following)
-    positions[:, cursor:] = torch.arange(following, following + length - cursor)
-    # A runner that keeps this very tensor may start a preempted request over: then the marks are needed again.
-    positions.marks = positions.clone()  # type: ignore[attr-defined]
-    return positions, _next_position(positions) - length
-
-
-def fill(positions_PN: Tensor, chunk: Sequence[Tensor], start: int) -> tuple[list[Tensor], Tensor, int]:
-    """(the chunk's rows without their channels, all positions with its slots filled, what to add to an index).
-
-    `chunk` holds the rows of the media, one after another, that a prefill from token `start` on comes upon.
-    """
-    marks = getattr(positions_PN, "marks", positions_PN)
-    positions = positions_PN.clone()
-    if chunk:
-        rows = torch.cat([from_channels(rows[:, -CHANNELS:]) for rows in chunk], dim=1).to(positions.device)
-        slots = start + (marks[0, start:] < 0).nonzero().squeeze(1)[: rows.shape[1]]
-        positions[:, slots] = rows + _base(marks[:, slots])
-    return [rows[:, :-CHANNELS] for rows in chunk], positions, _next_position(marks) - marks.shape[1]
-
-
-def _mark(base: int, following: int) -> Tensor:
-    """[3, 1] an unfilled slot: its medium's base, the position after the medium; negative, as no position is."""
-    return torch.tensor([[-1 - base], [-1 - following], [-1]])
-
-
-def _base(marks: Tensor) -> Tensor:
-    return -1 - marks[0]
-
-
-def _next_position(marks: Tensor) -> int:
-    """The position of the first generated token, from the prompt's last one."""
-    text, mark = marks[:2, -1].tolist()
-    return text + 1 if text >= 0 else -1 - mark

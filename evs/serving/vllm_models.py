@@ -21,7 +21,7 @@ from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from evs.positions import frame_boxes, image_box, rope_positions, timed_box
 from evs.score import FrameDelta
 from evs.select import select
-from evs.serving.preserved import Slots, carry, fill, place, to_channels, within
+from evs.serving.preserved import Prompts, Slots, carry, to_channels, within
 from evs.types import Grid
 
 
@@ -30,6 +30,10 @@ class PreservedPositions:
 
     is_multimodal_pruning_enabled: bool
     config: Any
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        self._prompts = Prompts()
 
     def _video(self, data: Any) -> tuple[Tensor, int]:
         """([3, M] positions of an unpruned video relative to its first placeholder, how many positions it takes)."""
@@ -50,7 +54,7 @@ class PreservedPositions:
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         if not self.is_multimodal_pruning_enabled:
             return super().get_mrope_input_positions(input_tokens, mm_features)  # type: ignore[misc]
-        return place(len(input_tokens), [self._slots(feature) for feature in mm_features])
+        return self._prompts.place(len(input_tokens), [self._slots(feature) for feature in mm_features])
 
     def recompute_mrope_positions(
         self,
@@ -59,8 +63,9 @@ class PreservedPositions:
         mrope_positions: Tensor,
         num_computed_tokens: int,
     ) -> tuple[list[Tensor], Tensor, int]:
+        row = input_ids.data_ptr() if isinstance(input_ids, Tensor) else id(input_ids)
         with gpu_sync_allowed():
-            return fill(mrope_positions, multimodal_embeddings, num_computed_tokens)
+            return self._prompts.fill(mrope_positions, multimodal_embeddings, num_computed_tokens, row)
 
     def _postprocess_image_embeds_evs(self, images: Sequence[Tensor], image_input: Any) -> tuple[Tensor, ...]:
         if not self.is_multimodal_pruning_enabled:
