@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from train.evaluate import Score, evaluate
 from train.loop import Parts, StepRates
 from train.model import base_model, build_empty_model, build_model, build_processor, check_attention, weight_dtype
 from train.optim import build_optimizer
-from train.report import preflight
+from train.report import preflight, show
 from train.report.memory import Memory, watch
 from train.report.meters import Meter
 from train.report.preflight import Largest, largest
@@ -73,6 +74,10 @@ def build_run(config: Config) -> Run | None:
     forecast = None
     if sizes is not None and config.preflight != "off":
         forecast = check_memory(config, engine, empty, largest(plan, sizes, rates.lowest(), kept_counts))
+    if config.show and engine.is_main_process:
+        places = chain.from_iterable(plan.micro_batches(first_step))
+        print(show.parameters(empty))
+        print(show.first_row(encoder, (samples[place] for place in places), rates.typical()))
     if config.preflight == "only":
         return None
 

@@ -124,6 +124,7 @@ class Config:
     resume: str | None = None  # null: a fresh run; auto: from its newest checkpoint, if any; or a checkpoint's folder
     # null: print the memory needed, stop if it cannot fit; only: print it and exit; off
     preflight: str | None = names(None, "only", "off")
+    show: bool = True  # print what is trained, and one row as the model reads it, before the first step
     seed: int = number(0, least=0, below=2**63)
 
 

@@ -35,6 +35,11 @@ class StepRates:
     def __call__(self, step: int) -> list[float]:
         return draw(self.distribution, self.micro_batches, seed=self.seed, step=step, levels=self.levels).tolist()
 
+    def typical(self) -> list[float]:
+        """A low, the median and a high rate of the distribution; fewer where they are equal."""
+        quantiles = self.distribution.icdf(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64))
+        return sorted(set(quantiles.tolist()))
+
     def lowest(self) -> float:
         """No drawn rate is below it."""
         return float(self.distribution.icdf(torch.linspace(0, 1 - 1e-9, 4097, dtype=torch.float64)).min())
