@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -109,8 +110,16 @@ def _loader(steps: Steps, order: range, workers: int) -> DataLoader[Step]:
         num_workers=workers,
         multiprocessing_context=START if workers else None,
         persistent_workers=workers > 0,
+        worker_init_fn=_outlast_signals,
         generator=torch.Generator(),  # or the loader draws from the global one
     )
+
+
+def _outlast_signals(_: int) -> None:
+    """Schedulers and terminals signal all processes of a job, but a run that is to save needs its workers until its
+    own end, which ends them too."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _allow_open_files() -> None:

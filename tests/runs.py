@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 
 from train.config import Config, check
 from train.run import typed
+
+ROOT = Path(__file__).parents[1]
 
 
 def composed(*words: str) -> Config:
@@ -25,3 +35,39 @@ def trained(*words: str) -> Config:
     if (run := build_run(config)) is not None:
         fit(run.parts, run.steps, config, run.first_step)
     return config
+
+
+def started(*words: str, ranks: int = 1) -> subprocess.Popen[str]:
+    """`python train/run.py WORDS` in processes of its own, under torchrun where there are several ranks."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(ROOT / "train" / "run.py"), *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ended(process: subprocess.Popen[str], timeout: float = 300) -> tuple[int, str]:
+    """(exit status, everything it printed)."""
+    printed, _ = process.communicate(timeout=timeout)
+    return process.returncode, printed
+
+
+def rows(run_dir: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """A run's lines so far; the one being written is left out."""
+    path = run_dir / name
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def reached(process: subprocess.Popen[str], run_dir: Path, step: int, timeout: float = 120) -> None:
+    """Waits until the run has reported `step`."""
+    until = time.monotonic() + timeout
+    while not any(row["step"] >= step for row in rows(run_dir)):
+        assert process.poll() is None, ended(process)[1][-3000:]
+        assert time.monotonic() < until, f"step {step} was not reported within {timeout} s"
+        time.sleep(0.05)

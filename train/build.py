@@ -48,6 +48,7 @@ from train.report.meters import Meter
 from train.report.preflight import Largest, largest
 from train.report.recorder import build_recorder
 from train.state.checkpoint import Checkpoints, find, step_of
+from train.state.health import Health
 from train.task import UptrainTask
 
 
@@ -95,7 +96,10 @@ def build_run(config: Config) -> Run | None:
     )
     evaluate = build_evaluation(engine, task, encoder, config.data, config.eval) if config.data.eval else None
     meter = build_meter(engine, config, base_model(model), memory)
-    parts = Parts(engine, task, optimizer, rates, recorder, meter, checkpoints, evaluate)
+    health = Health(
+        engine, run_dir / "health.jsonl", config.train.max_bad_steps, meter.config.get_text_config().vocab_size
+    )
+    parts = Parts(engine, task, optimizer, rates, recorder, meter, health, checkpoints, evaluate)
     return Run(parts, steps, first_step, forecast)
 
 

@@ -13,7 +13,8 @@ from omegaconf import MISSING
 from data.media.frames import FramePolicy
 from train.ranges import Expression, check_values, names, number, pruning_rates, ruled
 
-ENGINES = ("none", "ddp", "zero0", "zero1", "zero2", "zero3", "zero3_offload")
+ENGINES = ("none", "ddp", "zero1", "zero2", "zero3", "zero3_offload")
+SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGCONT", "SIGQUIT", "SIGXCPU")
 TOWERS = ("vision", "merger", "language")
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 SCHEMES = ("preserve", "vllm", "vllm_bf16")
@@ -92,6 +93,8 @@ class TrainConfig:
     save_every: int = number(500, least=1)
     keep: int = number(2, least=1)  # checkpoints
     log_every: int = number(10, least=1)
+    max_bad_steps: int = number(5, least=1)  # in a row whose loss or gradient is not finite: skipped, then the run ends
+    signals: list[str] = names(["SIGTERM", "SIGUSR1"], *SIGNALS)  # save, and exit with status 85
 
 
 @dataclass

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from data.loader import Step
+from data.types import Batch
 from evs import draw
 from evs.rates import RateDistribution
 from train.config import Config
 from train.evaluate import Score
 from train.optim import lr_factor, set_lr
 from train.report.meters import Meter, peak_operations
-from train.report.recorder import Recorder, rate_bucket
+from train.report.recorder import RATE_BUCKETS, Recorder, rate_bucket
 from train.seeding import seed_draws
 from train.state.checkpoint import Checkpoints
-from train.task import count_targets
+from train.state.health import Health, finite, poisoned
+from train.state.signals import Stop, agreed, noted
+from train.task import StepOutput, count_targets
 
 
 @dataclass(frozen=True)
@@ -55,29 +60,45 @@ class Parts:
     rates: StepRates
     recorder: Recorder
     meter: Meter
+    health: Health
     checkpoints: Checkpoints
     evaluate: Callable[[], list[Score]] | None
 
 
-def fit(parts: Parts, steps: Iterable[Step], config: Config, first_step: int) -> None:
-    """Train from `first_step` to `config.train.steps`; `steps` yields one item per optimizer step from there on."""
-    if parts.evaluate and first_step == 0:
-        _evaluate(parts, 0)
-    parts.task.train()  # from_pretrained leaves a model in evaluation mode, where layers are not checkpointed
-    parts.meter.restart()
-    for step, data in enumerate(parts.meter.steps(steps), start=first_step):
-        lr = set_lr(parts.optimizer, lr_factor(step, config.train.steps, config.optim))
-        _train_step(parts, data, step, config)
-        done = step + 1
-        saving = done % config.train.save_every == 0 or done == config.train.steps
-        if saving or done % config.train.log_every == 0:  # a checkpoint leaves no step before it unreported
-            _report(parts, done, lr)
-        if saving:
-            with _paused(parts):
-                parts.checkpoints.save(done, parts.task)
-        if parts.evaluate and (done == config.train.steps or (config.eval.every and done % config.eval.every == 0)):
-            with _paused(parts):
-                _evaluate(parts, done)
+def fit(parts: Parts, steps: Iterable[Step], config: Config, first_step: int) -> int:
+    """Train from `first_step` to `config.train.steps`; `steps` yields one item per optimizer step from there on.
+
+    Returns 0, or the exit status of a run that was asked to end early and has saved (train.state.signals).
+    """
+    with noted(config.train.signals) as stop:
+        if parts.evaluate and first_step == 0:
+            _evaluate(parts, 0)
+        parts.task.train()  # from_pretrained leaves a model in evaluation mode, where layers are not checkpointed
+        parts.meter.restart()
+        for step, data in enumerate(parts.meter.steps(steps), start=first_step):
+            lr = set_lr(parts.optimizer, lr_factor(step, config.train.steps, config.optim))
+            status = _train_step(parts, step, data, config, stop)
+            _after_step(parts, step + 1, config, lr, bool(status))
+            if status:
+                parts.engine.print(f"asked to end: {parts.checkpoints.last}; resume=auto continues from there")
+                return status
+    return 0
+
+
+def _after_step(parts: Parts, done: int, config: Config, lr: float, ending: bool) -> None:
+    """Report, save and evaluate as often as asked; a run that ends early saves and leaves the rest."""
+    last = done == config.train.steps
+    # Weights at which the loss was not finite are no checkpoint to continue from; at the end there is no later one.
+    saving = last or (not parts.health.streak and (ending or done % config.train.save_every == 0))
+    if saving or done % config.train.log_every == 0 or parts.health.streak:  # a checkpoint leaves no step unreported
+        _report(parts, done, lr)
+    parts.health.check(done)
+    if saving:
+        with _paused(parts):
+            parts.checkpoints.save(done, parts.task)
+    if parts.evaluate and not ending and (last or (config.eval.every and done % config.eval.every == 0)):
+        with _paused(parts):
+            _evaluate(parts, done)
 
 
 @contextmanager
@@ -88,38 +109,65 @@ def _paused(parts: Parts) -> Iterator[None]:
     parts.task.train()
 
 
-def _train_step(parts: Parts, data: Step, step: int, config: Config) -> None:
-    """One optimizer step. The loss is a sum over labelled tokens divided by their number over micro-batches and ranks,
-    so that neither the rates nor the split of samples changes its weight."""
-    engine, record = parts.engine, parts.recorder.record
+def _train_step(parts: Parts, step: int, data: Step, config: Config, stop: Stop) -> int:
+    """One optimizer step, left out on all ranks where its gradient is not finite; the exit status they agreed on."""
+    engine, rates = parts.engine, parts.rates(step)
+    losses = _accumulate(parts, step, data, config.seed)
+    with parts.meter.span("optimizer"):
+        norm, status = agreed(engine, engine.clip_grad_norm_(parts.task.parameters(), config.optim.clip), stop)
+        if math.isfinite(norm):
+            parts.optimizer.step()  # DeepSpeed has stepped within backward, or found the same and has not
+        parts.optimizer.zero_grad()
+    parts.recorder.record("samples", sum(len(batch.ids) for batch in data.batches))
+    parts.recorder.quarantine(data.quarantined)
+    parts.recorder.record("grad_norm", norm, weight=1)
+    parts.recorder.record("skipped", not math.isfinite(norm), weight=1)  # the share of the steps
+    if not math.isfinite(norm):
+        told = zip(rates, finite(torch.stack(losses).tolist()), (batch.ids for batch in data.batches))
+        parts.health.skip(step + 1, norm, [{"rate": rate, "loss": loss, "samples": ids} for rate, loss, ids in told])
+    else:
+        parts.health.streak = 0
+    return status
+
+
+def _accumulate(parts: Parts, step: int, data: Step, seed: int) -> list[torch.Tensor]:
+    """Gradients of the step's micro-batches, and the loss of each. The loss is a sum over labelled tokens divided by
+    their number over micro-batches and ranks, so that neither the rates nor the split of samples changes its weight."""
+    engine = parts.engine
     targets = engine.reduce(torch.tensor(float(count_targets(data.batches)), device=engine.device), reduction="sum")
     # Engines average over ranks and accumulation steps; this undoes it.
     scale = engine.num_processes * len(data.batches) / targets.clamp_min(1)
+    losses = []
     for i, (batch, rate) in enumerate(zip(data.batches, parts.rates(step))):
         last = i == len(data.batches) - 1
         engine.gradient_state._set_sync_gradients(last)
         place = i * engine.num_processes + engine.process_index  # of the micro-batch in the step, as plans count
-        seed_draws("dropout", config.seed, step, place)
+        seed_draws("dropout", seed, step, place)
         with nullcontext() if last else engine.no_sync(parts.task):
             out = parts.task(batch, rate)
             with parts.meter.span("backward"):
-                engine.backward(out.loss_sum * scale)
-        for name, value in (("loss", out.loss_sum.detach()), ("token_accuracy", out.correct)):
-            record(name, value / max(out.targets, 1), weight=out.targets)
-            record(f"{name}/rate_{rate_bucket(rate)}", value / max(out.targets, 1), weight=out.targets)
-        record("rate", rate, weight=1)
-        record("kept", out.kept / out.tokens, weight=out.tokens)
-        record("tokens/before", out.tokens)
-        record("tokens/after", out.kept)
-        for name, value in parts.meter.work(batch, out).items():
-            record(name, value)
-    with parts.meter.span("optimizer"):
-        norm = engine.clip_grad_norm_(parts.task.parameters(), config.optim.clip)
-        parts.optimizer.step()
-        parts.optimizer.zero_grad()
-    record("samples", sum(len(batch.ids) for batch in data.batches))
-    parts.recorder.quarantine(data.quarantined)
-    record("grad_norm", norm if norm is not None else float("nan"), weight=1)
+                engine.backward(poisoned(out.loss_sum) * scale)
+        losses.append(out.loss_sum.detach() / max(out.targets, 1))
+        _record(parts, batch, rate, out)
+    return losses
+
+
+def _record(parts: Parts, batch: Batch, rate: float, out: StepOutput) -> None:
+    """What one micro-batch adds to the next report."""
+    record = parts.recorder.record
+    sums: dict[str, Any] = {"loss": out.loss_sum.detach(), "token_accuracy": out.correct}
+    for name, value in sums.items():
+        mean = value / max(out.targets, 1)
+        record(name, mean, weight=out.targets)
+        for bucket in RATE_BUCKETS:  # all of them, since ranks draw different rates and must record the same names
+            its = bucket == rate_bucket(rate)
+            record(f"{name}/rate_{bucket}", mean if its else 0.0, weight=out.targets if its else 0)
+    record("rate", rate, weight=1)
+    record("kept", out.kept / out.tokens, weight=out.tokens)
+    record("tokens/before", out.tokens)
+    record("tokens/after", out.kept)
+    for name, value in parts.meter.work(batch, out).items():
+        record(name, value)
 
 
 def _report(parts: Parts, step: int, lr: float) -> None:
@@ -132,7 +180,10 @@ def _report(parts: Parts, step: int, lr: float) -> None:
     if peak := peak_operations(device):
         shares["mfu"] = ("operations", elapsed * peak * world)
     peak_memory = parts.meter.memory.peak()
-    parts.recorder.report(step, shares, lr=lr, **({} if peak_memory is None else {"peak_memory_gib": peak_memory}))
+    values = parts.recorder.report(
+        step, shares, lr=lr, **({} if peak_memory is None else {"peak_memory_gib": peak_memory})
+    )
+    parts.health.look(step, values)
 
 
 def _evaluate(parts: Parts, step: int) -> None:

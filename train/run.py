@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from train import cli
 from train.config import Config, check
+from train.state import signals
 
 
 @hydra.main(version_base="1.3", config_path="pkg://configs", config_name="config")
@@ -36,12 +37,16 @@ def job(raw: DictConfig) -> None:
     with cli.one_line_errors():
         config = typed(raw)
         check(config)
+        signals.leave_at_once(config.train.signals)
         run = build_run(config)
-    if run is not None:
-        fit(run.parts, run.steps, config, run.first_step)
+        if run is None:
+            return
+        status = fit(run.parts, run.steps, config, run.first_step)
         run.parts.recorder.close()
-        if run.parts.engine.is_main_process:
-            end(Path(config.run_dir), run.forecast_gib)
+    if status:
+        raise SystemExit(status)
+    if run.parts.engine.is_main_process:
+        end(Path(config.run_dir), run.forecast_gib)
 
 
 def end(run_dir: Path, forecast_gib: float | None) -> None:

@@ -145,6 +145,6 @@ def suggestion(parts: Estimate, config: Config) -> str:
         if config.train.token_budget is None and config.train.batch_size > 1:
             return f"lower train.batch_size={config.train.batch_size}"
         return "lower train.token_budget and train.patch_budget, data.max_frames or data.max_pixels"
-    if config.engine.name in ("none", "ddp", "zero0", "zero1", "zero2"):
+    if config.engine.name in ("none", "ddp", "zero1", "zero2"):
         return "use engine=zero3 over more ranks, freeze a tower or train with model.lora.r=64"
     return "use engine=zero3_offload, more ranks, or model.lora.r=64"

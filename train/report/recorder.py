@@ -47,7 +47,7 @@ class Recorder:
 
         `shares`: under a new name, what a recorded name came to over all ranks, divided by a number.
         """
-        values = {name: value for name, value in self._reduce().items() if value == value} | local
+        values = self._reduce() | local
         values |= {name: values[of] / by for name, (of, by) in (shares or {}).items() if of in values}
         self._mean.clear()
         self._sum.clear()
@@ -69,9 +69,7 @@ class Recorder:
         flat = torch.stack([row.to(self.engine.device) for row in rows])
         flat = self.engine.reduce(flat, reduction="sum").tolist()
         n, m = len(sums), len(means)
-        mean = {
-            name: flat[n + i] / flat[n + m + i] if flat[n + m + i] else float("nan") for i, name in enumerate(means)
-        }
+        mean = {name: flat[n + i] / flat[n + m + i] for i, name in enumerate(means) if flat[n + m + i]}
         return dict(zip(sums, flat)) | mean
 
 
@@ -96,7 +94,9 @@ def build_recorder(engine: Accelerator, config: Config, first_step: int) -> Reco
     return Recorder(engine, run_dir, sinks)
 
 
+RATE_BUCKETS = ("0.0-0.3", "0.3-0.6", "0.6-0.9", "0.9-1.0")
+
+
 def rate_bucket(rate: float) -> str:
     """The third of [0, .9) that a rate falls in, or the rest: `loss/rate_0.3-0.6`."""
-    low = min(int(rate / 0.3 + 1e-9), 3) * 0.3
-    return f"{low:.1f}-{min(low + 0.3, 1.0):.1f}"
+    return RATE_BUCKETS[min(int(rate / 0.3 + 1e-9), 3)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +33,15 @@ class Jsonl:
     path: Path
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        append_lines(self.path, [{"step": step, **values}])
+        append_lines(self.path, [{"step": step, **as_json(values)}])
 
     def close(self) -> None: ...
+
+
+def as_json(values: dict[str, float]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: null in their place, and their names under `nonfinite`."""
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    return values | dict.fromkeys(bad) | ({"nonfinite": bad} if bad else {})
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
+from train.state.health import weights_are_finite
 from train.task import UptrainTask
 
 
@@ -26,7 +27,12 @@ class Checkpoints:
     keep: int
 
     def save(self, step: int, task: torch.nn.Module) -> Path:
-        """Write the state after `step` steps; every rank must call it. A failure stops the run."""
+        """Write the state after `step` steps; every rank must call it. A failure stops the run, and so do weights that
+        are not finite, of which no checkpoint is made (ValueError)."""
+        if not weights_are_finite(self.engine, task):
+            raise ValueError(
+                f"the weights after step {step} are not finite: nothing saved, the checkpoints before stay"
+            )
         final = self.folder / f"step_{step:08d}"
         partial = final.with_suffix(".partial")
         self._on_rank_0(shutil.rmtree, partial, ignore_errors=True)
@@ -45,6 +51,12 @@ class Checkpoints:
         """Restore the engine, the model and the optimizer; the number of steps they have behind them."""
         self.engine.load_state(str(checkpoint / "state"))
         return step_of(checkpoint)
+
+    @property
+    def last(self) -> str:
+        """The newest one, or that there is none."""
+        found = complete(self.folder)
+        return f"saved {found[-1]}" if found else "nothing saved"
 
     def _on_rank_0(self, function, *args, **kwargs) -> None:
         if self.engine.process_index == 0:
