@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
-from accelerate.utils import DeepSpeedPlugin, broadcast_object_list
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
@@ -32,15 +31,14 @@ from train.config import (
     TOWERS,
     Config,
     DataConfig,
-    EngineConfig,
     EvalConfig,
     ModelConfig,
-    TrainConfig,
     frame_policy,
 )
+from train.engine import build_engine, check_zero
 from train.evaluate import Score, evaluate
 from train.loop import Parts, StepRates
-from train.model import base_model, build_empty_model, build_model, build_processor, check_attention, weight_dtype
+from train.model import base_model, build_empty_model, build_model, build_processor, weight_dtype
 from train.optim import build_optimizer
 from train.report import preflight, show
 from train.report.memory import Memory, watch
@@ -62,13 +60,14 @@ class Run:
 
 def build_run(config: Config) -> Run | None:
     """Everything of a run, cheapest first, so that a mistake shows before weights are read; None for preflight=only."""
-    check_attention(config.model.attention)
+    check_zero(config.engine)
     rates, scorer = build_step_rates(config), build_scorer(config.scorer)
     run_dir = Path(config.run_dir)
     checkpoint = find(config.resume, run_dir / "checkpoints")
     first_step = step_of(checkpoint) if checkpoint else 0
     encoder = build_encoder(config.model, config.data)
     empty = build_empty_model(config.model, weight_dtype(config))
+    adapter_for(base_model(empty), config.model.scheme)
     engine = build_engine(config.engine, config.train, config.optim.clip)
     samples, lost, sizes = build_samples(engine, config.data.train, config.data, encoder)
     plan = build_plan(config, engine, samples, sizes, rates)
@@ -186,60 +185,19 @@ def build_evaluation(
 
 
 def build_rates(node: dict[str, Any]) -> RateDistribution:
-    return _plug("rate", node)
+    return _plug("rate", node, "icdf")
 
 
 def build_scorer(node: dict[str, Any]) -> Scorer:
-    return _plug("scorer", node)
+    return _plug("scorer", node, "__call__")
 
 
-def _plug(key: str, node: dict[str, Any]) -> Any:
-    """Instantiate a plug point; what is wrong with its arguments becomes one line that names the key."""
+def _plug(key: str, node: dict[str, Any], method: str) -> Any:
+    """Instantiate a plug point that must have `method`; what is wrong becomes one line that names the key."""
     try:
-        return instantiate(node, _convert_="all")
-    except InstantiationException as error:
-        raise ValueError(f"{key}={node}: {error.__cause__ or error}") from error
-
-
-def build_engine(config: EngineConfig, train: TrainConfig, clip: float) -> Accelerator:
-    """accelerate's handle on devices, ranks and DeepSpeed, as `engine=` asks."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if config.name == "none" and world > 1:
-        raise ValueError(f"engine=none runs one process, but {world} were started: use engine=ddp or zero1..zero3")
-    AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run of the same process, in a sweep
-    cpu = not torch.cuda.is_available()
-    deepspeed = None
-    if config.name.startswith("zero"):
-        _stand_alone(world)
-        if cpu:
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        deepspeed = DeepSpeedPlugin(hf_ds_config=deepspeed_config(config, train, clip))
-        if cpu:  # before the Accelerator, which would otherwise believe that every rank is alone
-            PartialState(cpu=True)
-    return Accelerator(
-        cpu=cpu and deepspeed is None,
-        mixed_precision="bf16" if config.precision == "bf16" else "no",
-        gradient_accumulation_steps=train.accumulation,
-        deepspeed_plugin=deepspeed,
-    )
-
-
-def _stand_alone(world: int) -> None:
-    """DeepSpeed always wants a process group: give a process that torchrun did not start one of its own."""
-    if world == 1:
-        for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
-            os.environ.setdefault(key, value)
-        os.environ.setdefault("MASTER_PORT", "29511")
-
-
-def deepspeed_config(config: EngineConfig, train: TrainConfig, clip: float) -> dict[str, Any]:
-    """DeepSpeed's own JSON. The batch size only labels its logs: batches are ours."""
-    return {
-        "train_micro_batch_size_per_gpu": train.batch_size,
-        "gradient_accumulation_steps": train.accumulation,
-        "gradient_clipping": clip,
-        "bf16": {"enabled": config.precision == "bf16"},
-        "zero_optimization": dict(config.zero),
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": torch.cuda.is_available(),
-    }
+        plug = instantiate(node, _convert_="all")
+    except (InstantiationException, TypeError) as error:
+        raise ValueError(f"{key}={node}: {str(error.__cause__ or error).splitlines()[0]}") from error
+    if not hasattr(plug, method):
+        raise ValueError(f"{key}={node} has no {method}: choose one of configs/{key}")
+    return plug

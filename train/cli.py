@@ -101,6 +101,8 @@ def config_error(error: Exception, words: Sequence[str], known: Sequence[str]) -
     """Hydra's and OmegaConf's many lines as one: the fault, its cause, and the nearest of the `known` keys."""
     lines = str(error).splitlines()
     message = lines[0]
+    if (word := getattr(error, "override", None)) and str(word) not in message:
+        message = f"{word} cannot be read: {message}"
     if error.__cause__ is not None and (cause := str(error.__cause__).splitlines()[0]) not in message:
         message += f" ({cause})"
     if options := [line.strip() for line in lines if line.startswith("\t") and "=" not in line]:

@@ -76,6 +76,7 @@ class OptimConfig:
 class EngineConfig:
     name: str = names("none", *ENGINES)
     precision: str = names("bf16", "bf16", "fp32")
+    timeout_minutes: float = number(30, above=0)  # without progress: every rank writes where it is, and the run ends
     zero: dict[str, Any] = field(default_factory=dict)  # DeepSpeed's zero_optimization, as is
 
 
@@ -142,6 +143,10 @@ def check(config: Config) -> None:
         path = getattr(config.data, key)
         if path is not None and not Path(path).is_file():
             raise ValueError(f"data.{key}={path} does not exist: give a .json or .jsonl file")
+    if config.data.media_root is not None and not Path(config.data.media_root).is_dir():
+        raise ValueError(
+            f"data.media_root={config.data.media_root} is no folder: give the one that media paths start at"
+        )
     check_run_dir(Path(config.run_dir))
 
 

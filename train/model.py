@@ -52,9 +52,18 @@ def _with_lora(model: nn.Module, lora: LoraConfig) -> nn.Module:
 
 
 def build_empty_model(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
-    """The model to be trained without its weights: shapes alone. Before an engine that would shard it (ZeRO 3)."""
+    """The model to be trained without its weights: shapes alone. Before an engine that would shard it (ZeRO 3).
+
+    Raises ValueError for an attention implementation that this machine cannot run.
+    """
+    check_attention(config.attention)
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(_hub(AutoConfig, config), dtype=dtype)
+        try:
+            model = AutoModelForImageTextToText.from_config(
+                _hub(AutoConfig, config), dtype=dtype, attn_implementation=config.attention
+            )
+        except (ImportError, ValueError) as error:  # transformers refuses what is not installed
+            raise ValueError(f"model.attention={config.attention} cannot be used ({_first_line(error)})") from error
         return fit_for_training(model, config)
 
 
@@ -68,9 +77,13 @@ def _hub(auto: Any, config: ModelConfig, **kwargs: Any) -> Any:
     """from_pretrained, with a missing folder or repository told in one line."""
     try:
         return auto.from_pretrained(config.path, revision=config.revision, **kwargs)
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError) as error:
+        reason = _first_line(error)
         raise ValueError(f"model.path={config.path} cannot be loaded ({reason}): give a folder or a Hub id") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def weight_dtype(config: Config) -> torch.dtype:

@@ -73,6 +73,7 @@ def typed(raw: DictConfig) -> Config:
 
 def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's own handler prints several lines
+    sys.argv[1:] = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]  # the deepspeed launcher's
     ConfigStore.instance().store(name="schema", node=Config)
     try:
         job()

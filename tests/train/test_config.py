@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.runs import composed
-from train.build import build_rates, build_scorer, check_attention
+from train.build import build_rates, build_scorer
 from train.config import check
+from train.model import check_attention
 
 EXPERIMENTS = sorted(p.stem for p in (Path(__file__).parents[2] / "configs" / "experiment").glob("*.yaml"))
 

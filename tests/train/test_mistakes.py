@@ -1,0 +1,147 @@
+"""What people mistype on the command line: one line on stderr, exit status 2, before data or weights are read."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from train.run import main
+
+NAMES = {
+    "train.stepz=3": "did you mean 'train.steps'?",
+    "+train.stepz=3": "did you mean 'train.steps'?",
+    "optim.learning_rate=1e-4": "learning_rate",
+    "modle.path=x": "modle.path",
+    "lora.r=8": "lora",
+    "rate=unifrom": "available: ",
+    "scorer=frame_delt": "available: ",
+    "engine=zero4": "available: ",
+    "+experiment=nothing": "available: ",
+    "hydra/launcher=slurm": "available: ",
+    "rate.hihg=0.5": "hihg",
+    "rate._target_=evs.Unifrom": "Unifrom",
+    "rate._target_=evs.FrameDelta": "unexpected keyword argument",
+    "scorer._target_=evs.Uniform": "unexpected keyword argument",
+    "model.attention=spda": "model.attention=spda is unknown: use one of sdpa, eager",
+    "model.attention=sdpa2": "model.attention=sdpa2 is unknown",
+    "model.scheme=keep": "model.scheme=keep is unknown: use one of preserve, vllm",
+    "model.freeze=[visoin]": "model.freeze=visoin is unknown",
+    "model.checkpoint_towers=[merger]": "model.checkpoint_towers=merger is unknown",
+    "model.lora.targets='(q'": "model.lora.targets=(q is no regular expression",
+    "engine.precision=fp16": "engine.precision=fp16 is unknown",
+    "engine.name=zeroth": "engine.name=zeroth is unknown",
+    "data.format=lava": "lava",
+    "preflight=yes": "preflight",
+    "resume=runs/nothing": "resume=runs/nothing is no checkpoint",
+}
+TYPES = {
+    "train.steps=many": "train.steps",
+    "train.steps=1.5": "train.steps",
+    "train.steps=null": "train.steps",
+    "train.batch_size=[1]": "train.batch_size",
+    "optim.lr=fast": "optim.lr",
+    "optim.betas=0.9": "optim.betas",
+    "optim.betas=[0.9]": "optim.betas=[0.9] must hold 2 values",
+    "optim.betas=[a,b]": "optim.betas",
+    "model.freeze=vision": "model.freeze",
+    "model.compile=perhaps": "model.compile",
+    "eval.rates=0.5": "eval.rates",
+    "data.workers=two": "data.workers",
+    "model.lora=16": "model.lora",
+    "train=4": "train",
+    "seed=x": "seed",
+    "rate.high=high": "rate",
+    "engine.zero=3": "engine.zero",
+    "train.steps": "train.steps",
+    "train.steps=[1": "train.steps=[1",
+}
+RANGES = {
+    "train.steps=0": "train.steps=0 must be at least 1",
+    "train.accumulation=-1": "train.accumulation=-1 must be at least 1",
+    "train.rate_levels=1": "train.rate_levels=1 must be at least 2",
+    "engine.timeout_minutes=0": "engine.timeout_minutes=0.0 must be above 0",
+    "optim.lr=nan": "optim.lr=nan must be above 0",
+    "optim.warmup=-1": "optim.warmup=-1.0 must be at least 0",
+    "optim.warmup=1000": "optim.warmup=1000 is longer than train.steps=4",
+    "optim.weight_decay=-1": "optim.weight_decay=-1.0 must be at least 0",
+    "optim.final_lr=-3": "optim.final_lr=-3.0 must be at least 0 and at most 1",
+    "optim.betas=[0.9,1.5]": "optim.betas=1.5 must be at least 0 and below 1",
+    "model.lora.r=0": "model.lora.r=0 must be at least 1",
+    "model.lora.dropout=1": "model.lora.dropout=1.0 must be at least 0 and below 1",
+    "eval.limit=-2": "eval.limit=-2 must be at least 1",
+    "eval.limit=0": "eval.limit=0 must be at least 1",
+    "eval.rates=[0,1]": "eval.rates=1.0 must be at least 0 and below 1",
+    "eval.rates=[]": "eval.rates=[] must hold at least 1",
+    "data.min_pixels=5": "data.min_pixels=5 must be at least 784",
+    "data.min_frames=200": "max_frames=8 is below min_frames=200",
+    "data.fps=-2": "data.fps=-2.0 must be above 0",
+    "data.media_root=/no/such": "data.media_root=/no/such is no folder",
+    "data.train=/no/such.jsonl": "data.train=/no/such.jsonl does not exist",
+    "run_dir=/dev/null/run": "run_dir=/dev/null/run cannot be written (/dev/null is a file)",
+    "run_dir=": "run_dir= is empty",
+    "rate.high=1.2": "pruning rate 1.2 is outside [0, 1)",
+    "rate.low=0.95": "low <= high",
+    "seed=-1": "seed=-1 must be at least 0",
+    "+engine.zero.stage=2": "engine.zero has no effect under engine=none",
+}
+
+
+@pytest.fixture
+def unread(words, checkpoint, tmp_path) -> list[str]:
+    """The words of a run whose data and weights cannot be read, so that reading them would be the error reported."""
+    model = shutil.copytree(checkpoint("qwen2_5_vl"), tmp_path / "model")
+    for weights in model.glob("*.safetensors"):
+        weights.unlink()
+    data = tmp_path / "data.jsonl"
+    data.write_text("neither rows nor JSON\n")
+    return words(f"model.path={model}", f"data.train={data}")
+
+
+def refusal(words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> str:
+    """The line on stderr that a command with a mistake ends with."""
+    monkeypatch.setattr(sys, "argv", ["train/run.py", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    lines = capfd.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.mark.parametrize("word", [*NAMES, *TYPES, *RANGES])
+def test_a_mistake_is_one_line_before_anything_is_read(unread, monkeypatch, capfd, word):
+    line = refusal([*unread, word], monkeypatch, capfd)
+    assert line.startswith("error: ") and (NAMES | TYPES | RANGES)[word] in line, line
+
+
+def test_the_data_would_be_the_error_without_a_mistake(unread, monkeypatch, capfd):
+    assert "data.jsonl" in refusal(unread, monkeypatch, capfd)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("engine.zero.stage=1", "engine.zero.stage=1 does not hold under engine=zero2"),
+        ("+engine.zero.overlap=true", "engine.zero.overlap=True is refused by DeepSpeed"),
+        ("+engine.zero.reduce_bucket_size=big", "engine.zero.reduce_bucket_size=big is refused by DeepSpeed"),
+    ],
+)
+def test_deepspeeds_own_settings_are_checked_too(unread, monkeypatch, capfd, word, message):
+    assert message in refusal([*unread, "engine=zero2", word], monkeypatch, capfd)
+
+
+def test_a_scheme_of_another_family_is_named(unread, checkpoint, monkeypatch, capfd):
+    model = f"model.path={checkpoint('qwen3_vl')}"
+    capfd.readouterr()
+    assert "scheme 'vllm' is unknown" in refusal([*unread, model, "model.scheme=vllm"], monkeypatch, capfd)
+
+
+def test_a_processes_count_that_does_not_fit_is_named(unread, monkeypatch, capfd):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "engine=none runs one process, but 2 were started" in refusal(unread, monkeypatch, capfd)
+
+
+def test_a_folder_that_is_no_model_is_named(unread, tmp_path: Path, monkeypatch, capfd):
+    assert f"model.path={tmp_path} cannot be loaded" in refusal([*unread, f"model.path={tmp_path}"], monkeypatch, capfd)
