@@ -1,6 +1,7 @@
 """The harness behind every published figure: ours and the stock path side by side, in one process.
 
 python scripts/benchmark.py step|prefill|mask|batching|decode [shape=small] [rates=[0,0.5,0.75]] [out=FILE.json]
+python scripts/benchmark.py peers [peers=[trl,llamafactory,ms_swift,trainer]] [device=cpu|cuda] [folder=runs/peers]
 
 Medians over `rounds` rounds in which every contender runs once, after a warm-up. Weights are random, nothing is
 downloaded. On a GPU the figures are times; on a CPU take the ratios only.
@@ -23,6 +24,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from scripts.bench import data as bench_data
 from scripts.bench import step as bench_step
 from scripts.bench.models import ANSWER, PROMPT, build_shape, model_config
+from scripts.bench.peers import race
 from scripts.bench.timing import machine
 from train import cli
 from train.config import ATTENTION
@@ -76,7 +78,10 @@ def describe(options: Options) -> dict[str, Any]:
 
 def main() -> None:
     what, *words = sys.argv[1:] or [""]
-    known = [*MODEL, *DATA]
+    if what == "peers":
+        cli.run(race.main, race.Options, words)
+        return
+    known = [*MODEL, *DATA, "peers"]
     if what not in known:
         cli.fail(f"{what or 'nothing'!r} cannot be measured: use one of {', '.join(known)}")
     options = cli.parse(Options, words)

@@ -1,0 +1,157 @@
+"""All contenders in all modes, round by round; the records, the checks and the table."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scripts.bench.peers import environments, figures, runs
+from scripts.bench.peers.contenders import MODES, PEERS, RATES, Contender, Job, ours
+from scripts.bench.peers.material import Material, prepare
+from scripts.bench.timing import machine
+from train import cli
+
+BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
+
+
+@dataclass
+class Options:
+    peers: list[str] = field(default_factory=lambda: list(PEERS))
+    modes: list[str] = field(default_factory=lambda: list(MODES))
+    device: str | None = None  # cpu | cuda; null: cuda where there is one
+    attention: str | None = None  # null: flash_attention_2 on a GPU where flash_attn is installed, else sdpa
+    folder: str = "runs/peers"  # environments, model, clips and records, all of them used again
+    rounds: int = 2
+    samples: int = 10  # timed in a process, after two steps of warm-up
+    workers: int = 1  # loaders' processes, for every contender
+    threads: int | None = None  # null: one a core
+    out: str | None = None  # JSON
+    page: str | None = None  # Markdown file whose table, between two marks, is replaced
+
+
+@dataclass
+class Race:
+    """What is known so far: results[mode][name] holds the `rounds` done, or the `reason` why there are none."""
+
+    options: Options
+    material: Material
+    cpu: bool
+    bins: dict[str, Path] = field(default_factory=dict)
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    checks: list[str] = field(default_factory=list)
+    batches: dict[tuple[str, str], Any] = field(default_factory=dict)
+    versions: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, contenders: list[Contender]) -> None:
+        self.results = {mode: {each.name: {"rounds": []} for each in contenders} for mode in self.options.modes}
+        plan, begin = list(schedule(contenders, self.options.modes, self.options.rounds)), time.monotonic()
+        for place, (turn, mode, contender) in enumerate(plan):
+            figure = self._one(contender, mode, turn)
+            left = (time.monotonic() - begin) / (place + 1) * (len(plan) - place - 1)
+            done = f"[{place + 1}/{len(plan)}] round {turn + 1}, {mode}, {contender.name}"
+            print(f"{done}: {figure}; {left / 60:.0f} min left", flush=True)
+
+    def _one(self, contender: Contender, mode: str, turn: int) -> str:
+        """Runs one process and notes its figures; says how it ended."""
+        row = self.results[mode][contender.name]
+        if mode in contender.lacks:
+            row["reason"] = contender.lacks[mode]
+        if "reason" in row:
+            return row["reason"]
+        try:
+            record = runs.record(contender, self._job(contender, mode, turn), self._settings())
+        except (runs.Failed, ValueError) as error:
+            row["reason"] = str(error)
+            return row["reason"]
+        row["rounds"].append(figures.summary(record))
+        self.versions[contender.name] = record["versions"]
+        self.batches.setdefault((mode, contender.name), record["batches"])
+        return f"{row['rounds'][-1]['samples_per_s']:.2f} samples/s"
+
+    def _job(self, contender: Contender, mode: str, turn: int) -> Job:
+        name = f"{contender.name} {mode} {turn}".replace(" ", "_").replace("'", "")
+        root = Path(self.options.folder).resolve()
+        if contender.name not in self.bins:
+            self.bins[contender.name] = environments.build(
+                root / "environments" / contender.name, contender.requires, contender.empty
+            )
+        timed = -(-self.options.samples // (1 if mode == "batch 1" else 2))
+        options, steps = self.options, figures.WARMUP + timed
+        return Job(
+            *(mode, steps, self.material, attention(options, self.cpu), options.workers, self.cpu),
+            *(root / "records" / name, self.bins[contender.name]),
+        )
+
+    def _settings(self) -> runs.Settings:
+        return runs.Settings(self.options.threads or os.cpu_count() or 1, self.cpu)
+
+    def check(self) -> list[str]:
+        """One line for every contender that was given something else than ours."""
+        found = []
+        for (mode, name), theirs in self.batches.items():
+            mine = self.batches.get((mode, figures.REFERENCE))
+            alike = figures.differences(mine, theirs) if mine and mode != "packed" else figures.incoherent(theirs)
+            found += [f"{mode}, {name}: {line}" for line in alike]
+        return found
+
+
+def schedule(contenders: list[Contender], modes: list[str], rounds: int) -> Iterator[tuple[int, str, Contender]]:
+    """(round, mode, contender), every second round in the opposite order."""
+    for turn in range(rounds):
+        for mode in modes:
+            yield from ((turn, mode, each) for each in (contenders if turn % 2 == 0 else contenders[::-1]))
+
+
+def attention(options: Options, cpu: bool) -> str:
+    flash = not cpu and find_spec("flash_attn") is not None
+    return options.attention or ("flash_attention_2" if flash else "sdpa")
+
+
+def check(options: Options) -> None:
+    """Raise ValueError for what is wrong in the options."""
+    for key, known in (("peers", list(PEERS)), ("modes", list(MODES))):
+        for name in getattr(options, key):
+            if name not in known:
+                raise ValueError(f"{key} holds {name!r}, which is unknown{cli.suggest(name, known)}")
+    if options.device not in (None, "cpu", "cuda"):
+        raise ValueError(f"device={options.device} is unknown: use cpu or cuda")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda needs a GPU that torch sees, and there is none: use device=cpu")
+    for key in ("rounds", "samples"):
+        if getattr(options, key) < 1:
+            raise ValueError(f"{key}={getattr(options, key)} must be at least 1")
+    if options.page and not (Path(options.page).is_file() and BEGIN in Path(options.page).read_text()):
+        raise ValueError(f"page={options.page} has no line {BEGIN!r}: add it and {END!r} where the table belongs")
+
+
+def main(options: Options) -> None:
+    """The whole benchmark."""
+    check(options)
+    cpu = options.device == "cpu" or not torch.cuda.is_available()
+    race = Race(options, prepare(Path(options.folder).resolve() / "material"), cpu)
+    race.run([ours(name) for name in RATES] + [PEERS[name] for name in options.peers])
+    checks = race.check() or ["grids, video tokens and label tokens are equal in all batches"]
+    behind = figures.behind(race.results, list(RATES)) or ["ours at rate 0 is ahead in every mode"]
+    tables = "\n\n".join(f"{mode}:\n\n{figures.table(rows)}" for mode, rows in race.results.items())
+    print(f"\n{tables}\n", *checks, *behind, sep="\n")
+    about = {"what": "peers", "machine": machine(), "options": asdict(options), "versions": race.versions}
+    if options.out:
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.out).write_text(json.dumps(about | {"checks": checks, "result": race.results}, indent=1) + "\n")
+        print(f"figures: {options.out}")
+    if options.page:
+        put(Path(options.page), "\n\n".join([tables, " ".join(f"{line}." for line in checks)]))
+
+
+def put(page: Path, text: str) -> None:
+    """Replaces what stands between the two marks."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
