@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -50,8 +51,19 @@ class Race:
     batches: dict[tuple[str, str], Any] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)
 
-    def run(self, contenders: list[Contender]) -> None:
+    def build(self, contenders: list[Contender]) -> None:
+        """Every contender's environment; where one cannot be had, its rows say why."""
         self.results = {mode: {each.name: {"rounds": []} for each in contenders} for mode in self.options.modes}
+        for each in contenders:
+            folder = Path(self.options.folder).resolve() / "environments" / each.name
+            try:
+                self.bins[each.name] = environments.build(folder, each.requires, each.empty)
+            except ValueError as error:
+                for rows in self.results.values():
+                    rows[each.name]["reason"] = str(error)
+
+    def run(self, contenders: list[Contender]) -> None:
+        """All rounds of all modes."""
         plan, begin = list(schedule(contenders, self.options.modes, self.options.rounds)), time.monotonic()
         for place, (turn, mode, contender) in enumerate(plan):
             figure = self._one(contender, mode, turn)
@@ -68,7 +80,7 @@ class Race:
             return row["reason"]
         try:
             record = runs.record(contender, self._job(contender, mode, turn), self._settings())
-        except (runs.Failed, ValueError) as error:
+        except runs.Failed as error:
             row["reason"] = str(error)
             return row["reason"]
         row["rounds"].append(figures.summary(record))
@@ -77,12 +89,8 @@ class Race:
         return f"{row['rounds'][-1]['samples_per_s']:.2f} samples/s"
 
     def _job(self, contender: Contender, mode: str, turn: int) -> Job:
-        name = f"{contender.name} {mode} {turn}".replace(" ", "_").replace("'", "")
+        name = re.sub(r"\W+", "_", f"{contender.name} {mode} {turn}")
         root = Path(self.options.folder).resolve()
-        if contender.name not in self.bins:
-            self.bins[contender.name] = environments.build(
-                root / "environments" / contender.name, contender.requires, contender.empty
-            )
         timed = -(-self.options.samples // (1 if mode == "batch 1" else 2))
         options, steps = self.options, figures.WARMUP + timed
         return Job(
@@ -137,7 +145,9 @@ def main(options: Options) -> None:
     check(options)
     cpu = options.device == "cpu" or not torch.cuda.is_available()
     race = Race(options, prepare(Path(options.folder).resolve() / "material"), cpu)
-    race.run([ours(name) for name in RATES] + [PEERS[name] for name in options.peers])
+    contenders = [ours(name) for name in RATES] + [PEERS[name] for name in options.peers]
+    race.build(contenders)
+    race.run(contenders)
     checks = race.check() or ["grids, video tokens and label tokens are equal in all batches"]
     behind = figures.behind(race.results, list(RATES)) or ["ours at rate 0 is ahead in every mode"]
     tables = "\n\n".join(f"{mode}:\n\n{figures.table(rows)}" for mode, rows in race.results.items())

@@ -14,9 +14,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.peers.contenders import Contender, Job
+from scripts.bench.peers.contenders import RATES, Contender, Job
 from scripts.bench.timing import ROOT
 
+HERE = str(Path(__file__).parent)
 HOOK = Path(__file__).parent / "hook"
 ERROR = re.compile(r"^(?:\[rank\d\]: )?(?:[\w.]*(?:Error|Exception)|error): *(.+)")
 LIMIT = 900  # seconds of one process
@@ -50,15 +51,13 @@ def record(contender: Contender, job: Job, settings: Settings) -> dict[str, Any]
 
 def _key(contender: Contender, job: Job, settings: Settings) -> str:
     """Everything that a record depends on."""
-    return (
-        repr((contender, job, settings, _code())) if not contender.requires else repr((contender.name, job, settings))
-    )
+    return repr((contender.name, contender.requires, job, settings, _code("." if contender.name in RATES else HERE)))
 
 
 @lru_cache
-def _code() -> str:
-    """The state of the working tree."""
-    git = [["git", "rev-parse", "HEAD"], ["git", "diff", "HEAD"]]
+def _code(path: str) -> str:
+    """The state of the working tree below `path`."""
+    git = [["git", "log", "-1", "--format=%H", "--", path], ["git", "diff", "HEAD", "--", path]]
     return "".join(subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout for words in git)
 
 
