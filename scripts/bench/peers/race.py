@@ -47,7 +47,6 @@ class Race:
     cpu: bool
     bins: dict[str, Path] = field(default_factory=dict)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
-    checks: list[str] = field(default_factory=list)
     batches: dict[tuple[str, str], Any] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)
 
