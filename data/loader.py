@@ -131,13 +131,13 @@ def _allow_open_files() -> None:
 
 def audit(samples: Sequence[Sample], *, threads: int = 16, progress: bool = True) -> Audit:
     """Opens every medium once, to read its header; nothing is decoded."""
-    refs = list(dict.fromkeys(ref for sample in samples for ref in _media(sample)))
+    refs = list(dict.fromkeys(ref for sample in samples for ref in sample.media))
     with ThreadPoolExecutor(threads) as pool:
         opened = tqdm(pool.map(_header, refs), "checking media", len(refs), unit="file", disable=not progress)
         found = dict(zip(refs, opened))
     kept, lost = [], []
     for place, sample in enumerate(samples):
-        if faults := [str(found[ref]) for ref in _media(sample) if isinstance(found[ref], MediaError)]:
+        if faults := [str(found[ref]) for ref in sample.media if isinstance(found[ref], MediaError)]:
             lost.append(Quarantined(sample.id, faults[0]))
         else:
             kept.append(place)
@@ -204,10 +204,6 @@ class Selection(Sequence[Sample]):
     def __getitem__(self, place: Any) -> Any:
         chosen = self.places[place]
         return [self.samples[i] for i in chosen] if isinstance(place, slice) else self.samples[chosen]
-
-
-def _media(sample: Sample) -> list[VideoRef | ImageRef]:
-    return [part for turn in sample.turns for part in turn.parts if not isinstance(part, str)]
 
 
 def _header(ref: VideoRef | ImageRef) -> VideoInfo | tuple[int, int] | MediaError:

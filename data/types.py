@@ -44,6 +44,11 @@ class Sample:
     id: str
     turns: tuple[Turn, ...]
 
+    @property
+    def media(self) -> tuple[VideoRef | ImageRef, ...]:
+        """All of its videos and images, in the order of the prompt."""
+        return tuple(part for turn in self.turns for part in turn.parts if not isinstance(part, str))
+
 
 @dataclass(frozen=True)
 class Clip:

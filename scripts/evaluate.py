@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 if not __package__:  # run as a file: imports start at the repository root, not in scripts/
@@ -18,10 +18,11 @@ if not __package__:  # run as a file: imports start at the repository root, not 
 import torch
 from accelerate import Accelerator
 
+from data.formats.columns import Columns
 from evs import FrameDelta
 from evs.adapters import adapter_for
 from train import cli
-from train.build import build_encoder, build_evaluation, build_model
+from train.build import build_encoder, build_evaluation, build_model, read_file
 from train.config import ATTENTION, CELL, SCHEMES, DataConfig, EvalConfig, ModelConfig
 from train.evaluate import Score
 from train.ranges import names, number, pruning_rates
@@ -44,6 +45,7 @@ class Options:
     batch_size: int = number(1, least=1)
     limit: int | None = number(None, least=1)  # samples
     media_root: str | None = None
+    columns: Columns = field(default_factory=Columns)  # their names in the data
     fps: float = number(DataConfig.fps, above=0)
     min_frames: int = number(DataConfig.min_frames, least=2)
     max_frames: int = number(DataConfig.max_frames, least=2)
@@ -68,8 +70,8 @@ def run(options: Options) -> list[Score]:
     """One Score a rate."""
     config = ModelConfig(path=options.model, attention=options.attention, gradient_checkpointing=False)
     data = DataConfig(
-        eval=options.data,
         media_root=options.media_root,
+        columns=options.columns,
         fps=options.fps,
         min_frames=options.min_frames,
         max_frames=options.max_frames,
@@ -82,7 +84,8 @@ def run(options: Options) -> list[Score]:
     encoder = build_encoder(config, data)
     model = build_model(config, DTYPES[options.dtype]).to(engine.device)
     task = UptrainTask(model, adapter_for(model, options.scheme), FrameDelta(options.dtype)).eval()
-    return build_evaluation(engine, task, encoder, data, evaluation)()
+    samples = read_file(options.data, data)
+    return build_evaluation(engine, task, encoder, samples, data=data, config=evaluation)()
 
 
 def write(path: Path, options: Options, name: str, scores: Sequence[Score]) -> None:

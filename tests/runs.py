@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
-from hydra.core.config_store import ConfigStore
 
 from train.config import Config, check
-from train.run import typed
+from train.run import register, typed
 
 ROOT = Path(__file__).parents[1]
 
 
 def composed(*words: str) -> Config:
-    ConfigStore.instance().store(name="schema", node=Config)
+    register()
     with initialize_config_module("configs", version_base="1.3"):
         return typed(compose("config", overrides=list(words)))
 

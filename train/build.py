@@ -22,6 +22,7 @@ from data.encode import Encoder
 from data.formats import load
 from data.loader import Quarantined, Step, audit, measure, shard_loader, step_loader
 from data.sizes import Sizes
+from data.split import split
 from data.types import Sample
 from evs.adapters import adapter_for
 from evs.rates import RateDistribution
@@ -69,7 +70,8 @@ def build_run(config: Config) -> Run | None:
     empty = build_empty_model(config.model, weight_dtype(config))
     adapter_for(base_model(empty), config.model.scheme)
     engine = build_engine(config.engine, config.train, config.optim.clip)
-    samples, lost, sizes = build_samples(engine, config.data.train, config.data, encoder)
+    learned, held_out = read_samples(config.data, config.seed)
+    samples, lost, sizes = build_samples(engine, learned, config.data, encoder)
     plan = build_plan(config, engine, samples, sizes, rates)
     forecast = None
     if sizes is not None and config.preflight != "off":
@@ -93,7 +95,9 @@ def build_run(config: Config) -> Run | None:
     steps = step_loader(
         samples, encoder, plan, first_step=first_step, last_step=config.train.steps, workers=config.data.workers
     )
-    evaluate = build_evaluation(engine, task, encoder, config.data, config.eval) if config.data.eval else None
+    evaluate = None
+    if held_out is not None:
+        evaluate = build_evaluation(engine, task, encoder, held_out, data=config.data, config=config.eval)
     meter = build_meter(engine, config, base_model(model), memory)
     health = Health(
         engine, run_dir / "health.jsonl", config.train.max_bad_steps, meter.config.get_text_config().vocab_size
@@ -111,14 +115,26 @@ def build_meter(engine: Accelerator, config: Config, model: Any, memory: Memory)
     return meter
 
 
+def read_samples(config: DataConfig, seed: int) -> tuple[Sequence[Sample], Sequence[Sample] | None]:
+    """(to train on, to evaluate on if anything is): two files, or one file's videos shared out."""
+    samples = read_file(config.train, config)
+    if config.eval_fraction is not None:
+        return split(samples, config.eval_fraction, seed)
+    return samples, read_file(config.eval, config) if config.eval is not None else None
+
+
+def read_file(path: str, config: DataConfig) -> Sequence[Sample]:
+    """The rows of one file as samples."""
+    return load(path, format=config.format, media_root=config.media_root, columns=config.columns)
+
+
 def build_samples(
-    engine: Accelerator, path: str, config: DataConfig, encoder: Encoder | None = None
+    engine: Accelerator, samples: Sequence[Sample], config: DataConfig, encoder: Encoder | None = None
 ) -> tuple[Sequence[Sample], list[Quarantined], Sizes | None]:
     """(usable samples, the same on every rank; on the main rank what was put aside; what each costs, if audited).
 
     Without an `encoder` files are only opened; with it, samples are measured too.
     """
-    samples: Sequence[Sample] = load(path, format=config.format, media_root=config.media_root)
     if not config.audit:
         return samples, [], None
     found: list[Any] = [None]
@@ -129,7 +145,7 @@ def build_samples(
         found = [(audited.samples, audited.lost, sizes)]
     usable, lost, sizes = broadcast_object_list(found)[0]
     if not len(usable):
-        raise ValueError(f"{path}: no sample is usable; first reason: {lost[0].reason}")
+        raise ValueError(f"none of {len(samples)} samples is usable; first reason: {lost[0].reason}")
     return usable, list(lost) if engine.is_main_process else [], sizes
 
 
@@ -172,11 +188,16 @@ def build_encoder(model: ModelConfig, data: DataConfig) -> Encoder:
 
 
 def build_evaluation(
-    engine: Accelerator, task: nn.Module, encoder: Encoder, data: DataConfig, config: EvalConfig
+    engine: Accelerator,
+    task: nn.Module,
+    encoder: Encoder,
+    samples: Sequence[Sample],
+    *,
+    data: DataConfig,
+    config: EvalConfig,
 ) -> Callable[[], list[Score]]:
-    """A function that scores the task as it then is on `data.eval`, every sample once over all ranks."""
-    assert data.eval is not None
-    samples, _, _ = build_samples(engine, data.eval, data)
+    """A function that scores the task as it then is on the samples, every one once over all ranks."""
+    samples, _, _ = build_samples(engine, samples, data)
     samples = samples if config.limit is None else samples[: config.limit]
     mine = shards(len(samples), config.batch_size, engine.num_processes, engine.process_index)
     return lambda: evaluate(

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from data.formats.columns import Columns
 from data.media.frames import FramePolicy
 from train.ranges import Expression, check_values, names, number, pruning_rates, ruled
 
@@ -46,7 +47,9 @@ class ModelConfig:
 class DataConfig:
     train: str = MISSING  # JSON or JSONL
     eval: str | None = None
+    eval_fraction: float | None = number(None, above=0, below=1)  # of data.train's rows, held out by video
     format: str = "auto"
+    columns: Columns = field(default_factory=Columns)  # names that differ in the data
     media_root: str | None = None  # default: the folder of the file
     fps: float = number(2.0, above=0)
     min_frames: int = number(4, least=2)
@@ -139,6 +142,7 @@ def check(config: Config) -> None:
         if wrong:
             raise ValueError(message)
     frame_policy(config.data)
+    config.data.columns.check()
     for key in ("train", "eval"):
         path = getattr(config.data, key)
         if path is not None and not Path(path).is_file():
@@ -156,6 +160,14 @@ def _contradictions(config: Config) -> Iterator[tuple[bool, str]]:
     yield (
         config.preflight == "only" and not data.audit,
         "preflight=only needs the headers that data.audit=false leaves unread: set data.audit=true",
+    )
+    yield (
+        data.eval is not None and data.eval_fraction is not None,
+        f"data.eval={data.eval} and data.eval_fraction={data.eval_fraction} both name what is held out: give one",
+    )
+    yield (
+        bool(data.columns.named) and data.format != "auto",
+        f"data.format={data.format} has fixed columns, which data.columns would rename: give one of them",
     )
     yield (
         model.compile and engine.name.startswith("zero3"),

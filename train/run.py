@@ -71,10 +71,22 @@ def typed(raw: DictConfig) -> Config:
         raise ValueError(cli.config_error(error, sys.argv[1:], list(cli.leaves(schema)))) from error
 
 
+def register() -> None:
+    """What composing the YAML needs to know of us: the schema, and the name of the chosen experiment."""
+    ConfigStore.instance().store(name="schema", node=Config)
+    OmegaConf.register_new_resolver("experiment", experiment, replace=True)
+
+
+def experiment() -> str:
+    """The experiment that was chosen; `uptrain` where none was."""
+    chosen = HydraConfig.get().runtime.choices.get("experiment") if HydraConfig.initialized() else None
+    return chosen or "uptrain"
+
+
 def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's own handler prints several lines
     sys.argv[1:] = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]  # the deepspeed launcher's
-    ConfigStore.instance().store(name="schema", node=Config)
+    register()
     try:
         job()
     except (HydraException, OmegaConfBaseException) as error:

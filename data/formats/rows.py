@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -13,23 +13,26 @@ from typing import Any
 
 import numpy as np
 
+from data.formats.columns import Columns
 from data.types import RowError, Sample
 
 FORMAT_OF_KEY = {"conversations": "llava", "messages": "openai"}  # how "auto" tells
 
 
-def load(path: str, *, format: str = "auto", media_root: str | None = None) -> Samples:
+def load(path: str, *, format: str = "auto", media_root: str | None = None, columns: Columns | None = None) -> Samples:
     """The samples of a .json, .jsonl or .parquet file. Every row is checked now: RowError names the first bad one.
 
-    `format` is a module of data.formats ("llava", "openai"), or "auto" to tell by each row's keys. Relative media
-    paths start at `media_root`, or at the file's folder. ValueError if the file or the format does not exist.
+    `format` is a module of data.formats ("llava", "openai"), or "auto" to tell by each row's keys; `columns` gives the
+    names of columns that are called otherwise. Relative media paths start at `media_root`, or at the file's folder.
+    ValueError if the file or the format does not exist.
     """
     if format != "auto":
         _converter(format)
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"{path}: no such data file; mend data.train or data.eval")
-    samples = Samples(_rows(file), format, Path(media_root) if media_root is not None else file.parent)
+    root = Path(media_root) if media_root is not None else file.parent
+    samples = Samples(_rows(file), format, root, columns or Columns())
     for _ in samples:
         pass
     if not len(samples):
@@ -82,6 +85,7 @@ class Samples(Sequence[Sample]):
     rows: JsonRows | ParquetRows
     format: str
     media_root: Path
+    columns: Columns = field(default_factory=Columns)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -91,6 +95,8 @@ class Samples(Sequence[Sample]):
             return [self[i] for i in range(*place.indices(len(self)))]
         place = range(len(self))[place]  # negative places, IndexError
         row, where = self.rows[place], self.rows.where(place)
+        if self.columns.named:
+            row = self.columns.rename(row, where)
         name = self.format if self.format != "auto" else _format_of(row, where)
         return _converter(name)(row, self.media_root, where)
 

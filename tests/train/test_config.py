@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from train.build import build_rates, build_scorer
 from train.config import check
 from train.model import check_attention
 
-EXPERIMENTS = sorted(p.stem for p in (Path(__file__).parents[2] / "configs" / "experiment").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = sorted(p.stem for p in (ROOT / "configs" / "experiment").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("rate", ["uniform", "constant", "choice", "beta", "mixture"])
@@ -38,6 +41,8 @@ def test_every_experiment_is_a_short_diff_with_a_header(experiment):
         ("eval.rates=[0,1.0]", "eval.rates=1.0 must be at least 0 and below 1"),
         ("eval.rates=[]", r"eval.rates=\[\] must hold at least 1"),
         ("train.steps=0", "train.steps=0 must be at least 1"),
+        ("data.eval_fraction=1", "data.eval_fraction=1.0 must be above 0 and below 1"),
+        ("data.columns.query=q", "data.columns names query: give messages, or query and response"),
         ("data.train=/no/such/file.jsonl", "does not exist: give a .json or .jsonl file"),
         ("engine.precision=fp8", "engine.precision=fp8 is unknown: use one of bf16, fp32"),
         ("optim.lr=-1.0", "optim.lr=-1.0 must be above 0"),
@@ -72,3 +77,15 @@ def test_a_rate_outside_the_interval_is_named(words):
 def test_an_option_that_needs_a_gpu_says_so():
     with pytest.raises(ValueError, match=r"flash_attention_2 needs a CUDA GPU .* use model\.attention=sdpa"):
         check_attention("flash_attention_2")
+
+
+@pytest.mark.parametrize(
+    ("more", "folder"),
+    [([], "runs/uptrain"), (["+experiment=demo"], "runs/demo"), (["+experiment=demo", "run_dir=x"], "x")],
+)
+def test_the_run_dir_is_named_after_the_experiment(tmp_path, more, folder):
+    command = [sys.executable, str(ROOT / "train" / "run.py"), *more, "train.steps=1", "data.train=gone.jsonl"]
+    done = subprocess.run(
+        [*command, "--cfg=job", "--resolve"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert f"run_dir: {folder}\n" in done.stdout, done.stderr

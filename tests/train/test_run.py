@@ -125,3 +125,13 @@ def test_a_budgeted_run_fills_its_micro_batches_and_resumes_exactly(words, tmp_p
 def test_a_budget_below_one_sample_stops_before_training(words):
     with pytest.raises(ValueError, match=r"token_budget=50 is smaller than sample row\d alone: give at least \d+"):
         trained(*words("train.token_budget=50"))
+
+
+def test_renamed_columns_and_a_held_out_fraction_of_one_file(words, questions, tmp_path):
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    renamed = [{"clip": row["video"], "dialog": row["conversations"]} for row in rows]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in renamed))
+    names = ["messages=dialog", "videos=clip", "role=from", "content=value", "user=human", "assistant=gpt"]
+    more = ["data.eval_fraction=0.3", "eval.rates=[0.5]", "train.steps=1"]
+    trained(*words(*[f"data.columns.{name}" for name in names], *more))
+    assert len(metrics(tmp_path / "run", "eval/accuracy_at_0.5")) == 2
