@@ -1,7 +1,8 @@
-"""The curve: accuracy by pruning rate, one line a model, as PNG.
+"""The curve: accuracy by pruning rate, one line a model, as PNG; and a sweep as a table.
 
 python scripts/report.py results=[base.json,uptrained.json] out=curve.png      of scripts/evaluate.py's JSON
 python scripts/report.py run=DIR out=curve.png                                 of a run, before and after
+python scripts/report.py sweep=DIR [out=table.md]                              one row a job of `train/run.py -m`
 """
 
 from __future__ import annotations
@@ -17,17 +18,27 @@ if not __package__:  # run as a file: imports start at the repository root, not 
 
 from train import cli
 from train.report.curve import Curve, from_run, plot
+from train.report.sweep import rows, table
 
 
 @dataclass
 class Options:
-    out: str
+    out: str | None = None
     results: list[str] = field(default_factory=list)
     run: str | None = None
+    sweep: str | None = None
     title: str = "Accuracy by pruning rate"
 
 
 def main(options: Options) -> None:
+    if options.sweep is not None:
+        text = table(rows(Path(options.sweep)))
+        print(text)
+        if options.out is not None:
+            Path(options.out).write_text(text + "\n")
+        return
+    if options.out is None:
+        raise ValueError("missing out=...: give a .png")
     curves = [read(Path(path)) for path in options.results]
     if options.run is not None:
         curves += from_run(Path(options.run))

@@ -24,10 +24,19 @@ from train.ranges import check_values
 T = TypeVar("T")
 
 
-def fail(message: object) -> NoReturn:
-    """End the process with the message as one line on stderr and exit status 2."""
-    print("error:", " ".join(str(message).split()), file=sys.stderr)
-    raise SystemExit(2)
+class Failure(SystemExit):
+    """The end of a process that has said why in one line."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(status)
+        self.message = message
+
+
+def fail(message: object, status: int = 2) -> NoReturn:
+    """End the process with the message as one line on stderr. Status 2: the command was wrong."""
+    line = " ".join(str(message).split())
+    print("error:", line, file=sys.stderr)
+    raise Failure(line, status)
 
 
 def parse(schema: type[T], argv: Sequence[str] | None = None) -> T:

@@ -98,7 +98,7 @@ class TrainConfig:
     keep: int = number(2, least=1)  # checkpoints
     log_every: int = number(10, least=1)
     max_bad_steps: int = number(5, least=1)  # in a row whose loss or gradient is not finite: skipped, then the run ends
-    signals: list[str] = names(["SIGTERM", "SIGUSR1"], *SIGNALS)  # save, and exit with status 85
+    signals: list[str] = names(["SIGTERM", "SIGUSR1", "SIGUSR2"], *SIGNALS)  # save, and exit with status 85
 
 
 @dataclass

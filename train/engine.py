@@ -19,9 +19,13 @@ from train.config import EngineConfig, TrainConfig
 FOREIGN = ("ACCELERATE_", "FSDP_")  # what `accelerate launch` hands over from its own configuration
 
 
+def join() -> None:
+    """Tell this process its place among the ranks, as environment variables, where its launcher has not."""
+    os.environ.update(place(os.environ, torch.cuda.device_count()))
+
+
 def build_engine(config: EngineConfig, train: TrainConfig, clip: float) -> Accelerator:
     """The engine that `engine=` asks for. Raises ValueError where it does not fit the processes that were started."""
-    os.environ.update(place(os.environ, torch.cuda.device_count()))
     for name in [name for name in os.environ if name.startswith(FOREIGN)]:
         del os.environ[name]  # the run is what its own command line says
     world = int(os.environ.get("WORLD_SIZE", 1))

@@ -3,17 +3,21 @@
 python train/run.py +experiment=qwen_evs_uptrain model.path=DIR_OR_HUB_ID data.train=FILE [key=value ...]
 torchrun --nproc-per-node 8 train/run.py +experiment=qwen_evs_uptrain ...      one process a GPU
 python train/run.py -m +experiment=... optim.lr=1e-5,2e-5                        a sweep
+python train/run.py -m hydra/launcher=submitit_slurm +experiment=... optim.lr=1e-5,2e-5    each job a SLURM job
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import cast
 
 if not __package__:  # run as a file: imports start at the repository root, not in train/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    paths = (sys.path[0], os.environ.get("PYTHONPATH"))  # so that jobs that a launcher starts elsewhere find it too
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -22,6 +26,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from submitit.core.utils import UncompletedJobError
 
 from train import cli
 from train.config import Config, check
@@ -30,11 +35,27 @@ from train.state import signals
 
 @hydra.main(version_base="1.3", config_path="pkg://configs", config_name="config")
 def job(raw: DictConfig) -> None:
-    """One composed configuration, run."""
-    from train.build import build_run  # after composing, so that a misspelt key is told at once
+    """One composed configuration, run; as a job of a sweep, it fails alone."""
+    from train import engine, sweep  # after composing, so that a misspelt key is reported at once
+
+    engine.join()
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN:
+        folder = Path(raw.run_dir) / str(hydra_config.job.num)
+        sweep.attempt(lambda begun: train(raw, folder, begun), folder, list(hydra_config.overrides.task))
+    else:
+        train(raw)
+
+
+def train(raw: DictConfig, folder: Path | None = None, begun: bool = False) -> None:
+    """Build and fit. In a `folder` that a sweep has begun before, from where it ended."""
+    from train.build import build_run
     from train.loop import fit
 
     with cli.one_line_errors():
+        if folder is not None:
+            raw.run_dir = str(folder)
+            raw.resume = raw.resume or ("auto" if begun else None)
         config = typed(raw)
         check(config)
         signals.leave_at_once(config.train.signals)
@@ -59,11 +80,9 @@ def end(run_dir: Path, forecast_gib: float | None) -> None:
 
 
 def typed(raw: DictConfig) -> Config:
-    """The composed YAML as dataclasses; a job of a sweep gets a folder of its own under `run_dir`."""
+    """The composed YAML as dataclasses."""
     if missing := sorted(OmegaConf.missing_keys(raw)):
         raise ValueError(f"missing {', '.join(missing)}: give {' '.join(f'{key}=...' for key in missing)}")
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raw.run_dir = str(Path(raw.run_dir) / str(HydraConfig.get().job.num))
     schema = OmegaConf.structured(Config)
     try:  # once more, since `+key=value` adds what the schema does not know
         return cast(Config, OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.to_container(raw))))
@@ -86,9 +105,13 @@ def experiment() -> str:
 def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's own handler prints several lines
     sys.argv[1:] = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]  # the deepspeed launcher's
+    # Hydra finds the plugin's schema under the same name as our configs/hydra/launcher, as it should.
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/submitit_.*' is validated against ConfigStore")
     register()
     try:
         job()
+    except UncompletedJobError as error:  # killed, so that it could not say why
+        cli.fail(f"a job was lost, the others continue: {str(error).splitlines()[0]}", 1)
     except (HydraException, OmegaConfBaseException) as error:
         cli.fail(cli.config_error(error, sys.argv[1:], list(cli.leaves(OmegaConf.structured(Config)))))
 

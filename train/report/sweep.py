@@ -1,0 +1,53 @@
+"""A sweep as a table: one row a job, with what set it apart, how far it came, and what it reached."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.sweep import Job, jobs
+
+PREFIX = "eval/accuracy_at_"
+
+
+@dataclass(frozen=True)
+class Row:
+    number: int
+    job: Job
+    step: int | None  # the last one reported
+    loss: float | None
+    accuracy: dict[float, float]  # by rate, of the last evaluation
+
+
+def rows(folder: Path) -> list[Row]:
+    """Raises ValueError for a folder without jobs."""
+    found = jobs(folder) if folder.is_dir() else {}
+    if not found:
+        raise ValueError(f"sweep={folder} holds no job: give the run_dir of a sweep (train/run.py -m)")
+    return [_row(number, job, folder / str(number) / "metrics.jsonl") for number, job in found.items()]
+
+
+def _row(number: int, job: Job, metrics: Path) -> Row:
+    last: dict[str, Any] = {}
+    for line in metrics.read_text().splitlines() if metrics.is_file() else ():
+        last |= json.loads(line)
+    accuracy = {float(name.removeprefix(PREFIX)): value for name, value in last.items() if name.startswith(PREFIX)}
+    return Row(number, job, last.get("step"), last.get("loss"), accuracy)
+
+
+def table(found: Sequence[Row]) -> str:
+    """Markdown. Overrides that all jobs share are left out, accuracy is in percent."""
+    shared = set.intersection(*(set(row.job.overrides) for row in found)) if len(found) > 1 else set()
+    rates = sorted({rate for row in found for rate in row.accuracy})
+    heads = ["job", "overrides", "status", "step", "loss", *(f"accuracy at {rate:g}" for rate in rates), "error"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in found:
+        own = " ".join(word for word in row.job.overrides if word not in shared)
+        figures = ["" if row.step is None else str(row.step), "" if row.loss is None else f"{row.loss:.4f}"]
+        figures += [f"{100 * row.accuracy[rate]:.1f}" if rate in row.accuracy else "" for rate in rates]
+        cells = [str(row.number), own, row.job.status, *figures, row.job.error or ""]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,107 @@
+"""Jobs of a sweep (`-m`): each leaves in its folder how it ended, a failed one stops no other, a done one is skipped.
+
+run_dir/3/job.json    {"overrides": ["optim.lr=2e-5", ...], "status": "done", "error": null}
+                      other statuses: running (or killed), failed, preempted, interrupted
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+
+from train import cli
+from train.state.signals import INTERRUPTED, PREEMPTED
+
+ENDED: dict[Any, str] = {PREEMPTED: "preempted", INTERRUPTED: "interrupted"}  # by exit status: somebody asked
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is known of one job: the words it was started with and how it ended."""
+
+    overrides: list[str]
+    status: str
+    error: str | None = None
+
+
+def attempt(run: Callable[[bool], None], folder: Path, overrides: list[str]) -> None:
+    """`run(whether it was begun before)`, unless it is done; a failure is recorded and the sweep continues.
+
+    A run that was asked to end ends the sweep with it. So does a failure that leaves ranks out of step.
+    """
+    before = read(folder)
+    if before == Job(overrides, "done"):
+        print(f"{folder}: done before, skipped")
+        return
+    requeue = signal.getsignal(
+        signal.SIGUSR2
+    )  # submitit's handler in its SLURM jobs, which training takes the place of
+    write(folder, Job(overrides, "running"))
+    try:
+        run(before is not None)
+        write(folder, Job(overrides, "done"))
+    except SystemExit as end:
+        asked = ENDED.get(end.code)
+        write(folder, Job(overrides, asked or "failed", getattr(end, "message", f"exit status {end.code}")))
+        if end.code == PREEMPTED and callable(requeue):
+            requeue(signal.SIGUSR2, None)
+        if asked or _ranks_are_out_of_step():
+            raise
+    except Exception as error:
+        write(folder, Job(overrides, "failed", " ".join(f"{type(error).__name__}: {error}".split())))
+        if _ranks_are_out_of_step():
+            raise
+        traceback.print_exc()
+
+
+def _ranks_are_out_of_step() -> bool:
+    import torch.distributed as dist
+
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
+def read(folder: Path) -> Job | None:
+    """The record in a job's folder; None where there is none."""
+    path = folder / "job.json"
+    return Job(**json.loads(path.read_text())) if path.is_file() else None
+
+
+def write(folder: Path, job: Job) -> None:
+    """Replace the record in one stroke, from rank 0."""
+    if int(os.environ.get("RANK", 0)):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "job.json.partial"
+    partial.write_text(json.dumps(asdict(job)) + "\n")
+    partial.replace(folder / "job.json")
+
+
+def jobs(folder: Path) -> dict[int, Job]:
+    """The records of a sweep's jobs by number."""
+    found = {int(path.name): read(path) for path in folder.iterdir() if path.name.isdigit()}
+    return {number: job for number, job in sorted(found.items()) if job is not None}
+
+
+class End(Callback):
+    """Hydra's hook at the end of a sweep: says what failed, and makes the command fail."""
+
+    def on_multirun_end(self, config: Any, **_: Any) -> None:
+        if int(os.environ.get("RANK", 0)):
+            return
+        folder = Path(config.run_dir)
+        found = jobs(folder)
+        bad = [number for number, job in found.items() if job.status != "done"]
+        print(f"sweep: {len(found) - len(bad)} of {len(found)} jobs done; python scripts/report.py sweep={folder}")
+        if bad:
+            for number in bad:
+                print(f"job {number} {found[number].status}: {found[number].error or ''}", file=sys.stderr)
+            cli.fail(f"{len(bad)} of {len(found)} jobs of {folder} are not done: run the sweep again to retry them", 1)
