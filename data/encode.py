@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from data.labels import Labeller
-from data.media.decode import VideoInfo, decode, load_image, wanted_times
-from data.media.frames import FramePolicy
+from data.media.container import VideoInfo
+from data.media.decode import decode, places
+from data.media.frames import FramePolicy, Sampler
+from data.media.images import load_image
 from data.sizes import SampleSize
 from data.types import IGNORE, Batch, Clip, Encoding, ImageRef, RowError, Sample, VideoRef
 
@@ -36,6 +38,7 @@ class Encoder:
         tokenizer = processor.tokenizer
         self.filler_token: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.size = VideoSize(processor.video_processor, policy)
+        self.sample = Sampler(processor.video_processor, policy)
         self.temporal_patch: int = processor.video_processor.temporal_patch_size
         self.merge: int = processor.video_processor.merge_size
         self.placeholder = re.compile(
@@ -56,7 +59,7 @@ class Encoder:
         self.labeller.check(sample)
         parts = [part for turn in sample.turns for part in turn.parts]
         return (
-            [decode(part, self.policy, self.temporal_patch) for part in parts if isinstance(part, VideoRef)],
+            [decode(part, self.sample) for part in parts if isinstance(part, VideoRef)],
             [load_image(part) for part in parts if isinstance(part, ImageRef)],
         )
 
@@ -86,26 +89,29 @@ class Encoder:
     def cost(self, sample: Sample, headers: Mapping[VideoRef | ImageRef, Any]) -> SampleSize:
         """What `encode` will give, from the VideoInfo or (height, width) of every medium; nothing is decoded.
 
-        Exact but for videos of variable rate, which may give fewer frames. TooLong as `encode`.
+        Exact, but that real times of a video of variable rate are not known here. TooLong as `encode`.
         """
         self.labeller.check(sample)
         parts = [part for turn in sample.turns for part in turn.parts]
         refs = [part for part in parts if isinstance(part, VideoRef)]
-        times = [wanted_times(ref, headers[ref], self.policy, self.temporal_patch) for ref in refs]
-        grids = [self._grid(headers[ref], len(wanted)) for ref, wanted in zip(refs, times)]
+        wanted = [places(ref, headers[ref], self.sample) for ref in refs]
+        grids = [self._grid(headers[ref], len(places_T)) for ref, places_T in zip(refs, wanted)]
         images = [self._image_tokens(*headers[part]) for part in parts if isinstance(part, ImageRef)]
         text = self._expand(
-            sample, self.chat(sample), [self._sparse(wanted) for wanted in times], [self._one_token()] * len(images)
+            sample,
+            self.chat(sample),
+            [self._sparse(headers[ref].fps, places_T) for ref, places_T in zip(refs, wanted)],
+            [self._one_token()] * len(images),
         )
         fixed = len(self.labeller.tokens(text)) - sum(t for t, _ in grids) + sum(images) - len(images)
         visual = sum(t * each for t, each in grids)
         self._check_length(sample, fixed + visual)
         patches = (sum(images) + visual) * self.merge**2
-        return SampleSize(fixed, tuple(grids), patches, frames=max(map(len, times), default=0))
+        return SampleSize(fixed, tuple(grids), patches, frames=max(map(len, wanted), default=0))
 
     def _grid(self, info: VideoInfo, frames: int) -> tuple[int, int]:
         """(temporal grids, tokens of one) of a clip of `frames` frames."""
-        grids = frames // self.temporal_patch
+        grids = -(-frames // self.temporal_patch)
         patches = self.processor.video_processor.get_num_of_video_patches(
             frames, info.height, info.width, self.size.options(frames)
         )
@@ -114,10 +120,10 @@ class Encoder:
     def _image_tokens(self, height: int, width: int) -> int:
         return self.processor.image_processor.get_number_of_image_patches(height, width, {}) // self.merge**2
 
-    def _sparse(self, times: np.ndarray) -> dict[str, Any]:
+    def _sparse(self, fps: float, places_T: np.ndarray) -> dict[str, Any]:
         """A video with its times and one token a temporal grid, which is enough to write its text."""
-        grids = len(times) // self.temporal_patch
-        metadata = SimpleNamespace(fps=1.0, frames_indices=times.tolist())
+        grids = -(-len(places_T) // self.temporal_patch)
+        metadata = SimpleNamespace(fps=fps, frames_indices=places_T.tolist())
         return {"video_grid_thw": torch.tensor([[grids, self.merge, self.merge]]), "video_metadata": [metadata]}
 
     def _one_token(self) -> dict[str, Tensor]:
@@ -149,12 +155,11 @@ class Encoder:
 
     def _video(self, clip: Clip) -> Any:
         """pixel_values_videos [R, patch], video_grid_thw [1, 3] and the metadata that timestamps are made of."""
-        metadata = {
-            "total_num_frames": len(clip.times_T),
-            "fps": 1.0,  # so that an index is a time: the processor's timestamps are index / fps
-            "frames_indices": clip.times_T.tolist(),
-            "duration": clip.duration,
-        }
+        metadata = {"total_num_frames": clip.frames, "duration": clip.duration}
+        if self.policy.times == "server":
+            metadata |= {"fps": clip.fps, "frames_indices": clip.places_T.tolist()}
+        else:  # an index is a time: the processor's timestamps are index / fps
+            metadata |= {"fps": 1.0, "frames_indices": clip.times_T.tolist()}
         return self.processor.video_processor(
             torch.from_numpy(clip.frames_THWC).permute(0, 3, 1, 2),
             video_metadata=[metadata],
@@ -174,11 +179,13 @@ class Encoder:
         )
 
     def _second_per_grid(self, clip: Clip) -> float:
-        """Seconds from one temporal grid to the next: the stretch that the frames stand for, shared among them.
+        """Seconds from one temporal grid to the next.
 
-        It ends when the last frame does, so that this is the frames' number over their rate, which qwen-vl-utils, the
-        library and servers divide by.
+        The server's: the sampled part of the source's rate. The real one: the stretch that the frames stand for, up to
+        the end of the last one, shared among them.
         """
+        if self.policy.times == "server":
+            return self.temporal_patch / (len(clip.places_T) / clip.frames * clip.fps)
         stretch = clip.times_T[-1] - clip.times_T[0] + 1 / clip.fps
         return float(self.temporal_patch * stretch / len(clip.times_T))
 

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from data.batching import BudgetPlan, Plan
 from data.encode import Encoder, collate
-from data.media.decode import VideoInfo, probe, probe_image
+from data.media.container import VideoInfo, probe
+from data.media.images import probe_image
 from data.sizes import SampleSize, Sizes, gather
 from data.types import Batch, Encoding, ImageRef, MediaError, RowError, Sample, VideoRef
 

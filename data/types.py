@@ -52,11 +52,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Clip:
-    """The sampled frames of one video and the real times at which they were shot."""
+    """The sampled frames of one video, their places in it, and the real times at which they were shot."""
 
     frames_THWC: np.ndarray  # uint8 RGB
-    times_T: np.ndarray  # float64 seconds from the start of the file, strictly increasing
-    fps: float  # of the source
+    times_T: np.ndarray  # float64 seconds from the first frame of the file, strictly increasing
+    places_T: np.ndarray  # int64, counted from the first frame of the file
+    fps: float  # of the source, average
+    frames: int  # that were sampled from: of the file, or of the stretch that was asked for
     duration: float  # seconds, of the source
 
 
@@ -69,7 +71,7 @@ class Encoding:
     labels_N: Tensor  # int64, IGNORE outside assistant answers; unshifted
     pixel_values_videos: Tensor | None  # [R, patch]
     video_grid_thw_V3: Tensor  # int64
-    second_per_grid_V: Tensor  # float64, seconds between temporal grids, from the real frame times
+    second_per_grid_V: Tensor  # float64, seconds between temporal grids
     pixel_values: Tensor | None  # [R, patch], images
     image_grid_thw_I3: Tensor  # int64
     choices: tuple[tuple[int, ...], ...]  # per assistant turn: first token of each offered option, () if free-form

@@ -100,7 +100,7 @@ class Demo:
         print(f"\n== evaluate: {name}", flush=True)
         result = self.out / f"{model.name}.json"
         rates = f"rates=[{','.join(map(str, self.options.rates))}]"
-        words = [rates, f"name='{name}'", f"out={result}", "fps=4", "max_frames=32", "batch_size=20", "dtype=float32"]
+        words = [rates, f"name='{name}'", f"out={result}", "fps=4", "batch_size=20", "dtype=float32"]
         _python("scripts/evaluate.py", f"model={model}", f"data={self.held_out}", *words)
         return read(result)
 

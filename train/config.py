@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
 from data.formats.columns import Columns
-from data.media.frames import FramePolicy
+from data.media.frames import TIMES, FramePolicy
 from train.ranges import Expression, check_values, names, number, pruning_rates, ruled
 
 ENGINES = ("none", "ddp", "zero1", "zero2", "zero3", "zero3_offload")
@@ -51,12 +51,13 @@ class DataConfig:
     format: str = "auto"
     columns: Columns = field(default_factory=Columns)  # names that differ in the data
     media_root: str | None = None  # default: the folder of the file
-    fps: float = number(2.0, above=0)
-    min_frames: int = number(4, least=2)
-    max_frames: int = number(128, least=2)
-    min_pixels: int | None = number(None, least=CELL)  # of a frame; null: as the checkpoint says
+    fps: float = number(FramePolicy.fps, above=0)
+    min_frames: int = number(FramePolicy.min_frames, least=2)
+    max_frames: int = number(FramePolicy.max_frames, least=2)  # the server's default; max_tokens keeps memory in check
+    min_pixels: int | None = number(None, least=CELL)  # of a frame (Qwen3-VL: a video); null: as the checkpoint says
     max_pixels: int | None = number(None, least=CELL)  # of a frame
     total_pixels: int | None = number(None, least=CELL)  # of all frames of a video together
+    times: str = names(FramePolicy.times, *TIMES)  # frame times the model reads: index / average rate, or the real ones
     max_tokens: int | None = number(None, least=1)  # longer rows are dropped whole, and counted
     workers: int = number(4, least=0)
     audit: bool = True  # read every file's header before the first step
@@ -213,4 +214,4 @@ def _why(path: Path) -> str:
 
 def frame_policy(data: DataConfig) -> FramePolicy:
     """How many frames and pixels of a video are taken. Raises ValueError for what contradicts itself."""
-    return FramePolicy(data.fps, data.min_frames, data.max_frames, data.min_pixels, data.max_pixels, data.total_pixels)
+    return FramePolicy(**{each.name: getattr(data, each.name) for each in fields(FramePolicy)})

@@ -1,33 +1,46 @@
-"""Which frames of a video to take: pure functions of its duration, its rate and a policy."""
+"""Which frames of a video to take: what the family's own video processor says, which servers port."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+
+from data.media.container import VideoInfo
+
+MOST_FPS, MOST_FRAMES = 30, 768  # what servers hold a request to, whatever they are told
+TIMES = ("server", "real")
 
 
 @dataclass(frozen=True)
 class FramePolicy:
     """How many frames of a video are taken and how many pixels they may cost; None = as the checkpoint says.
 
-    The names are the field's own (qwen-vl-utils, transformers). Pixels are counted after resizing.
+    The names are the field's own (transformers, qwen-vl-utils). Pixels are counted after resizing.
     """
 
     fps: float = 2.0  # frames wanted per second of video
     min_frames: int = 4  # of a longer video; a shorter one gives what it has
-    max_frames: int = 768
+    max_frames: int = MOST_FRAMES
     min_pixels: int | None = None  # of one frame
     max_pixels: int | None = None  # of one frame
     total_pixels: int | None = None  # of all frames of one video together
+    times: str = "server"  # frame times that the model reads: index / average rate as servers do, or the real ones
 
     def __post_init__(self) -> None:
-        if not self.fps > 0:
-            raise ValueError(f"fps={self.fps} must be above 0: give the frames wanted per second of video")
+        if not 0 < self.fps <= MOST_FPS:
+            raise ValueError(f"fps={self.fps} is outside (0, {MOST_FPS}], the rates that servers sample at")
         if self.min_frames < 2:
             raise ValueError(f"min_frames={self.min_frames} must be at least 2: one temporal grid takes two frames")
         if self.max_frames < self.min_frames:
             raise ValueError(f"max_frames={self.max_frames} is below min_frames={self.min_frames}: raise it")
+        if self.max_frames > MOST_FRAMES:
+            raise ValueError(f"max_frames={self.max_frames} is above {MOST_FRAMES}, the most that servers sample")
+        if self.times not in TIMES:
+            raise ValueError(f"times={self.times} is unknown: use one of {', '.join(TIMES)}")
         for name in ("min_pixels", "max_pixels", "total_pixels"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1, or null for the checkpoint's own")
@@ -35,22 +48,26 @@ class FramePolicy:
             raise ValueError(f"max_pixels={self.max_pixels} is below min_pixels={self.min_pixels}: raise it")
 
 
-def frame_count(available: int, seconds: float, policy: FramePolicy, temporal_patch: int = 2) -> int:
-    """Frames to take out of `available` in `seconds`: a multiple of `temporal_patch`, 0 if there are too few.
+class Sampler:
+    """The places of a video's frames under a policy, by the `sample_frames` of a family's video processor."""
 
-    The rule of qwen-vl-utils' `smart_nframes`: seconds * fps, held within the limits, rounded down.
-    """
-    fewest = -(-policy.min_frames // temporal_patch) * temporal_patch
-    most = policy.max_frames // temporal_patch * temporal_patch
-    wanted = min(max(seconds * policy.fps, fewest), most, available)
-    return int(wanted + 1e-6) // temporal_patch * temporal_patch
+    def __init__(self, video_processor: Any, policy: FramePolicy) -> None:
+        self.policy = policy
+        self.temporal_patch: int = video_processor.temporal_patch_size
+        self.rule = copy.copy(video_processor)  # its limits are attributes: not every family takes them as arguments
+        self.rule.num_frames = None
+        self.rule.min_frames, self.rule.max_frames = policy.min_frames, policy.max_frames
 
+    def __call__(self, info: VideoInfo) -> np.ndarray:
+        """[T] int64 places in the file, in showing order; empty where there are too few frames for a temporal grid.
 
-def frame_times(duration: float, source_fps: float, policy: FramePolicy, temporal_patch: int = 2) -> np.ndarray:
-    """Wanted times [T] in seconds from the start, on the source's own frame raster, first and last included.
-
-    Empty when the video has fewer frames than one temporal grid takes.
-    """
-    available = max(1, round(duration * source_fps))
-    count = frame_count(available, available / source_fps, policy, temporal_patch)
-    return np.linspace(0, available - 1, count).round() / source_fps
+        Frames that the header counts but the file lacks drop out, their neighbours keep their places. An odd number
+        stays odd: the processor repeats the last frame.
+        """
+        if info.frames < self.temporal_patch:
+            return np.zeros(0, np.int64)
+        header = SimpleNamespace(total_num_frames=info.frames, fps=info.fps)
+        places = np.asarray(self.rule.sample_frames(header, fps=self.policy.fps), dtype=np.int64)
+        places = np.unique(places.clip(max=info.frames - 1))  # float32 steps may end one past the last frame
+        places = places[places < info.readable]
+        return info.first + places if len(places) >= self.temporal_patch else places[:0]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.media.frames import FramePolicy, frame_times
 from data.types import Clip, ImageRef, Sample, Turn, VideoRef
 
 SOURCE_FPS = 8.0
@@ -82,18 +81,20 @@ CASES = {
 
 
 def clip(video: Video, cell: int, seed: int) -> Clip:
-    """Noise that changes little here and much there, `cell` pixels to a token; sampled as training samples a file."""
+    """Noise that changes little here and much there, `cell` pixels to a token; its frames lie evenly in a source."""
     random = np.random.default_rng(seed)
     rows, columns = SHAPES[video.shape]
     duration = 2 * video.grids / video.fps
-    times = frame_times(duration, SOURCE_FPS, FramePolicy(fps=video.fps))
+    frames = round(duration * SOURCE_FPS)
+    places = np.linspace(0, frames - 1, 2 * video.grids).round().astype(np.int64)
     still = random.integers(0, 256, (rows, columns, cell, cell, 3))
 
     def frame() -> np.ndarray:
         change = random.uniform(0, 90, (rows, columns, 1, 1, 1))
         return _tiled(np.clip(still + change * random.uniform(-1, 1, still.shape), 0, 255).astype(np.uint8))
 
-    return Clip(np.stack([frame() for _ in times]), times, SOURCE_FPS, duration)
+    pictures = np.stack([frame() for _ in places])
+    return Clip(pictures, places / SOURCE_FPS, places, SOURCE_FPS, frames, duration)
 
 
 def picture(shape: str, cell: int, seed: int) -> np.ndarray:
@@ -107,8 +108,8 @@ def server_metadata(clip: Clip) -> dict[str, object]:
     return {
         "fps": clip.fps,
         "duration": clip.duration,
-        "total_num_frames": round(clip.duration * clip.fps),
-        "frames_indices": np.round(clip.times_T * clip.fps).astype(int).tolist(),
+        "total_num_frames": clip.frames,
+        "frames_indices": clip.places_T.tolist(),
         "do_sample_frames": False,
     }
 

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from data.encode import Encoder, TooLong, collate
+from data.media.container import probe
 from data.media.frames import FramePolicy
 from data.types import IGNORE, ImageRef, RowError, Sample, Turn, VideoRef
 from tests.data import videos
@@ -42,7 +43,7 @@ def test_a_sample_is_what_the_whole_processor_makes_of_it(processor, sample):
         text=[processor.apply_chat_template(messages, tokenize=False)],
         images=images,
         videos=[clip.frames_THWC for clip in clips],
-        video_metadata=[{"total_num_frames": 100, "fps": 25.0, "frames_indices": list(25 * c.times_T)} for c in clips],
+        video_metadata=[{"total_num_frames": c.frames, "fps": c.fps, "frames_indices": c.places_T} for c in clips],
         videos_kwargs={"size": size, "do_sample_frames": False, "cap_pixels_per_frame": False},
         return_tensors="pt",
     )
@@ -60,23 +61,43 @@ def test_only_answers_are_labelled(processor, sample):
     assert [len(choice) for choice in got.choices] == [2, 0]
 
 
-def test_real_times_set_the_seconds_per_grid_and_the_timestamps(processor, tmp_path):
-    path = videos.write(tmp_path / "vfr.mp4", [0.0, 0.4, 1.0, 1.2, 2.0, 4.2], bf=0)
-    turns = (Turn("user", (VideoRef(str(path)), "What?")), Turn("assistant", ("A dog.",)))
-    encoder = Encoder(processor, replace(POLICY, fps=100.0))
-    ((clip,), _), got = encoder.read(Sample("v", turns)), encoder.encode(Sample("v", turns))
-    assert clip.times_T.tolist() == pytest.approx([0.0, 1.0, 1.2, 2.0])
+def encoded(encoder, path):
+    """(clip, encoding, timestamps written into the prompt; Qwen2.5-VL writes none)."""
+    sample = Sample("v", (Turn("user", (VideoRef(str(path)), "What?")), Turn("assistant", ("A dog.",))))
+    ((clip,), _), got = encoder.read(sample), encoder.encode(sample)
+    return clip, got, re.findall(r"<([0-9.]+) seconds>", encoder.processor.tokenizer.decode(got.input_ids_N))
+
+
+@pytest.mark.parametrize("times", ["server", "real"])
+def test_the_model_reads_the_servers_times_or_the_real_ones(processor, tmp_path, times):
+    path = videos.write(tmp_path / "vfr.mp4", [0.0, 0.4, 1.0, 1.2, 2.0, 4.0], bf=0)
+    clip, got, stamps = encoded(Encoder(processor, replace(POLICY, fps=1.0, min_frames=6, times=times)), path)
+    assert clip.times_T.tolist() == pytest.approx([0.0, 0.4, 1.0, 1.2, 2.0, 4.0], abs=1e-3)
+    real = [clip.times_T[i : i + 2].mean() for i in (0, 2, 4)]
+    server = [(i + 0.5) / clip.fps for i in (0, 2, 4)]
+    assert stamps in ([], [f"{time:.1f}" for time in (server if times == "server" else real)])
+    seconds = 2 / clip.fps if times == "server" else 2 * (4.0 + 1 / clip.fps) / 6
     assert got.second_per_grid_V.dtype == torch.float64
-    assert got.second_per_grid_V.tolist() == pytest.approx([2 * (2.0 + 1 / clip.fps) / 4])
-    stamps = re.findall(r"<([0-9.]+) seconds>", processor.tokenizer.decode(got.input_ids_N))
-    assert stamps in ([], ["0.5", "1.6"])  # Qwen2.5-VL writes none
+    assert got.second_per_grid_V.tolist() == pytest.approx([seconds], rel=1e-3)
 
 
 def test_at_a_constant_rate_seconds_per_grid_are_the_servers(processor, clip):
-    got = Encoder(processor, POLICY).encode(
-        Sample("c", (Turn("user", (VideoRef(str(clip)), "What?")), Turn("assistant", ("A dog.",))))
-    )
-    assert got.second_per_grid_V.tolist() == pytest.approx([2 / (8 / 100 * 25)])  # patch / sampled fps
+    _, got, _ = encoded(Encoder(processor, POLICY), clip)
+    assert got.second_per_grid_V.tolist() == [2 / (8 / 100 * 25.0)]  # patch / sampled fps
+
+
+def test_an_odd_number_of_frames_is_padded_as_the_processor_does(processor, tmp_path):
+    path = videos.write(tmp_path / "odd.mp4", [i / 25 for i in range(63)])
+    encoder = Encoder(processor, POLICY)
+    clip, got, _ = encoded(encoder, path)
+    grids = int(got.video_grid_thw_V3[0, 0])
+    assert grids == -(-len(clip.places_T) // 2)
+    ref = VideoRef(str(path))
+    sample = Sample("v", (Turn("user", (ref, "What?")), Turn("assistant", ("A dog.",))))
+    size = encoder.cost(sample, {ref: probe(ref)})
+    (t, h, w) = got.video_grid_thw_V3[0].tolist()
+    assert size.videos == ((t, h * w // 4),) and size.patches == len(got.pixel_values_videos)
+    assert size.fixed + t * h * w // 4 == len(got.input_ids_N) and size.frames == len(clip.places_T)
 
 
 def test_a_prompt_ends_where_the_last_answer_begins(processor, sample):

@@ -7,9 +7,9 @@ import pytest
 
 from data.formats import load
 from data.media.decode import decode
-from data.media.frames import FramePolicy
 from data.synthetic import CELL, COLORS, FRAMES, QUESTIONS, generate, plan, render
 from data.types import VideoRef
+from tests.data import videos
 
 
 def nearest(pixels: np.ndarray) -> str:
@@ -26,7 +26,7 @@ def test_a_video_is_a_function_of_seed_and_number(data, tmp_path):
     again = generate(tmp_path, 3, seed=3, workers=1)
     for number in range(3):
         one, other = (
-            decode(VideoRef(str(path.parent / "videos" / f"{number:05d}.mp4")), FramePolicy(fps=4)).frames_THWC
+            decode(VideoRef(str(path.parent / "videos" / f"{number:05d}.mp4")), videos.every).frames_THWC
             for path in (data, again)
         )
         assert np.abs(one.astype(int) - other).mean() < 1  # the encoder itself is not exact
@@ -46,7 +46,7 @@ def test_colors_survive_the_codec(data):
     for number, sample in enumerate(load(str(data))):
         scene = plan(np.random.default_rng([3, number]))
         ref = next(part for turn in sample.turns for part in turn.parts if isinstance(part, VideoRef))
-        frames = decode(ref, FramePolicy(fps=4, max_frames=FRAMES)).frames_THWC
+        frames = decode(ref, videos.every).frames_THWC
         assert frames.shape[0] == FRAMES
         for name, down in (("square", 0), ("upper", -4), ("lower", 4)):
             row, column = (np.array(scene.cells[name]) * CELL + CELL // 2 + (down, 0)).tolist()

@@ -10,6 +10,8 @@ from typing import Any
 import av
 import numpy as np
 
+from data.media.container import VideoInfo
+
 
 def write(path: Path, times: Sequence[float], *, codec: str = "libx264", size=(48, 64), **options: Any) -> Path:
     """A video with a frame shown at each of `times` (seconds); options are the codec's (g, bf, ...)."""
@@ -39,3 +41,8 @@ def numbers(frames_THWC: np.ndarray) -> list[int]:
     bright = frames_THWC.mean(axis=(1, 3)) > 127
     width = bright.shape[1]
     return [sum(int(row[(2 * bit + 1) * width // 16]) << bit for bit in range(8)) for row in bright]
+
+
+def every(info: VideoInfo) -> np.ndarray:
+    """A sampler: all frames."""
+    return info.first + np.arange(info.readable)

@@ -1,34 +1,70 @@
+"""The server's rule: what the family's own video processor samples, from the header's count and rate."""
+
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
+from transformers.video_utils import VideoMetadata
 
-from data.media.frames import FramePolicy, frame_count, frame_times
+from data.media.container import VideoInfo
+from data.media.frames import FramePolicy, Sampler
+
+
+def info(frames, fps, readable=None, first=0):
+    return VideoInfo(frames / fps, fps, 64, 48, frames, frames if readable is None else readable, first)
+
+
+@pytest.mark.parametrize("fps", [10.0, 25.0, 30000 / 1001, 59.94])
+@pytest.mark.parametrize("frames", [2, 3, 29, 250, 451, 5395, 30000])
+def test_frames_are_those_of_the_familys_own_video_processor(processor, frames, fps):
+    rule = processor.video_processor
+    theirs = rule.sample_frames(VideoMetadata(total_num_frames=frames, fps=fps), fps=2.0)
+    ours = Sampler(rule, FramePolicy())(info(frames, fps))
+    assert ours.tolist() == np.minimum(theirs, frames - 1).tolist()
+    assert len(ours) <= 768 and (np.diff(ours) > 0).all()
+
+
+def test_limits_are_the_policys_and_the_processor_stays_as_it_is(processor):
+    rule = processor.video_processor
+    rule.num_frames, before = 7, (rule.min_frames, rule.max_frames)
+    sample = Sampler(rule, FramePolicy(fps=1.0, min_frames=6, max_frames=8))
+    assert [len(sample(info(frames, 25.0))) for frames in (100, 2500)] == [6, 8]
+    assert (rule.min_frames, rule.max_frames, rule.num_frames) == (*before, 7)
+
+
+def test_an_odd_number_is_left_to_the_processors_padding_or_floored_as_the_family_does(processor):
+    count = len(Sampler(processor.video_processor, FramePolicy())(info(63, 25.0)))
+    assert count == (5 if "Qwen3" in type(processor.video_processor).__name__ else 4)
+
+
+def test_frames_that_the_file_lacks_drop_out_and_the_others_keep_their_places(processor):
+    sample = Sampler(processor.video_processor, FramePolicy(fps=25.0))
+    assert sample(info(30, 25.0, readable=29)).tolist() == list(range(29))
+    assert sample(info(30, 25.0, first=100)).tolist() == list(range(100, 130))
+
+
+@pytest.mark.parametrize(("frames", "readable"), [(0, 0), (1, 1), (30, 1)])
+def test_less_than_a_temporal_grid_is_nothing(processor, frames, readable):
+    assert (
+        len(
+            Sampler(processor.video_processor, FramePolicy())(replace(info(30, 25.0), frames=frames, readable=readable))
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
-    ("available", "seconds", "count"),
-    [(250, 10, 20), (25, 1, 4), (100_000, 4000, 768), (3, 0.1, 2), (1, 0.04, 0), (33, 1.1, 4), (275, 11.4, 22)],
+    "bad",
+    [{"fps": 0}, {"fps": 31}, {"min_frames": 1}, {"min_frames": 8, "max_frames": 4}, {"max_frames": 769}]
+    + [{"max_pixels": 0}, {"times": "nominal"}],
 )
-def test_the_count_follows_the_rate_within_the_limits_and_is_even(available, seconds, count):
-    assert frame_count(available, seconds, FramePolicy(fps=2.0, min_frames=4, max_frames=768)) == count
-
-
-def test_odd_limits_are_drawn_inwards():
-    assert frame_count(100, 10, FramePolicy(fps=2, min_frames=2, max_frames=7)) == 6
-    assert frame_count(100, 1, FramePolicy(fps=1, min_frames=3)) == 4
-
-
-def test_times_lie_on_the_source_raster_from_first_to_last_frame():
-    times = frame_times(10.0, 25.0, FramePolicy(fps=2.0))
-    assert len(times) == 20 and times[0] == 0 and times[-1] == 249 / 25
-    assert np.allclose((times * 25).round(), times * 25)
-    assert np.diff(times).min() > 0.4 and np.diff(times).max() < 0.6
-
-
-def test_wanting_more_than_there_is_takes_every_frame_once():
-    assert np.allclose(frame_times(1.2, 10.0, FramePolicy(fps=100.0)), np.arange(12) / 10)
-
-
-@pytest.mark.parametrize("bad", [{"fps": 0}, {"min_frames": 1}, {"min_frames": 8, "max_frames": 4}, {"max_pixels": 0}])
 def test_an_impossible_policy_is_named(bad):
     with pytest.raises(ValueError, match=next(reversed(bad))):
         FramePolicy(**bad)
+
+
+def test_sampling_draws_nothing_from_the_global_generator(processor):
+    before = torch.get_rng_state()
+    Sampler(processor.video_processor, FramePolicy())(info(250, 25.0))
+    assert torch.equal(torch.get_rng_state(), before)

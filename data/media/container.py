@@ -1,0 +1,166 @@
+"""A video file's header and index: what can be known of its frames without decoding one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import floor
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+from av.video.stream import VideoStream
+
+from data.types import MediaError, VideoRef
+
+SEEK_BACK = 16  # frames before the end to which OpenCV seeks to see whether a header counts right
+FEW = 0.5  # of the frames a header counts; with fewer readable ones a server samples a video's head only
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What header and index say of a video, and of the stretch of it that a reference names."""
+
+    duration: float  # seconds, of the file
+    fps: float  # average
+    width: int  # as stored: a rotated video is turned when decoded
+    height: int
+    frames: int  # of the stretch, as a server counts them
+    readable: int  # of those, the ones that the file holds
+    first: int = 0  # the stretch's first frame, counted from the file's
+
+
+@dataclass(frozen=True)
+class Packets:
+    """A stream's frames (P) before decoding, sorted by time stamp; hidden and discarded ones are not among them."""
+
+    ticks_P: np.ndarray  # int64
+    keys_P: np.ndarray  # bool: whether decoding can start here
+    ordered: bool  # whether the decoder gives frames in this order; otherwise they can only be counted
+
+    def seconds(self, tick: float) -> np.ndarray:
+        """[P] since the first frame."""
+        return (self.ticks_P - self.ticks_P[:1]) * tick
+
+
+def probe(ref: VideoRef) -> VideoInfo:
+    """The header of a video; nothing is decoded. MediaError if the file or its stretch cannot be used."""
+    with opened(ref) as (container, stream):
+        return info(ref, container, stream)
+
+
+@contextmanager
+def opened(ref: VideoRef) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The file's container and first moving picture; every decoder failure becomes a MediaError."""
+    check_file(ref.path)
+    try:
+        with av.open(ref.path) as container:
+            streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+            if not streams:
+                raise MediaError(f"{ref.path}: holds no video stream; leave its rows out")
+            stream = streams[0]
+            stream.thread_count = 1  # the loader's workers are the parallelism
+            yield container, stream
+    except UnicodeDecodeError:  # of PyAV before 19
+        raise MediaError(f"{ref.path}: its metadata is not UTF-8; drop it (ffmpeg -map_metadata -1 -c copy)") from None
+    except FFmpegError as error:
+        raise MediaError(f"{ref.path}: {error.strerror}; get the whole file or leave its rows out") from None
+
+
+def info(ref: VideoRef, container: InputContainer, stream: VideoStream) -> VideoInfo:
+    """The stretch that `ref` names. MediaError where header or index leave open what a server would sample."""
+    fps = float(stream.average_rate or stream.guessed_rate or 0)
+    length = (container.duration or 0) / av.time_base
+    tick = float(stream.time_base or 0)
+    duration = (stream.duration or 0) * tick or length
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if not fps > 0:
+        raise MediaError(f"{ref.path}: its header has no frame rate, so servers refuse it; encode it again (ffmpeg -r)")
+    if not (duration > 0 and width > 0 and height > 0):
+        raise MediaError(
+            f"{ref.path}: its header says {duration:g} s, {width}x{height}; write it anew (ffmpeg -c copy)"
+        )
+    packets = _indexed(stream) or demuxed(ref)
+    total = stream.frames or floor((length or duration) * fps + 0.5)
+    first, frames, readable = _stretch(ref, _counted(total, fps, packets, tick), duration, packets, tick)
+    if readable < FEW * frames:
+        raise MediaError(
+            f"{ref.path}: its header counts {frames} frames and it holds {readable}, so servers sample its beginning "
+            "only; encode it at a constant rate (ffmpeg -fps_mode cfr)"
+        )
+    return VideoInfo(duration, fps, width, height, frames, readable, first)
+
+
+def demuxed(ref: VideoRef) -> Packets:
+    """All frames of a file, which is read through once."""
+    with opened(ref) as (container, stream):
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        reorders = bool(stream.codec_context.has_b_frames)
+        shown = [packet for packet in packets if _is_shown(packet)]
+        ticks = [packet.pts for packet in shown]
+        if None in ticks or len(set(ticks)) < len(ticks):
+            return Packets(np.arange(len(shown)), np.zeros(len(shown), bool), False)
+        ticks_P = np.array(ticks, np.int64)
+        keys_P = np.array([packet.is_keyframe for packet in shown], bool)
+    # Time stamps that contradict the codec were made up: by the container (AVI has none) or by whoever wrote it.
+    ordered = reorders == bool((np.diff(ticks_P) < 0).any()) and not (reorders and container.format.name == "avi")
+    order = ticks_P.argsort()
+    return Packets(ticks_P[order], keys_P[order], ordered and bool(keys_P[:1].all()))
+
+
+def _is_shown(packet: Packet) -> bool:
+    hidden = packet.stream.codec_context.name == "vp8" and not bytes(packet)[0] >> 4 & 1
+    return not packet.is_discard and not hidden
+
+
+def _indexed(stream: VideoStream) -> Packets | None:
+    """By the index that some containers hold in memory, in order of decoding; None where it is not complete."""
+    entries = [entry for entry in stream.index_entries if entry.size]
+    if not stream.frames or len(entries) < stream.frames - 1:
+        return None
+    shown = [entry for entry in entries if not entry.is_discard]
+    ticks_P = np.array([entry.timestamp for entry in shown], np.int64)
+    return Packets(ticks_P, np.array([entry.is_keyframe for entry in shown], bool), False)
+
+
+def _counted(total: int, fps: float, packets: Packets, tick: float) -> int:
+    """Frames as vLLM counts them through OpenCV: the header's `total`, or what a seek to the end finds if it is less.
+
+    The seek lands on a keyframe, whose number is guessed from its time; from there on frames are counted.
+    """
+    seconds_P = packets.seconds(tick)
+    numbers_P = (seconds_P * fps + 0.5).astype(int)
+    aim = max(total - SEEK_BACK, 0) / fps
+    starts = np.flatnonzero(packets.keys_P & (seconds_P <= aim) & (numbers_P < total))
+    if not len(starts):
+        return total
+    found = int(numbers_P[starts[-1]] + len(numbers_P) - starts[-1])
+    return found if 0 < found < total - 1 else total
+
+
+def _stretch(ref: VideoRef, total: int, duration: float, packets: Packets, tick: float) -> tuple[int, int, int]:
+    """(first frame, frames, readable ones) of what `ref` names: from the frame on screen at its start to its end."""
+    start = ref.start if ref.start is not None else 0.0
+    end = min(ref.end, duration) if ref.end is not None else duration
+    if not 0 <= start < end:
+        raise MediaError(
+            f"{ref.path}: no video from {start:g} to {end:g} s, the file has {duration:g} s; correct start and end"
+        )
+    if ref.start is None and ref.end is None:
+        return 0, total, min(total, len(packets.ticks_P))
+    seconds_P = packets.seconds(tick)
+    first = max(int(np.searchsorted(seconds_P, start + tick, "right")) - 1, 0)
+    stop = int(np.searchsorted(seconds_P, end - tick, "right")) if ref.end is not None else len(seconds_P)
+    return first, stop - first, stop - first
+
+
+def check_file(path: str) -> None:
+    """MediaError, in our words, for what no decoder needs to be asked about."""
+    if not Path(path).is_file():
+        raise MediaError(f"{path}: no such file; correct the row or data.media_root")
+    if Path(path).stat().st_size == 0:
+        raise MediaError(f"{path}: the file is empty; fetch it again or leave its rows out")

@@ -1,0 +1,38 @@
+"""Image files -> pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from data.media.container import check_file
+from data.types import ImageRef, MediaError
+
+ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on bad files
+
+
+def load_image(ref: ImageRef) -> np.ndarray:
+    """[H, W, 3] uint8 RGB, turned upright. MediaError if the file is missing or damaged."""
+    with _opened(ref) as image:
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def probe_image(ref: ImageRef) -> tuple[int, int]:
+    """(height, width) by an image's header. MediaError if the file is missing or no image."""
+    with _opened(ref) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def _opened(ref: ImageRef) -> Iterator[Image.Image]:
+    """An opened image; every failure of Pillow inside becomes a MediaError."""
+    check_file(ref.path)
+    try:
+        with Image.open(ref.path) as image:
+            yield image
+    except ERRORS as error:
+        reason = " ".join(str(error).split())
+        raise MediaError(f"{ref.path}: {reason}; make the image again or leave its rows out") from None
