@@ -17,6 +17,7 @@ from data.media.container import VideoInfo
 from data.media.decode import decode, places
 from data.media.frames import FramePolicy, Sampler
 from data.media.images import load_image
+from data.media.processor import CALL, configured, frame_patches
 from data.sizes import SampleSize
 from data.types import IGNORE, Batch, Clip, Encoding, ImageRef, RowError, Sample, VideoRef
 
@@ -37,10 +38,10 @@ class Encoder:
         self.labeller = Labeller(processor.tokenizer)
         tokenizer = processor.tokenizer
         self.filler_token: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self.size = VideoSize(processor.video_processor, policy)
-        self.sample = Sampler(processor.video_processor, policy)
-        self.temporal_patch: int = processor.video_processor.temporal_patch_size
-        self.merge: int = processor.video_processor.merge_size
+        self.video_processor = configured(processor.video_processor, policy)
+        self.sample = Sampler(self.video_processor)
+        self.temporal_patch: int = self.video_processor.temporal_patch_size
+        self.merge: int = self.video_processor.merge_size
         self.placeholder = re.compile(
             f"(?P<video>{re.escape(processor.video_token)})|(?P<image>{re.escape(processor.image_token)})"
         )
@@ -111,11 +112,8 @@ class Encoder:
 
     def _grid(self, info: VideoInfo, frames: int) -> tuple[int, int]:
         """(temporal grids, tokens of one) of a clip of `frames` frames."""
-        grids = -(-frames // self.temporal_patch)
-        patches = self.processor.video_processor.get_num_of_video_patches(
-            frames, info.height, info.width, self.size.options(frames)
-        )
-        return grids, patches // grids // self.merge**2
+        patches = frame_patches(self.video_processor, frames, info.height, info.width)
+        return -(-frames // self.temporal_patch), patches // self.merge**2
 
     def _image_tokens(self, height: int, width: int) -> int:
         return self.processor.image_processor.get_number_of_image_patches(height, width, {}) // self.merge**2
@@ -160,10 +158,12 @@ class Encoder:
             metadata |= {"fps": clip.fps, "frames_indices": clip.places_T.tolist()}
         else:  # an index is a time: the processor's timestamps are index / fps
             metadata |= {"fps": 1.0, "frames_indices": clip.times_T.tolist()}
-        return self.processor.video_processor(
+        return self.video_processor(
             torch.from_numpy(clip.frames_THWC).permute(0, 3, 1, 2),
             video_metadata=[metadata],
-            **self.size.options(len(clip.times_T)),
+            size=_edges(self.video_processor.size),
+            cap_pixels_per_frame=self.video_processor.cap_pixels_per_frame,
+            **CALL,
         )
 
     def _image(self, image: np.ndarray) -> Any:
@@ -188,51 +188,6 @@ class Encoder:
             return self.temporal_patch / (len(clip.places_T) / clip.frames * clip.fps)
         stretch = clip.times_T[-1] - clip.times_T[0] + 1 / clip.fps
         return float(self.temporal_patch * stretch / len(clip.times_T))
-
-
-class VideoSize:
-    """A policy's pixel budget in the terms of one video processor.
-
-    `size` bounds the pixels of a frame for Qwen2.5-VL and those of the whole video for Qwen3-VL: which, is asked of
-    the processor itself, so that a family that shares a processor needs no mention here.
-    """
-
-    def __init__(self, video_processor: Any, policy: FramePolicy) -> None:
-        self.policy = policy
-        self.fixed = {
-            "do_sample_frames": False,
-            "do_resize": True,
-            "do_rescale": True,
-            "do_normalize": True,
-            "input_data_format": "channels_first",
-            "return_metadata": True,
-            "return_tensors": "pt",
-        }
-        if "cap_pixels_per_frame" in video_processor.valid_kwargs.__annotations__:
-            self.fixed["cap_pixels_per_frame"] = False  # `total_pixels` is our bound; the default is about to change
-        self.own = _edges(video_processor.size)
-        self.of_video = self._bounds_the_video(video_processor)
-
-    def options(self, frames: int) -> dict[str, Any]:
-        """Keyword arguments of the video processor for a clip of `frames` frames."""
-        policy, each = self.policy, frames if self.of_video else 1
-        fewest = policy.min_pixels * each if policy.min_pixels else self.own["shortest_edge"]
-        most = policy.max_pixels * each if policy.max_pixels else self.own["longest_edge"]
-        if policy.total_pixels:
-            share = policy.total_pixels * each // frames
-            most = max(min(most, share), int(fewest * 1.05))  # the floor is qwen-vl-utils'
-        return {**self.fixed, "size": {"shortest_edge": fewest, "longest_edge": most}}
-
-    def _bounds_the_video(self, video_processor: Any) -> bool:
-        """Whether more frames of one size get smaller under one `size`."""
-        side = 4 * video_processor.patch_size * video_processor.merge_size
-        size = {"shortest_edge": side, "longest_edge": 2 * side * side}
-        grids = [
-            video_processor(torch.zeros(n, 3, side, side, dtype=torch.uint8), **{**self.fixed, "size": size})
-            for n in (2, 8)
-        ]
-        two, eight = (grid["video_grid_thw"][0, 1:].prod().item() for grid in grids)
-        return eight < two
 
 
 def collate(encodings: Sequence[Encoding], *, filler_token: int) -> Batch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +24,7 @@ class FramePolicy:
     fps: float = 2.0  # frames wanted per second of video
     min_frames: int = 4  # of a longer video; a shorter one gives what it has
     max_frames: int = MOST_FRAMES
-    min_pixels: int | None = None  # of one frame
+    min_pixels: int | None = None  # of one frame; Qwen3-VL: of one video
     max_pixels: int | None = None  # of one frame
     total_pixels: int | None = None  # of all frames of one video together
     times: str = "server"  # frame times that the model reads: index / average rate as servers do, or the real ones
@@ -49,14 +48,11 @@ class FramePolicy:
 
 
 class Sampler:
-    """The places of a video's frames under a policy, by the `sample_frames` of a family's video processor."""
+    """The places of a video's frames, by the `sample_frames` of a video processor that a policy is written into."""
 
-    def __init__(self, video_processor: Any, policy: FramePolicy) -> None:
-        self.policy = policy
+    def __init__(self, video_processor: Any) -> None:
+        self.rule = video_processor
         self.temporal_patch: int = video_processor.temporal_patch_size
-        self.rule = copy.copy(video_processor)  # its limits are attributes: not every family takes them as arguments
-        self.rule.num_frames = None
-        self.rule.min_frames, self.rule.max_frames = policy.min_frames, policy.max_frames
 
     def __call__(self, info: VideoInfo) -> np.ndarray:
         """[T] int64 places in the file, in showing order; empty where there are too few frames for a temporal grid.
@@ -67,7 +63,7 @@ class Sampler:
         if info.frames < self.temporal_patch:
             return np.zeros(0, np.int64)
         header = SimpleNamespace(total_num_frames=info.frames, fps=info.fps)
-        places = np.asarray(self.rule.sample_frames(header, fps=self.policy.fps), dtype=np.int64)
+        places = np.asarray(self.rule.sample_frames(header, fps=self.rule.fps), dtype=np.int64)
         places = np.unique(places.clip(max=info.frames - 1))  # float32 steps may end one past the last frame
         places = places[places < info.readable]
         return info.first + places if len(places) >= self.temporal_patch else places[:0]

@@ -1,3 +1,4 @@
+import copy
 import re
 from dataclasses import replace
 
@@ -27,7 +28,7 @@ def sample(clip, footage, tmp_path):
 def test_a_sample_is_what_the_whole_processor_makes_of_it(processor, sample):
     encoder = Encoder(processor, POLICY)
     clips, images = encoder.read(sample)
-    size = encoder.size.options(8)["size"]
+    chosen = encoder.video_processor
     got = encoder.encode(sample)
     assert [len(clip.times_T) for clip in clips] == [8, 8]
     messages = [
@@ -39,12 +40,14 @@ def test_a_sample_is_what_the_whole_processor_makes_of_it(processor, sample):
         {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "And here?"}]},
         {"role": "assistant", "content": "a ring"},
     ]
+    processor = copy.copy(processor)
+    processor.video_processor = chosen
     stock = processor(
         text=[processor.apply_chat_template(messages, tokenize=False)],
         images=images,
         videos=[clip.frames_THWC for clip in clips],
         video_metadata=[{"total_num_frames": c.frames, "fps": c.fps, "frames_indices": c.places_T} for c in clips],
-        videos_kwargs={"size": size, "do_sample_frames": False, "cap_pixels_per_frame": False},
+        videos_kwargs={"do_sample_frames": False},
         return_tensors="pt",
     )
     assert torch.equal(got.input_ids_N, stock["input_ids"][0])
@@ -107,29 +110,6 @@ def test_a_prompt_ends_where_the_last_answer_begins(processor, sample):
     assert torch.equal(prompt.input_ids_N, whole.input_ids_N[:n])
     assert whole.labels_N[n] != IGNORE and whole.labels_N[n - 1] == IGNORE
     assert (prompt.labels_N == IGNORE).all() and prompt.choices == ()
-
-
-@pytest.mark.parametrize("frames", [4, 16])
-def test_the_pixel_budget_is_of_a_frame_in_every_family(processor, frames):
-    encoder = Encoder(processor, FramePolicy(min_pixels=56 * 56, max_pixels=112 * 112))
-    pixels = torch.zeros(frames, 3, 360, 480, dtype=torch.uint8)
-    grid = processor.video_processor(pixels, **encoder.size.options(frames))["video_grid_thw"][0]
-    area = grid[1] * grid[2] * processor.video_processor.patch_size**2
-    assert 0.6 * 112 * 112 < area <= 112 * 112
-
-
-def test_total_pixels_bound_the_whole_video(processor):
-    encoder = Encoder(processor, FramePolicy(min_pixels=32 * 32, max_pixels=448 * 448, total_pixels=16 * 112 * 112))
-    pixels = torch.zeros(16, 3, 480, 480, dtype=torch.uint8)
-    grid = processor.video_processor(pixels, **encoder.size.options(16))["video_grid_thw"][0]
-    assert grid[1] * grid[2] * processor.video_processor.patch_size**2 <= 112 * 112
-
-
-def test_without_limits_the_checkpoints_own_size_is_passed(processor):
-    size = processor.video_processor.size
-    options = Encoder(processor, FramePolicy()).size.options(8)
-    assert options["size"] == {key: size[key] for key in ("shortest_edge", "longest_edge")}
-    assert options["do_sample_frames"] is False and options["cap_pixels_per_frame"] is False
 
 
 def test_a_long_row_is_refused_whole(processor, sample):

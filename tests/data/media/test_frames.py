@@ -9,10 +9,15 @@ from transformers.video_utils import VideoMetadata
 
 from data.media.container import VideoInfo
 from data.media.frames import FramePolicy, Sampler
+from data.media.processor import configured
 
 
 def info(frames, fps, readable=None, first=0):
     return VideoInfo(frames / fps, fps, 64, 48, frames, frames if readable is None else readable, first)
+
+
+def sampler(processor, policy=None):
+    return Sampler(configured(processor.video_processor, policy or FramePolicy()))
 
 
 @pytest.mark.parametrize("fps", [10.0, 25.0, 30000 / 1001, 59.94])
@@ -20,38 +25,33 @@ def info(frames, fps, readable=None, first=0):
 def test_frames_are_those_of_the_familys_own_video_processor(processor, frames, fps):
     rule = processor.video_processor
     theirs = rule.sample_frames(VideoMetadata(total_num_frames=frames, fps=fps), fps=2.0)
-    ours = Sampler(rule, FramePolicy())(info(frames, fps))
+    ours = sampler(processor)(info(frames, fps))
     assert ours.tolist() == np.minimum(theirs, frames - 1).tolist()
     assert len(ours) <= 768 and (np.diff(ours) > 0).all()
 
 
 def test_limits_are_the_policys_and_the_processor_stays_as_it_is(processor):
     rule = processor.video_processor
-    rule.num_frames, before = 7, (rule.min_frames, rule.max_frames)
-    sample = Sampler(rule, FramePolicy(fps=1.0, min_frames=6, max_frames=8))
+    before = (rule.min_frames, rule.max_frames, rule.fps)
+    sample = sampler(processor, FramePolicy(fps=1.0, min_frames=6, max_frames=8))
     assert [len(sample(info(frames, 25.0))) for frames in (100, 2500)] == [6, 8]
-    assert (rule.min_frames, rule.max_frames, rule.num_frames) == (*before, 7)
+    assert (rule.min_frames, rule.max_frames, rule.fps) == before
 
 
 def test_an_odd_number_is_left_to_the_processors_padding_or_floored_as_the_family_does(processor):
-    count = len(Sampler(processor.video_processor, FramePolicy())(info(63, 25.0)))
+    count = len(sampler(processor)(info(63, 25.0)))
     assert count == (5 if "Qwen3" in type(processor.video_processor).__name__ else 4)
 
 
 def test_frames_that_the_file_lacks_drop_out_and_the_others_keep_their_places(processor):
-    sample = Sampler(processor.video_processor, FramePolicy(fps=25.0))
+    sample = sampler(processor, FramePolicy(fps=25.0))
     assert sample(info(30, 25.0, readable=29)).tolist() == list(range(29))
     assert sample(info(30, 25.0, first=100)).tolist() == list(range(100, 130))
 
 
 @pytest.mark.parametrize(("frames", "readable"), [(0, 0), (1, 1), (30, 1)])
 def test_less_than_a_temporal_grid_is_nothing(processor, frames, readable):
-    assert (
-        len(
-            Sampler(processor.video_processor, FramePolicy())(replace(info(30, 25.0), frames=frames, readable=readable))
-        )
-        == 0
-    )
+    assert len(sampler(processor)(replace(info(30, 25.0), frames=frames, readable=readable))) == 0
 
 
 @pytest.mark.parametrize(
@@ -66,5 +66,5 @@ def test_an_impossible_policy_is_named(bad):
 
 def test_sampling_draws_nothing_from_the_global_generator(processor):
     before = torch.get_rng_state()
-    Sampler(processor.video_processor, FramePolicy())(info(250, 25.0))
+    sampler(processor)(info(250, 25.0))
     assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,97 @@
+"""A checkpoint's video processor with a policy written into its own configuration, where servers read it.
+
+Everything is expressed in options that hold for clips of any length, so that an export can carry them as a file.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from data.media.frames import FramePolicy
+
+FLOOR = 1.05  # of the smallest frame: the library's bounds on a frame never go below
+CALL = {
+    "do_sample_frames": False,
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "input_data_format": "channels_first",
+    "return_metadata": True,
+    "return_tensors": "pt",
+}
+
+
+def configured(video_processor: Any, policy: FramePolicy) -> Any:
+    """A copy that samples and resizes as `policy` says; what it leaves open stays the checkpoint's."""
+    processor = copy.copy(video_processor)
+    for name, value in configuration(video_processor, policy).items():
+        setattr(processor, name, value)
+    return processor
+
+
+def configuration(video_processor: Any, policy: FramePolicy) -> dict[str, Any]:
+    """The entries of the processor's configuration that a policy decides."""
+    frames = {"num_frames": None, "fps": policy.fps, "min_frames": policy.min_frames, "max_frames": policy.max_frames}
+    bounds = _of_video if _bounds_the_video(video_processor) else _of_frames
+    return frames | bounds(video_processor, policy)
+
+
+@lru_cache(2**16)  # a few milliseconds each, and data sets repeat sizes
+def frame_patches(processor: Any, frames: int, height: int, width: int) -> int:
+    """Patches of each of a clip's `frames`; its own resizing is asked, of a clip without content."""
+    resized = processor.resize(
+        torch.empty((1, frames, 3, height, width), dtype=torch.uint8, device="meta"),
+        size=SimpleNamespace(**{key: processor.size[key] for key in ("shortest_edge", "longest_edge")}),
+        resample=processor.resample,
+        factor=processor.patch_size * processor.merge_size,
+        temporal_factor=processor.temporal_patch_size,
+        cap_pixels_per_frame=processor.cap_pixels_per_frame,
+    )
+    return resized.shape[-2] * resized.shape[-1] // processor.patch_size**2
+
+
+def _of_frames(processor: Any, policy: FramePolicy) -> dict[str, Any]:
+    """Where `size` bounds a frame (Qwen2.5-VL), the cap bounds the video: .9 x tokens, in pixels, x 2 frames."""
+    own = processor.size
+    size = {
+        "shortest_edge": policy.min_pixels or own["shortest_edge"],
+        "longest_edge": policy.max_pixels or own["longest_edge"],
+    }
+    if policy.total_pixels is None:
+        return {"size": size, "cap_pixels_per_frame": False}
+    tokens = policy.total_pixels / (0.9 * processor.temporal_patch_size * _token(processor))
+    return {"size": size, "cap_pixels_per_frame": True, "max_video_tokens": max(1, int(tokens))}
+
+
+def _of_video(processor: Any, policy: FramePolicy) -> dict[str, Any]:
+    """Where `size` bounds the video (Qwen3-VL), the library's cap bounds a frame. `min_pixels` are the video's."""
+    own = processor.size
+    shortest = policy.min_pixels or own["shortest_edge"]
+    longest = policy.total_pixels or own["longest_edge"]
+    if policy.max_pixels is None:
+        return {"size": {"shortest_edge": shortest, "longest_edge": longest}, "cap_pixels_per_frame": False}
+    shortest = min(shortest, int(policy.max_pixels / FLOOR))
+    return {
+        "size": {"shortest_edge": shortest, "longest_edge": longest},
+        "cap_pixels_per_frame": True,
+        "max_video_tokens": max(1, policy.max_pixels // _token(processor)),
+    }
+
+
+def _token(processor: Any) -> int:
+    """Pixels of one frame that make a token."""
+    return (processor.patch_size * processor.merge_size) ** 2
+
+
+def _bounds_the_video(video_processor: Any) -> bool:
+    """Whether more frames of one size get smaller under one `size`."""
+    side = 4 * video_processor.patch_size * video_processor.merge_size
+    options = {**CALL, "size": {"shortest_edge": side, "longest_edge": 2 * side * side}, "cap_pixels_per_frame": False}
+    grids = [video_processor(torch.zeros(n, 3, side, side, dtype=torch.uint8), **options) for n in (2, 8)]
+    two, eight = (grid["video_grid_thw"][0, 1:].prod().item() for grid in grids)
+    return eight < two
