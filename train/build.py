@@ -165,7 +165,9 @@ def build_plan(
 
 def check_memory(config: Config, engine: Accelerator, empty: Any, batch: Largest) -> float:
     """GiB of a rank that the largest micro-batch needs, printed. Raises ValueError when it cannot fit."""
-    parts = preflight.estimate(config, empty, base_model(empty).config, batch, engine.num_processes)
+    parts = preflight.estimate(
+        config, empty, base_model(empty).config, batch, world=engine.num_processes, device=engine.device
+    )
     room = preflight.available(engine.device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     engine.print(preflight.report(batch, parts, room))
     preflight.check(parts, room, config)

@@ -173,7 +173,9 @@ def _forecast(setting: Setting, rate: float, config: ModelConfig) -> float:
     text = len(work.lengths) * (models.PROMPT + models.ANSWER)
     patches = sum(t * h * w for t, h, w in work.grids)
     batch = preflight.Largest(sum(work.lengths), text, patches, frames=2 * setting.shape.grid[0])
-    parts = preflight.estimate(Config(model=config), model.to(setting.dtype), model.config, batch, world=1)
+    parts = preflight.estimate(
+        Config(model=config), model.to(setting.dtype), model.config, batch, world=1, device=setting.device
+    )
     return round(parts.total / 2**30, 2)
 
 

@@ -5,8 +5,9 @@ An estimate from shapes; allocators and communication buffers come on top.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import psutil
@@ -20,6 +21,11 @@ from train.head import CHUNK
 
 PLANNED = 50  # steps of a budgeted plan that are looked at for what has no bound
 SPARE = 0.95  # of the memory that may be used
+# Of what comes and goes within a step, the share that glibc's malloc holds on top at the peak, measured by
+# `benchmark.py forecast`: blocks below 32 MB are not returned to the system, nor always fit the next request.
+RETAINED = 0.8
+
+Parameters: TypeAlias = Sequence[tuple[int, int, bool]]  # (numbers, bytes of one, whether it is trained)
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class Estimate:
     optimizer: float
     activations: float
     logits: float
+    buffers: float = 0.0  # of DeepSpeed: gathered parameters, buckets, the update's gradients in float32
+    allocator: float = 0.0  # on a CPU: freed by the step and not returned to the system
 
     @property
     def total(self) -> float:
@@ -64,24 +72,46 @@ def _sum_of_largest(costs: np.ndarray, most: int) -> int:
     return int(np.sort(costs)[-most:].sum())
 
 
-def estimate(config: Config, model: nn.Module, hf_config: Any, batch: Largest, world: int) -> Estimate:
-    """`model` may be on the meta device; only its parameters are counted."""
+def estimate(
+    config: Config, model: nn.Module, hf_config: Any, batch: Largest, *, world: int, device: torch.device
+) -> Estimate:
+    """`model` may be on the meta device; only its parameters are counted. `device`: where it will be trained."""
     parameters = [(p.numel(), p.element_size(), p.requires_grad) for p in model.parameters()]
     stage = int(config.engine.zero.get("stage", 0)) if config.engine.name.startswith("zero") else None
     trained = sum(n for n, _, wanted in parameters if wanted)
     here = 2 if config.engine.precision == "bf16" else 4  # bytes of an activation
     shared = [world if stage is not None and stage >= least else 1 for least in (1, 2, 3)]
-    offloaded = {part: f"offload_{part}" in config.engine.zero for part in ("optimizer", "param")}
+    offloads = config.engine.zero if device.type != "cpu" else {}  # there it moves nothing anywhere
+    offloaded = {part: f"offload_{part}" in offloads for part in ("optimizer", "param")}
     weights = sum(n * size for n, size, _ in parameters) / shared[2]
     copies = sum(n * here for n, size, _ in parameters if size > here)  # autocast keeps what it has cast
     states = trained * (12 if stage is not None else 2 * max(size for _, size, _ in parameters))
-    return Estimate(
+    parts = Estimate(
         weights=0 if offloaded["param"] else weights + copies,
         gradients=sum(n * size for n, size, wanted in parameters if wanted) / shared[1],
         optimizer=0 if offloaded["optimizer"] else states / shared[0],
         activations=_activations(config, hf_config, batch) * here,
         logits=min(CHUNK, batch.text * hf_config.get_text_config().vocab_size) * (4 + 4 + here),
+        buffers=0 if stage is None else _buffers(config.engine.zero, parameters, here, world=world, device=device),
     )
+    if device.type == "cpu":
+        passing = copies + parts.gradients + parts.activations + parts.logits
+        return replace(parts, allocator=RETAINED * passing)
+    return parts
+
+
+def _buffers(zero: Mapping[str, Any], parameters: Parameters, here: int, *, world: int, device: torch.device) -> float:
+    """Bytes that DeepSpeed holds besides weights, gradients and states. On a CPU a buffer costs what is used of it."""
+    stage, everything = int(zero["stage"]), sum(n for n, _, _ in parameters)
+    trained = sum(n for n, _, wanted in parameters if wanted)
+    bucket = float(zero.get("reduce_bucket_size", 5e8))
+    buckets = (2 if zero.get("overlap_comm") and stage < 3 else 1) * (
+        min(bucket, trained) if device.type == "cpu" else bucket
+    )
+    gathered = min(everything, float(zero.get("stage3_max_live_parameters", 1e9))) if stage == 3 else 0
+    unreduced = min(bucket, trained) * (1 - 1 / world) if stage >= 2 else 0  # whole until their bucket is full
+    update = 0 if "offload_optimizer" in zero and device.type != "cpu" else 4 * trained / world  # gradients in float32
+    return here * (buckets + gathered + unreduced) + update
 
 
 def _activations(config: Config, hf_config: Any, batch: Largest) -> float:

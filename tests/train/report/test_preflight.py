@@ -12,6 +12,7 @@ from data.sizes import SampleSize, gather
 from tests.runs import composed, trained
 from train.report.preflight import Estimate, Largest, available, check, estimate, largest
 
+GPU = torch.device("cuda")
 SIZES = gather(SampleSize(10 * i, ((i, 4),), 16 * i, 2 * i) for i in range(1, 9))
 
 
@@ -34,17 +35,30 @@ def test_parts_are_shared_as_the_zero_stage_says(words, engine):
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(hf_config, dtype=torch.bfloat16)
     weights = sum(p.numel() for p in model.parameters())
-    parts = estimate(config, model, hf_config, Largest(100, 20, 400, 8), world=4)
+    parts = estimate(config, model, hf_config, Largest(100, 20, 400, 8), world=4, device=GPU)
     assert parts.weights == 2 * weights / (4 if engine == "zero3" else 1)
     assert parts.gradients == 2 * weights / (1 if engine == "none" else 4)
     assert parts.optimizer == (4 * weights if engine == "none" else 12 * weights / 4)
+
+
+def test_buffers_are_allocated_whole_on_a_gpu_and_as_used_on_a_cpu(words):
+    config = composed(*words("engine=zero2", "model.freeze=[]"))
+    hf_config, batch = AutoConfig.from_pretrained(config.model.path), Largest(100, 20, 400, 8)
+    model = torch.nn.Linear(1000, 1000, bias=False, dtype=torch.bfloat16)
+    on_gpu, on_cpu = (
+        estimate(config, model, hf_config, batch, world=2, device=torch.device(name)) for name in ("cuda", "cpu")
+    )
+    assert on_gpu.buffers == 2 * (2 * 5e8 + 1e6 / 2) + 4e6 / 2 and on_gpu.allocator == 0
+    assert on_cpu.buffers == 2 * (2 * 1e6 + 1e6 / 2) + 4e6 / 2 and on_cpu.allocator > 0
 
 
 def test_checkpointing_and_freezing_lower_the_activations(words):
     def activations(*more):
         config = composed(*words(*more))
         hf_config = AutoConfig.from_pretrained(config.model.path)
-        return estimate(config, torch.nn.Linear(1, 1), hf_config, Largest(100, 20, 400, 8), world=1).activations
+        return estimate(
+            config, torch.nn.Linear(1, 1), hf_config, Largest(100, 20, 400, 8), world=1, device=GPU
+        ).activations
 
     whole = activations("model.gradient_checkpointing=false", "model.freeze=[]")
     frozen = activations("model.gradient_checkpointing=false")
