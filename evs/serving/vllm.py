@@ -29,7 +29,10 @@ def register() -> None:
 
     if mode != "any":
         check_version(vllm.__version__)
+    from evs.serving.start import check_at_start
+
     for architecture, target in MODELS.items():
+        check_at_start(architecture)
         # By name: importing a model class here would touch CUDA before vLLM forks.
         vllm.ModelRegistry.register_model(architecture, target)
     if current_platform.is_cpu():

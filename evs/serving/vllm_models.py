@@ -77,13 +77,24 @@ class PreservedPositions:
 class ExactSeconds(Qwen2_5_VLMultiModalProcessor):
     """Keeps frame times out of the cast of all floats to the model's dtype: bfloat16 has 8 bits for them."""
 
+    def _call_hf_processor(self, hf_data: Any, hf_kwargs: Any) -> Any:
+        if not ("videos" in hf_data and self._pruning):
+            return super()._call_hf_processor(hf_data, hf_kwargs)
+        # What was sampled in the end, for the processor may sample again (do_sample_frames).
+        data = super()._call_hf_processor(hf_data, {**hf_kwargs, "return_metadata": True})
+        patch = self.info.get_hf_processor(**hf_kwargs).video_processor.temporal_patch_size
+        data["second_per_grid_ts"] = torch.tensor([patch / video.sampled_fps for video in data.pop("video_metadata")])
+        return data
+
     def _postprocess_hf_mm_data(self, mm_inputs: Any, hf_processor_mm_kwargs: Any, processed_data: Any) -> Any:
         data = super()._postprocess_hf_mm_data(mm_inputs, hf_processor_mm_kwargs, processed_data)
-        videos = mm_inputs.get("video_metadata")
-        if videos and self.info.ctx.get_mm_config().is_multimodal_pruning_enabled():
-            patch = self.info.get_hf_processor(**hf_processor_mm_kwargs).video_processor.temporal_patch_size
-            data["second_per_grid_ts"] = torch.tensor([patch / video.sampled_fps for video in videos])
+        if "video_embeds" in data and "second_per_grid_ts" not in data and self._pruning:
+            raise ValueError("video_embeds without second_per_grid_ts: pass the seconds between grids, one per video")
         return data
+
+    @property
+    def _pruning(self) -> bool:
+        return self.info.ctx.get_mm_config().is_multimodal_pruning_enabled()
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -100,10 +111,9 @@ class Qwen25VL(PreservedPositions, Qwen2_5_VLForConditionalGeneration):
         return within([timed_box(grid, tokens_per_second=speed, second_per_grid=second_per_grid)])
 
     def _postprocess_video_embeds_evs(self, videos: Sequence[Tensor], video_input: Any) -> tuple[Tensor, ...]:
-        if (seconds := video_input.get("second_per_grid_ts")) is None:
-            raise ValueError("video embeddings came without second_per_grid_ts: pass it, or serve with pruning off")
         out = []
-        for rows, thw, second in zip(videos, video_input["video_grid_thw"].tolist(), seconds.flatten().tolist()):
+        seconds = video_input["second_per_grid_ts"].flatten().tolist()
+        for rows, thw, second in zip(videos, video_input["video_grid_thw"].tolist(), seconds):
             grid = self._grid(thw)
             with gpu_sync_allowed():
                 kept = select(FrameDelta()(rows, grid), self.video_pruning_rate).flatten().nonzero().squeeze(1)

@@ -1,0 +1,127 @@
+"""What a server must be to keep a checkpoint's promise, checked once, where vLLM has its configuration complete.
+
+What the plugin cannot serve as trained is refused with a ValueError; what the server only sees otherwise than in
+training (`evs.json` beside the weights) is one warning with the flags to give instead.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+
+from evs.policy import FILE, Policy, read
+
+logger = init_logger("vllm.plugins.evs")  # below vllm's own, whose handlers it takes
+
+LOADER = {"fps": 2.0, "min_frames": 4, "max_frames": 768}  # of vLLM's loaders for both families, where nothing is said
+SIZES = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
+
+
+@dataclass(frozen=True)
+class Departure:
+    """A value of the server that is not the trained one, and what to say to the server instead."""
+
+    name: str
+    served: Any
+    trained: Any
+    remedy: str
+
+
+class Checked(VerifyAndUpdateConfig):
+    """vLLM's hook for one architecture's configuration."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: Any) -> None:
+        policy = policy_of(vllm_config.model_config)
+        refuse(vllm_config, policy)
+        if policy and (found := list(departures(vllm_config.model_config, policy))):
+            each = "; ".join(f"{one.name} {one.served}, trained {one.trained}: {one.remedy}" for one in found)
+            logger.warning("evs: this server differs from the training of %s: %s", vllm_config.model_config.model, each)
+
+
+def check_at_start(architecture: str) -> None:
+    MODELS_CONFIG_MAP.setdefault(architecture, Checked)
+
+
+def policy_of(model_config: Any) -> Policy | None:
+    """The `evs.json` of a local folder or of a repository on the Hub; None where there is none."""
+    if Path(model_config.model).is_dir():
+        return read(model_config.model)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return read(Path(hf_hub_download(model_config.model, FILE, revision=model_config.revision)).parent)
+    except OSError:  # not there, or not to be reached: the weights will say so
+        return None
+
+
+def refuse(vllm_config: Any, policy: Policy | None) -> None:
+    """ValueError for a pruning server that would answer at wrong positions or with a mask that training never saw."""
+    pruning = vllm_config.model_config.multimodal_config.get_video_pruning_spec()
+    if pruning is None:
+        return
+    stages = vllm_config.parallel_config.pipeline_parallel_size
+    if stages > 1:
+        raise ValueError(
+            f"--pipeline-parallel-size {stages}: with --video-pruning-rate only the first stage learns the positions "
+            "of what is left; use --tensor-parallel-size instead, or EVS_VLLM_PLUGIN=0 for stock positions"
+        )
+    method, trained = pruning[0], policy.method if policy else "evs"
+    if method not in ("evs", trained):
+        raise ValueError(
+            f"--video-pruning-method {method}: the checkpoint was trained for {trained}"
+            f"{'' if policy else f' as far as known (it has no {FILE})'}; leave the option out, or train with "
+            f"method={method}"
+        )
+
+
+def departures(model_config: Any, policy: Policy) -> Iterator[Departure]:
+    multimodal = model_config.multimodal_config
+    if pruning := multimodal.get_video_pruning_spec():
+        yield from _tokens(pruning[0], str(model_config.dtype).removeprefix("torch."), policy)
+    yield from _frames(multimodal.media_io_kwargs.get("video", {}), policy)
+    kwargs = multimodal.mm_processor_kwargs or {}
+    yield from _processor({**kwargs, **kwargs.get("videos_kwargs", {})}, model_config, policy)
+
+
+def _tokens(method: str, dtype: str, policy: Policy) -> Iterator[Departure]:
+    if method != policy.method:
+        yield Departure("method", method, policy.method, f"--video-pruning-method {policy.method}")
+    if policy.scheme != "preserve":
+        yield Departure("scheme", "preserve", policy.scheme, "EVS_VLLM_PLUGIN=0, for stock positions")
+    if policy.scorer_dtype not in (None, dtype):
+        yield Departure("dtype of scores", dtype, policy.scorer_dtype, f"--dtype {policy.scorer_dtype}")
+
+
+def _frames(loader: dict[str, Any], policy: Policy) -> Iterator[Departure]:
+    trained = {name: getattr(policy, name) for name in LOADER}
+    wanted = {name: value for name, value in trained.items() if value != LOADER[name]}
+    flag = f"--media-io-kwargs '{json.dumps({'video': wanted})}'" if wanted else "leave it out of --media-io-kwargs"
+    for name, value in trained.items():
+        if (served := loader.get(name, LOADER[name])) != value:
+            yield Departure(name, served, value, flag)
+    if "video_backend" in loader:
+        yield Departure("video_backend", loader["video_backend"], "the family's own", "leave it out")
+    if policy.times != "server":
+        yield Departure("frame times", "index / rate", policy.times, "none: train with data.times=server")
+
+
+def _processor(kwargs: dict[str, Any], model_config: Any, policy: Policy) -> Iterator[Departure]:
+    if kwargs.get("do_sample_frames"):
+        yield Departure("do_sample_frames", True, False, "leave it out of --mm-processor-kwargs")
+    size = kwargs.get("size") or {}
+    given = {edge: kwargs.get(pixels, size.get(edge)) for pixels, edge in SIZES.items()}
+    if not any(given.values()):
+        return
+    from vllm.transformers_utils.processor import cached_get_video_processor
+
+    own = cached_get_video_processor(model_config.model, revision=model_config.revision).size
+    for edge, value in given.items():
+        if value is not None and value != own[edge]:
+            yield Departure(f"size.{edge}", value, own[edge], "leave it out of --mm-processor-kwargs")
