@@ -5,8 +5,10 @@
 
 Prints one line a case and one column a rate: the largest difference of the server's top-5 log-probabilities over the
 first 8 greedy tokens, as far as both chose the same tokens, and how many tokens stand at another position. Exit
-status 1 where lengths, positions, tokens or log-probabilities differ. `chunks` are values of the server's
-max_num_batched_tokens: below a prompt's length its prefill comes in several steps; 0 is a length that all prompts fit.
+status 1 where lengths, positions, tokens or log-probabilities differ. Where the server kept other tokens of equal
+score ("tie of 2"), its choice is taken over before the comparison; a prompt that is too long for the server is no
+difference. `chunks` are values of the server's max_num_batched_tokens: below a prompt's length its prefill comes in
+several steps; 0 is a length that all prompts fit. `engine` takes more arguments of vLLM's LLM.
 """
 
 from __future__ import annotations
@@ -25,19 +27,16 @@ if not __package__:  # run as a file: imports start at the repository root, not 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
-import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoProcessor
 
 from data.encode import Encoder, collate
 from data.media.frames import FramePolicy
 from data.types import Batch
-from evs.adapters import Adapter, adapter_for, check_family
-from evs.generate import Decoding, Generation, generate, next_positions
-from evs.prune import keep_mask, prune
-from evs.score import FrameDelta
+from evs.adapters import check_family
 from evs.select import check_rate
 from scripts.serving.cases import CASES, Case, clip, picture, server_metadata
-from scripts.serving.compare import Verdict, compare
+from scripts.serving.compare import Verdict, compare, summary
+from scripts.serving.ours import STEPS, TOP, Ours
 from train import cli
 
 # A prompt as it is written, without a chat's headers.
@@ -45,8 +44,6 @@ BARE = (
     "{%- for part in messages[0].content -%}{%- if part.type == 'text' -%}{{- part.text -}}{%- else -%}"
     "{{- '<|vision_start|><|' + part.type + '_pad|><|vision_end|>' -}}{%- endif -%}{%- endfor -%}"
 )
-TOP, STEPS = 5, 8
-
 SERVERS = {"plugin": "", "stock": "stock "}  # what each is called in the table
 
 Key = tuple[str, str, float, int]  # server, case, rate, chunk
@@ -65,6 +62,7 @@ class Options:
     device: str = "cpu"
     tolerance: float = 1e-3
     table: str | None = None  # a file to write the table to
+    engine: dict[str, Any] = field(default_factory=dict)  # as {tensor_parallel_size:2}
 
 
 @dataclass(frozen=True)
@@ -88,18 +86,24 @@ def main(options: Options) -> None:
     for (server, name, rate, chunk), verdict in verdicts.items():
         if verdict.error:
             print(f"{server}, {name}, rate {rate:g}, chunk {chunk}: {verdict.error}", file=sys.stderr)
-    differing = sum(not verdict.agrees for verdict in verdicts.values())
-    if differing:
-        raise SystemExit(f"{differing} of {len(verdicts)} differ by more than {options.tolerance:g}")
+    if ties := sum(verdict.ties for verdict in verdicts.values()):
+        print(f"ties at the cut: {ties} tokens, of scores equal but for rounding; taken over from the server")
+    if problem := summary(list(verdicts.values()), options.tolerance):
+        raise SystemExit(problem)
 
 
 def check(options: Options) -> dict[Key, Verdict]:
     """A verdict on every case at every rate, for each of the server's chunk lengths."""
     _check(options)
-    prompts = prepare(options.model, {name: CASES[name] for name in options.cases})
-    theirs = {key: one for server in options.servers for key, one in serve(prompts, options, server).items()}
-    ours = answer(prompts, options)
-    return {key: compare(*ours[key[1], key[2]], one, options.tolerance) for key, one in theirs.items()}
+    prompts = {one.name: one for one in prepare(options.model, {name: CASES[name] for name in options.cases})}
+    answers = [each for server in options.servers for each in serve(list(prompts.values()), options, server).items()]
+    ours = Ours(options.model, options.scheme, options.dtype, options.device)
+    verdicts = {}
+    for key, theirs in answers:
+        _, name, rate, _ = key
+        answer = ours.answer(name, prompts[name].batch, rate, theirs.get("kept", []))
+        verdicts[key] = compare(answer, theirs, options.tolerance)
+    return verdicts
 
 
 def prepare(model: str, cases: dict[str, Case]) -> list[Prompt]:
@@ -120,6 +124,7 @@ def serve(prompts: list[Prompt], options: Options, server: str) -> dict[Key, dic
         "steps": STEPS,
         "top": TOP,
         "max_model_len": max(len(prompt.batch.input_ids_N) for prompt in prompts) + 64,
+        "engine": options.engine,
         "runs": [{"rate": rate, "chunk": chunk} for chunk in options.chunks for rate in options.rates],
         "cases": [
             {"name": prompt.name, "prompt": prompt.text, "videos": prompt.videos, "images": prompt.images}
@@ -140,32 +145,6 @@ def serve(prompts: list[Prompt], options: Options, server: str) -> dict[Key, dic
             raise ValueError(f"vLLM ended with status {done.returncode}: {_last_error(done.stderr or done.stdout)}")
         answers = json.loads(Path(folder, "answers.json").read_text())
     return {(server, one["case"], one["rate"], one["chunk"]): one for one in answers}
-
-
-def answer(prompts: list[Prompt], options: Options) -> dict[tuple[str, float], tuple[Generation, list[list[int]]]]:
-    """What our own generation answers, and the [3][tokens] positions at which it does."""
-    dtype = getattr(torch, options.dtype)
-    model: Any = AutoModelForImageTextToText.from_pretrained(options.model, dtype=dtype)
-    adapter = adapter_for(model.to(options.device).eval(), options.scheme)
-    decoding = Decoding(STEPS, eos_ids=(), logprobs=4 * TOP)  # more than the server's, to hold all of its own
-    return {
-        (prompt.name, rate): (
-            generate(model, adapter, prompt.batch, rate, decoding)[0],
-            positions(adapter, prompt.batch, rate),
-        )
-        for prompt in prompts
-        for rate in options.rates
-    }
-
-
-@torch.no_grad()
-def positions(adapter: Adapter, batch: Batch, rate: float) -> list[list[int]]:
-    """[3][tokens] of the survivors and of all but the last generated token."""
-    x, features = adapter.embed(batch, pruned=rate > 0)
-    grids = adapter.grids(batch)
-    pruned = prune(x, keep_mask(x, features, grids, [rate] * len(grids), FrameDelta()))
-    following = int(next_positions(adapter.scheme, x, pruned)) + torch.arange(STEPS - 1)
-    return torch.cat([pruned.positions_PN.cpu(), following.expand(3, -1)], dim=1).tolist()
 
 
 def table(verdicts: dict[Key, Verdict], options: Options) -> str:

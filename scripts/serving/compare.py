@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evs.generate import Generation
+from scripts.serving.ours import Answer
 
 
 @dataclass(frozen=True)
@@ -15,18 +16,34 @@ class Verdict:
     text: str
     agrees: bool
     error: str = ""  # what the server said
+    ties: int = 0  # tokens that the server kept in place of others of equal score
+    compared: bool = True  # False where the server refuses the prompt as too long for it
 
 
-def compare(ours: Generation, at: list[list[int]], theirs: dict[str, Any], tolerance: float) -> Verdict:
+def compare(ours: Answer, theirs: dict[str, Any], tolerance: float) -> Verdict:
     """Lengths first, then positions, then the log-probabilities as long as the chosen tokens are the same."""
+    if "limit" in theirs:
+        return Verdict("too long for the server", agrees=True, error=theirs["limit"], compared=False)
     if "error" in theirs:
         return Verdict("raises", False, theirs["error"])
-    if len(theirs["prompt_ids"]) != ours.kept_tokens:
-        return Verdict(f"{len(theirs['prompt_ids'])} tokens, not {ours.kept_tokens}", False)
-    same = [a == b for a, b in zip(ours.tokens, theirs["tokens"])]
+    said, choice = ours.generation, ours.choice
+    if len(theirs["prompt_ids"]) != said.kept_tokens:
+        return Verdict(f"{len(theirs['prompt_ids'])} tokens, not {said.kept_tokens}", False)
+    same = [a == b for a, b in zip(said.tokens, theirs["tokens"])]
     agreed = same.index(False) if False in same else len(same)
-    pairs = list(zip(ours.logprobs, theirs["logprobs"]))[: agreed + 1]
+    pairs = list(zip(said.logprobs, theirs["logprobs"]))[: agreed + 1]
     worst = max(abs(mine.get(int(token), -1e9) - value) for mine, step in pairs for token, value in step.items())
-    moved = sum(mine != other for mine, other in zip(zip(*at), zip(*theirs["positions"])))
-    text = f"{worst:.1e}" + (f", {moved} moved" if moved else "")
-    return Verdict(text, not moved and agreed == len(same) and worst <= tolerance)
+    moved = sum(mine != other for mine, other in zip(zip(*ours.positions), zip(*theirs["positions"])))
+    text = f"{worst:.1e}" + (f", tie of {choice.ties}" if choice.ties else "") + (f", {moved} moved" if moved else "")
+    if choice.gap:
+        text += f", kept others by {choice.gap:.0e} of score"
+    return Verdict(text, not moved and agreed == len(same) and worst <= tolerance, ties=choice.ties)
+
+
+def summary(verdicts: Sequence[Verdict], tolerance: float) -> str:
+    """What is wrong with them, in one line; empty where all that was compared agrees."""
+    if differing := sum(not verdict.agrees for verdict in verdicts):
+        return f"{differing} of {len(verdicts)} differ by more than {tolerance:g}"
+    if not any(verdict.compared for verdict in verdicts):
+        return "nothing was compared: every prompt is too long for this server"
+    return ""

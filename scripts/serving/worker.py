@@ -9,7 +9,7 @@ import gc
 import json
 import os
 import sys
-from functools import partial
+from functools import wraps
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -19,29 +19,51 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # so that an engin
 
 import numpy as np
 
+MASKS = ("compute_retention_mask", "select")  # what a server's model calls to prune: stock vLLM's, the plugin's
+
 
 def engine(request: dict[str, Any], rate: float, chunk: int) -> Any:
     from vllm import LLM
 
-    return LLM(
-        request["model"],
-        dtype=request["dtype"],
-        enforce_eager=True,
-        video_pruning_rate=rate or None,
-        max_model_len=request["max_model_len"],
-        max_num_batched_tokens=chunk or max(request["max_model_len"], 2048),
-        max_num_seqs=4,
-        limit_mm_per_prompt={"image": 1, "video": 2},
-        enable_prefix_caching=False,
-        skip_mm_profiling=True,
-        seed=0,
-    )
+    options = {
+        "dtype": request["dtype"],
+        "enforce_eager": True,
+        "video_pruning_rate": rate or None,
+        "max_model_len": request["max_model_len"],
+        "max_num_batched_tokens": chunk or max(request["max_model_len"], 2048),
+        "max_num_seqs": 4,
+        "limit_mm_per_prompt": {"image": 1, "video": 2},
+        "enable_prefix_caching": False,
+        "skip_mm_profiling": True,
+        "seed": 0,
+    }
+    return LLM(request["model"], **{**options, **request.get("engine", {})})
 
 
 def answer(llm: Any, case: dict[str, Any], media: Any, steps: int, top: int) -> dict[str, Any]:
-    """The prompt's tokens as the server sees them, its greedy answer and the top logprobs of every step."""
+    """What `generate` says of one prompt, at which positions, and which tokens of each video were kept."""
+    llm.llm_engine.reset_encoder_cache()  # else a video that was seen before is not pruned again
+    llm.apply_model(watch)
+    (got,) = generate(llm, [case], media, steps, top)
+    return got | llm.apply_model(unwatch)[0]
+
+
+def generate(llm: Any, cases: list[dict[str, Any]], media: Any, steps: int, top: int) -> list[dict[str, Any]]:
+    """Each prompt's tokens as the server sees them, its greedy answer and the top logprobs of every step."""
     from vllm import SamplingParams
 
+    sampling = SamplingParams(temperature=0, max_tokens=steps, logprobs=top, ignore_eos=True)
+    return [
+        {
+            "prompt_ids": list(out.prompt_token_ids),
+            "tokens": list(out.outputs[0].token_ids),
+            "logprobs": [{t: float(p.logprob) for t, p in step.items()} for step in out.outputs[0].logprobs],
+        }
+        for out in llm.generate([prompt_of(case, media) for case in cases], sampling, use_tqdm=False)
+    ]
+
+
+def prompt_of(case: dict[str, Any], media: Any) -> dict[str, Any]:
     prompt = {
         "prompt": case["prompt"],
         "multi_modal_data": {
@@ -50,41 +72,56 @@ def answer(llm: Any, case: dict[str, Any], media: Any, steps: int, top: int) -> 
         },
     }
     prompt["multi_modal_data"] = {kind: items for kind, items in prompt["multi_modal_data"].items() if items}
-    sampling = SamplingParams(temperature=0, max_tokens=steps, logprobs=top, ignore_eos=True)
-    seen: list[list[list[int]]] = []
-    llm.apply_model(partial(watch_positions, seen=seen))
-    (out,) = llm.generate([prompt], sampling, use_tqdm=False)
-    llm.apply_model(unwatch)
-    return {
-        "prompt_ids": list(out.prompt_token_ids),
-        "tokens": list(out.outputs[0].token_ids),
-        "positions": [[p for step in seen for p in step[row]] for row in range(3)],
-        "logprobs": [{t: float(p.logprob) for t, p in step.items()} for step in out.outputs[0].logprobs],
-    }
+    return prompt
 
 
-def watch_positions(model: Any, seen: list[list[list[int]]]) -> None:
-    """Append to `seen` the [3, tokens] positions of every forward pass of the model."""
+def watch(model: Any) -> None:
+    """Note the [3, tokens] positions of every forward pass and the tokens that every video keeps."""
+    positions: list[list[list[int]]] = []
+    kept: list[list[int]] = []
 
-    def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        seen.append(kwargs["positions"].tolist())
+    def see(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        positions.append(kwargs["positions"].tolist())
 
-    model.watching = model.register_forward_pre_hook(hook, with_kwargs=True)
+    def noting(choose: Any) -> Any:
+        @wraps(choose)
+        def chosen(*args: Any, **kwargs: Any) -> Any:
+            mask = choose(*args, **kwargs)
+            kept.append(mask.flatten().nonzero().squeeze(1).tolist())
+            return mask
+
+        return chosen
+
+    chosen = [vars(sys.modules[cls.__module__]) for cls in type(model).__mro__]
+    model.watching = model.register_forward_pre_hook(see, with_kwargs=True)
+    model.watched = positions, kept
+    model.masks = [(names, name, names[name]) for names in chosen for name in MASKS if name in names]
+    for names, name, choose in model.masks:
+        names[name] = noting(choose)
 
 
-def unwatch(model: Any) -> None:
+def unwatch(model: Any) -> dict[str, Any]:
     model.watching.remove()
+    for names, name, choose in reversed(model.masks):
+        names[name] = choose
+    positions, kept = model.watched
+    return {"positions": [[p for step in positions for p in step[row]] for row in range(3)], "kept": kept}
 
 
 def answer_until_error(
     request: dict[str, Any], run: dict[str, Any], cases: list[dict[str, Any]], media: Any
 ) -> list[dict[str, Any]]:
     """The answers to `cases` up to the first on which the engine fails, for it does not outlive its errors."""
+    from vllm.exceptions import VLLMValidationError
+
     llm = engine(request, **run)
     answers = []
     for case in cases:
         try:
             got = answer(llm, case, media, request["steps"], request["top"])
+        except VLLMValidationError as error:  # refused before it reached the engine: longer than the server's limits
+            got = {"limit": str(error).splitlines()[0]}
+            llm.apply_model(unwatch)
         except Exception as error:  # whatever the engine raises is the finding
             got = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
         answers.append({**run, "case": case["name"], **got})

@@ -1,0 +1,54 @@
+"""Our side of check_serving: evs.generate on the checkpoint, at every rate, and where its tokens stand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText
+
+from data.types import Batch
+from evs.adapters import adapter_for
+from evs.generate import Decoding, Generation, generate, next_positions
+from evs.prune import keep_mask, prune
+from scripts.serving.ties import ServersChoice
+
+TOP, STEPS = 5, 8
+
+
+@dataclass(frozen=True)
+class Answer:
+    generation: Generation
+    positions: list[list[int]]  # [3][tokens] of the survivors and of all but the last generated token
+    choice: ServersChoice
+
+
+class Ours:
+    """A checkpoint, loaded once and asked once for the same prompt, rate and choice of the server's."""
+
+    def __init__(self, model: str, scheme: str, dtype: str, device: str) -> None:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=getattr(torch, dtype))
+        self.model = loaded.to(device).eval()
+        self.adapter = adapter_for(self.model, scheme)
+        self._answers: dict[tuple[str, float, str], Answer] = {}
+
+    def answer(self, name: str, batch: Batch, rate: float, kept: Sequence[Sequence[int]]) -> Answer:
+        """The answer to the prompt `name`, with the server's choice between tokens of equal score."""
+        key = name, rate, repr(kept)
+        if key not in self._answers:
+            choice = ServersChoice(kept, rate)
+            # More log-probabilities than the server gives, to hold all of its own.
+            decoding = Decoding(STEPS, eos_ids=(), logprobs=4 * TOP)
+            (said,) = generate(self.model, self.adapter, batch, rate, decoding, scorer=choice)
+            self._answers[key] = Answer(said, self._positions(batch, rate, kept), choice)
+        return self._answers[key]
+
+    @torch.no_grad()
+    def _positions(self, batch: Batch, rate: float, kept: Sequence[Sequence[int]]) -> list[list[int]]:
+        x, features = self.adapter.embed(batch, pruned=rate > 0)
+        grids = self.adapter.grids(batch)
+        pruned = prune(x, keep_mask(x, features, grids, [rate] * len(grids), ServersChoice(kept, rate)))
+        following = int(next_positions(self.adapter.scheme, x, pruned)) + torch.arange(STEPS - 1)
+        return torch.cat([pruned.positions_PN.cpu(), following.expand(3, -1)], dim=1).tolist()

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from evs.generate import Generation
+from scripts.serving.compare import Verdict, compare, summary
+from scripts.serving.ours import Answer
+from scripts.serving.ties import ServersChoice
+
+SAID = Generation((7, 8), ({7: -0.5}, {8: -0.25}), prompt_tokens=5, kept_tokens=2, frames=())
+SERVED: dict[str, Any] = {
+    "prompt_ids": [1, 2],
+    "tokens": [7, 8],
+    "logprobs": [{"7": -0.5}, {"8": -0.25}],
+    "positions": [[0, 4, 5]] * 3,
+}
+
+
+def ours(ties: int = 0, gap: float = 0.0) -> Answer:
+    return Answer(SAID, [[0, 4, 5]] * 3, ServersChoice([], 0.5, ties, gap))
+
+
+def test_equal_answers_agree() -> None:
+    assert compare(ours(), SERVED, 1e-3) == Verdict("0.0e+00", True)
+
+
+def test_a_tie_is_shown_and_is_no_fault() -> None:
+    assert compare(ours(ties=2), SERVED, 1e-3) == Verdict("0.0e+00, tie of 2", True, ties=2)
+
+
+def test_a_tie_hides_no_fault_beside_it() -> None:
+    moved = {**SERVED, "positions": [[0, 3, 5]] * 3}
+    assert compare(ours(ties=2), moved, 1e-3) == Verdict("0.0e+00, tie of 2, 1 moved", False, ties=2)
+
+
+def test_other_tokens_kept_against_the_scores_are_named() -> None:
+    moved = {**SERVED, "positions": [[0, 3, 5]] * 3}
+    assert compare(ours(gap=0.02), moved, 1e-3).text == "0.0e+00, 1 moved, kept others by 2e-02 of score"
+
+
+def test_a_limit_of_the_server_is_no_difference() -> None:
+    verdict = compare(ours(), {"limit": "exceeds the encoder cache size 2048"}, 1e-3)
+    assert verdict == Verdict("too long for the server", True, "exceeds the encoder cache size 2048", compared=False)
+    assert summary([verdict, compare(ours(), SERVED, 1e-3)], 1e-3) == ""
+    assert "nothing was compared" in summary([verdict], 1e-3)
+
+
+@pytest.mark.parametrize("change", [{"prompt_ids": [1]}, {"tokens": [7, 9]}, {"error": "KeyError: 'x'"}])
+def test_faults_are_counted(change) -> None:
+    verdict = compare(ours(), {**SERVED, **change}, 1e-3)
+    assert not verdict.agrees
+    assert summary([verdict], 1e-3) == "1 of 1 differ by more than 0.001"
