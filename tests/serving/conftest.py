@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from scripts.make_tiny_model import make
@@ -29,3 +32,15 @@ def environment(request):
 @pytest.fixture(scope="session", params=["qwen2_5_vl", "qwen3_vl"])
 def checkpoint(request, tmp_path_factory) -> str:
     return str(make(request.param, tmp_path_factory.mktemp(request.param)))
+
+
+def drive(python: str, folder: Path, job: dict[str, Any], media: dict[str, np.ndarray] | None = None) -> Any:
+    """What tests/serving/driver.py prints of `job` under a vLLM's Python, with `folder` to work in."""
+    folder.mkdir(exist_ok=True)
+    (folder / "job.json").write_text(json.dumps(job))
+    np.savez(folder / "media.npz", **media or {})
+    command = [python, "-m", "tests.serving.driver", str(folder / "job.json")]
+    environment = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])

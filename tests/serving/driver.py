@@ -1,0 +1,74 @@
+"""Runs under a real vLLM's Python: what a server says to a list of configurations, or to prompts sent together.
+
+python -m tests.serving.driver JOB.json      prints one line of JSON, the last of its output
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+import numpy as np
+
+from scripts.serving import worker
+
+
+def start(configurations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per configuration: the error that refuses it, and the plugin's warnings; no engine is started."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    said: list[str] = []
+    # A filter, for vLLM takes handlers away whenever it configures logging.
+    logging.getLogger("vllm.plugins.evs").addFilter(lambda record: said.append(record.getMessage()) or True)
+    out = []
+    for configuration in configurations:
+        said.clear()
+        error = ""
+        try:
+            EngineArgs(**configuration).create_engine_config()
+        except ValueError as refused:
+            error = str(refused)
+        out.append({"error": error, "warnings": list(said)})
+    return out
+
+
+def requests(job: dict[str, Any], media: Any) -> dict[str, Any]:
+    """Rounds of prompts, each round sent at once: a list of answers, or an error in place of one; and the meters."""
+    llm = worker.engine(job, job["rate"], job["chunk"])
+    rounds = [_round(llm, job, names, media) for names in job["rounds"]]
+    meters = {metric.name: getattr(metric, "value", None) for metric in llm.get_metrics()} if job["metrics"] else {}
+    return {"rounds": rounds, "meters": meters}
+
+
+def _round(llm: Any, job: dict[str, Any], names: list[str], media: Any) -> list[dict[str, Any]]:
+    cases = [case for name in names for case in job["cases"] if case["name"] == name]
+    if len(cases) > 1:
+        return worker.generate(llm, cases, media, job["steps"], job["top"])
+    try:
+        return [worker.answer(llm, cases[0], media, job["steps"], job["top"])]
+    except ValueError as error:
+        llm.apply_model(worker.unwatch)
+        return [{"error": f"{type(error).__name__}: {error}"}]
+
+
+def main(path: Path) -> None:
+    job = json.loads(path.read_text())
+    media = np.load(path.with_name("media.npz"))
+    with contextlib.redirect_stdout(io.StringIO()):
+        out = start(job["configurations"]) if "configurations" in job else requests(job, media)
+    print(json.dumps(out))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,91 @@
+"""What a server with the plugin refuses or warns of at its start: a real vLLM's configurations, without an engine."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from evs.policy import Policy
+from evs.serving.vllm import SUPPORTED
+from scripts.make_tiny_model import make
+from tests.serving.conftest import drive
+
+pytestmark = pytest.mark.serving
+
+TRAINED = Policy(scorer_dtype="float32", max_frames=128)
+TOLD = {"media_io_kwargs": {"video": {"max_frames": 128}}}  # what such a server must be told
+
+
+@pytest.fixture(scope="module", params=SUPPORTED)
+def said(request, environment, tmp_path_factory):
+    """What one server says to every configuration of CONFIGURATIONS, all asked in one process."""
+    folder = tmp_path_factory.mktemp("start")
+    python = environment(request.param)
+    checkpoint = make("qwen3_vl", folder / "checkpoint")  # vidcom2 is Qwen3-VL's only
+    asked = {name: _arguments(name, checkpoint, folder) for name in CONFIGURATIONS}
+    got = drive(python, folder / "job", {"configurations": list(asked.values())})
+    return dict(zip(asked, got, strict=True))
+
+
+# name: (what was trained, if an evs.json says so; arguments of the server)
+CONFIGURATIONS = {
+    "as trained": (TRAINED, TOLD),
+    "an older export": (None, {}),
+    "no pruning": (None, {"video_pruning_rate": None, "pipeline_parallel_size": 2}),
+    "pipeline": (None, {"pipeline_parallel_size": 2}),
+    "vidcom2": (None, {"video_pruning_method": "vidcom2"}),
+    "vidcom2, trained for it": (replace(TRAINED, method="vidcom2"), TOLD | {"video_pruning_method": "vidcom2"}),
+    "defaults": (TRAINED, {}),
+    "another rate of frames": (TRAINED, {"media_io_kwargs": {"video": {"max_frames": 128, "fps": 1}}}),
+    "another loader": (TRAINED, {"media_io_kwargs": {"video": {"max_frames": 128, "video_backend": "opencv"}}}),
+    "sampled again": (TRAINED, TOLD | {"mm_processor_kwargs": {"do_sample_frames": True, "fps": 1}}),
+    "other sizes": (TRAINED, TOLD | {"mm_processor_kwargs": {"size": {"longest_edge": 50176, "shortest_edge": 784}}}),
+    "another dtype": (TRAINED, TOLD | {"dtype": "bfloat16"}),
+    "another scheme": (replace(TRAINED, scheme="vllm"), TOLD),
+}
+QUIET = ["as trained", "an older export", "no pruning", "vidcom2, trained for it"]
+
+
+def _arguments(name: str, checkpoint: Path, folder: Path) -> dict[str, object]:
+    policy, arguments = CONFIGURATIONS[name]
+    model = checkpoint
+    if policy:
+        model = folder / name.replace(" ", "-").replace(",", "")
+        shutil.copytree(checkpoint, model)
+        policy.write(model)
+    return {"model": str(model), "dtype": "float32", "video_pruning_rate": 0.5, "enforce_eager": True, **arguments}
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_a_server_as_in_training_starts_in_silence(said, name) -> None:
+    assert said[name] == {"error": "", "warnings": []}
+
+
+def test_stages_of_a_pipeline_are_refused(said) -> None:
+    assert "--pipeline-parallel-size 2: with --video-pruning-rate only the first stage" in said["pipeline"]["error"]
+
+
+def test_a_mask_that_training_never_saw_is_refused(said) -> None:
+    assert "--video-pruning-method vidcom2: the checkpoint was trained for evs" in said["vidcom2"]["error"]
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("defaults", 'max_frames 768, trained 128: --media-io-kwargs \'{"video": {"max_frames": 128}}\''),
+        ("another rate of frames", "fps 1, trained 2.0: --media-io-kwargs"),
+        ("another loader", "video_backend opencv, trained the family's own"),
+        ("sampled again", "do_sample_frames True, trained False"),
+        ("other sizes", "size.longest_edge 50176, trained"),
+        ("another dtype", "dtype of scores bfloat16, trained float32: --dtype float32"),
+        ("another scheme", "scheme preserve, trained vllm: EVS_VLLM_PLUGIN=0"),
+    ],
+)
+def test_what_differs_from_training_is_one_warning_with_the_flag_to_give(said, name, words) -> None:
+    assert said[name]["error"] == ""
+    (warning,) = said[name]["warnings"]
+    assert words in warning
+    assert "\n" not in warning
