@@ -17,12 +17,13 @@ def batch(step: int, grid: tuple[int, int, int] = (2, 4, 4), **more: int) -> dic
 
 
 def rounds(*samples_per_s: float, **spans: float) -> dict:
-    known = dict.fromkeys((*figures.SPANS, "step_s", "other", "peak_gib", "first_step_s"), 1.0) | spans
+    known = dict.fromkeys((*figures.SPANS, "step_s", "other", "processor_s", "peak_gib", "first_step_s"), 1.0) | spans
     return {"rounds": [known | {"samples_per_s": each} for each in samples_per_s]}
 
 
 def test_the_warm_up_is_not_counted_and_the_rest_of_a_step_is_other():
     steps = [{}, {"seconds": 99.0}, {"seconds": 2.0, "vision": 0.5}, {"seconds": 4.0, "vision": 0.5, "backward": 1.0}]
+    steps = [step | {"processor": 2.0} for step in steps]
     record = {"steps": steps, "batches": [batch(i) for i in range(4)], "peak_bytes": 2**30, "first_step_s": 7.0}
     found = figures.summary(record)
     assert found["samples_per_s"] == pytest.approx(1 / 3) and found["step_s"] == 3.0

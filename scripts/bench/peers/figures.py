@@ -9,7 +9,7 @@ from typing import Any
 WARMUP = 2  # steps that are not counted
 SPANS = ("vision", "language_model", "backward", "optimizer")
 GIVEN = {"grids": "grids", "video_tokens": "video tokens", "labels": "label tokens"}
-COLUMNS = ("samples/s", "ours at 0 is", "step s", *SPANS, "other", "peak GiB", "first step s")
+COLUMNS = ("samples/s", "ours at 0 is", "step s", *SPANS, "other", "processor s", "peak GiB", "first step s")
 REFERENCE = "ours at 0"
 
 
@@ -24,6 +24,7 @@ def summary(record: Mapping[str, Any]) -> dict[str, float]:
         "step_s": seconds / len(steps),
         **spans,
         "other": seconds / len(steps) - sum(spans.values()),
+        "processor_s": sum(step["processor"] for step in steps) / len(steps),
         "peak_gib": record["peak_bytes"] / 2**30,
         "first_step_s": record["first_step_s"],
     }
@@ -80,7 +81,7 @@ def table(rows: Mapping[str, Any]) -> str:
 def _cells(rounds: Sequence[Mapping[str, float]], reference: Sequence[Mapping[str, float]] | None) -> list[str]:
     figures = medians(rounds)
     ratio = "" if reference in (None, rounds) else "{:.2f}x ({:.2f}..{:.2f})".format(*ahead(reference or [], rounds))
-    seconds = [f"{figures[name]:.2f}" for name in ("step_s", *SPANS, "other", "peak_gib")]
+    seconds = [f"{figures[name]:.2f}" for name in ("step_s", *SPANS, "other", "processor_s", "peak_gib")]
     return [f"{figures['samples_per_s']:.2f}", ratio, *seconds, f"{figures['first_step_s']:.1f}"]
 
 

@@ -41,6 +41,7 @@ class Recorder:
         self.spans: list[tuple[int, str, Any, Any]] = []  # (step, name, begin, end)
         self.batches: list[dict[str, Any]] = []
         self.ends: list[Any] = []  # of steps
+        self.processor: list[float] = []  # seconds of all threads so far, at the same moments
         self.first_step_s = 0.0
 
     def attach(self) -> None:
@@ -97,6 +98,7 @@ class Recorder:
         end = self.now()
         self.spans.append((len(self.ends), "optimizer", begin, end))
         self.ends.append(end)
+        self.processor.append(time.process_time())
         if len(self.ends) == 1:
             self.wait()
             self.first_step_s = time.time() - float(os.environ["PEERS_BEGAN"])
@@ -112,8 +114,9 @@ class Recorder:
 
     def write(self, path: Path) -> None:
         steps: list[dict[str, Any]] = [{} for _ in self.ends]
-        for earlier, later, step in zip(self.ends, self.ends[1:], steps[1:]):
-            step["seconds"] = seconds(earlier, later)
+        for place, step in enumerate(steps[1:], start=1):
+            step["seconds"] = seconds(self.ends[place - 1], self.ends[place])
+            step["processor"] = self.processor[place] - self.processor[place - 1]
         for number, name, begin, end in self.spans:
             steps[number][name] = steps[number].get(name, 0.0) + seconds(begin, end)
         peak = self.torch.cuda.max_memory_allocated() if self.cuda else memory("VmHWM") - self.resident
