@@ -9,7 +9,7 @@ import pytest
 
 from data.batching import Plan
 from scripts.bench.peers import environments, figures, material, race, runs
-from scripts.bench.peers.contenders import MODES, PEERS, RATES, ours
+from scripts.bench.peers.contenders import MODES, PEERS, RATES, Job, ours
 
 
 def batch(step: int, grid: tuple[int, int, int] = (2, 4, 4), **more: int) -> dict:
@@ -60,6 +60,21 @@ def test_the_reason_of_a_failure_is_its_last_error():
     log = "Traceback\nValueError: packing needs flash attention\n\nRuntimeError: wrapped\n  0%|  | 0/6\n"
     assert runs.reason(log) == "RuntimeError: wrapped"
     assert runs.reason("killed\n") == "killed" and runs.reason("") == "it printed nothing"
+
+
+def test_a_record_is_taken_again_only_while_nothing_it_depends_on_changes(tmp_path, monkeypatch):
+    started = []
+
+    def run(contender, job, settings):
+        started.append(settings.threads)
+        (job.folder / "record.json").write_text(json.dumps({"steps": []}))
+
+    monkeypatch.setattr(runs, "_run", run)
+    made = material.Material(tmp_path, tmp_path, tmp_path)
+    job = Job(MODES[0], 3, made, "sdpa", 1, True, tmp_path / "a", tmp_path)
+    for threads in (1, 1, 2):
+        runs.record(PEERS["trl"], job, runs.Settings(threads, cpu=True))
+    assert started == [1, 2]
 
 
 def test_a_version_that_does_not_resolve_is_told_in_one_line(tmp_path):

@@ -17,8 +17,10 @@ from typing import Any
 from scripts.bench.peers.contenders import RATES, Contender, Job
 from scripts.bench.timing import ROOT
 
-HERE = str(Path(__file__).parent)
-HOOK = Path(__file__).parent / "hook"
+HERE = Path(__file__).parent
+HOOK = HERE / "hook"
+SHARED = tuple(str(HERE / name) for name in ("hook", "programs", "contenders.py", "material.py"))
+OURS = ("train", "evs", "data", "configs")
 ERROR = re.compile(r"^(?:\[rank\d\]: )?(?:[\w.]*(?:Error|Exception)|error): *(.+)")
 LIMIT = 900  # seconds of one process
 
@@ -51,13 +53,14 @@ def record(contender: Contender, job: Job, settings: Settings) -> dict[str, Any]
 
 def _key(contender: Contender, job: Job, settings: Settings) -> str:
     """Everything that a record depends on."""
-    return repr((contender.name, contender.requires, job, settings, _code("." if contender.name in RATES else HERE)))
+    code = _code(*SHARED, *OURS) if contender.name in RATES else _code(*SHARED)
+    return repr((contender.name, contender.requires, job, settings, code))
 
 
 @lru_cache
-def _code(path: str) -> str:
-    """The state of the working tree below `path`."""
-    git = [["git", "log", "-1", "--format=%H", "--", path], ["git", "diff", "HEAD", "--", path]]
+def _code(*paths: str) -> str:
+    """The state of the working tree's `paths`."""
+    git = [["git", "log", "-1", "--format=%H", "--", *paths], ["git", "diff", "HEAD", "--", *paths]]
     return "".join(subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout for words in git)
 
 
