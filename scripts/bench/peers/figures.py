@@ -95,5 +95,6 @@ def behind(modes: Mapping[str, Mapping[str, Any]], ours: Sequence[str]) -> list[
                 mine, theirs = medians(reference), medians(row["rounds"])
                 lost = {span: mine[span] - theirs[span] for span in (*SPANS, "other")}
                 where = ", ".join(f"{span} +{seconds:.2f} s" for span, seconds in lost.items() if seconds > 0)
-                found.append(f"{mode}: {name} is ahead ({where})")
+                spent = f"processor {mine['processor_s']:.2f} s/sample against {theirs['processor_s']:.2f}"
+                found.append(f"{mode}: {name} is ahead ({where}; {spent})")
     return found

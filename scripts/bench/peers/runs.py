@@ -86,12 +86,13 @@ def _run(contender: Contender, job: Job, settings: Settings) -> None:
 
 
 def _variables(contender: Contender, job: Job, settings: Settings) -> dict[str, str]:
-    """Nothing is fetched, and no cache outlives the process."""
+    """Nothing is fetched, no cache outlives the process, and of several GPUs the first is used."""
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     return {
         **{"PYTHONPATH": str(HOOK), "PEERS_RECORD": str(job.folder / "record.json"), "PEERS_STEPS": str(job.steps)},
         **{"OMP_NUM_THREADS": str(settings.threads), "TOKENIZERS_PARALLELISM": "false"},
         **{"HF_HUB_OFFLINE": "1", "HF_HOME": str(job.folder / "hf"), "MODELSCOPE_CACHE": str(job.folder / "ms")},
-        **({"CUDA_VISIBLE_DEVICES": ""} if settings.cpu else {}),
+        "CUDA_VISIBLE_DEVICES": "" if settings.cpu else gpu,
         **contender.variables,
     }
 
