@@ -96,13 +96,13 @@ class BudgetPlan:
 
     Samples come in the epoch's order; where the next one does not fit, the largest of the look-ahead that do are taken
     before it. No sample waits for ever, since the oldest is always taken first, and none of the next epoch is taken
-    before the last of this one. What a step holds depends on the steps before it in the same way on every rank;
-    planning one costs so little that resuming plans all anew.
+    before the last of this one. What a step holds depends on the steps before it in the same way on every rank, and
+    not on how many ranks share it; planning one costs so little that resuming plans all anew.
     """
 
     sizes: Sizes
     budget: Budget
-    rates: Callable[[int], Sequence[float]]  # of a step's micro-batches
+    rates: Callable[[int], Sequence[float]]  # of a global step's micro-batches, turn by turn and rank by rank
     kept: KeptCounts
     world: int
     rank: int
@@ -110,7 +110,7 @@ class BudgetPlan:
 
     def micro_batches(self, step: int) -> tuple[tuple[int, ...], ...]:
         """Sample indices of this rank's micro-batches in `step` (from 0), one tuple for each of its rates."""
-        return tuple(turn[self.rank] for turn in self._planner.step(step))
+        return self._planner.step(step)[self.rank :: self.world]
 
     @cached_property
     def _planner(self) -> _Planner:
@@ -142,29 +142,26 @@ class _Planner:
 
     def _rewind(self) -> None:
         self.next, self.epoch = 0, 0
-        self.last: tuple[tuple[tuple[int, ...], ...], ...] = ()
+        self.last: tuple[tuple[int, ...], ...] = ()
         self._begin(0)
 
     def _begin(self, epoch: int) -> None:
         self.epoch, self.read = epoch, 0
         self.waiting = np.zeros(0, dtype=np.int64)
-        self.costs = np.zeros((2, 0))  # tokens at the turn's rate and patches of those that wait
+        self.costs = np.zeros((2, 0))  # tokens at the place's rate and patches of those that wait
 
-    def step(self, step: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
-        """[turn][rank] sample indices."""
+    def step(self, step: int) -> tuple[tuple[int, ...], ...]:
+        """Sample indices by place."""
         if step < self.next - 1:
             self._rewind()
         while self.next <= step:
-            self.last = tuple(self._turn(rate) for rate in self.plan.rates(self.next))
+            self.last = tuple(map(self._place, self.plan.rates(self.next)))
             self.next += 1
         return self.last
 
-    def _turn(self, rate: float) -> tuple[tuple[int, ...], ...]:
-        self.costs = self._price(self.waiting, rate)
-        return tuple(self._batch(rate) for _ in range(self.plan.world))
-
-    def _batch(self, rate: float) -> tuple[int, ...]:
+    def _place(self, rate: float) -> tuple[int, ...]:
         """The next micro-batch; where an epoch ends in it, the next one's samples fill it up."""
+        self.costs = self._price(self.waiting, rate)
         batch: list[int] = []
         room = self.plan.budget.room
         while True:

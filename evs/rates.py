@@ -130,15 +130,17 @@ def draw(
 ) -> Tensor:
     """[n] float64 rates on the CPU, a function of the arguments alone.
 
-    Stratified, the n quantiles fall one into each n-th of [0, 1), in random order, so that the micro-batches of one
-    optimizer step cover the distribution. With `levels`, only so many quantiles are ever drawn, the lowest and the
+    Stratified, the n quantiles fall one into each n-th of [0, 1), ascending from a random one on, so that the
+    micro-batches of one optimizer step cover the distribution, and ranks that share a turn draw neighbouring rates and
+    wait little for each other. With `levels`, only so many quantiles are ever drawn, the lowest and the
     highest among them, so that kept counts recur.
     """
     key = hashlib.blake2b(f"rates/{seed}/{step}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
     u = torch.rand(n, dtype=torch.float64, generator=generator)
     if stratified:
-        u = (torch.randperm(n, generator=generator) + u) / n
+        first = torch.randint(n, (1,), generator=generator)
+        u = ((torch.arange(n) + first) % n + u) / n
     if levels is not None:
         u = ((u * levels).floor() / max(1, levels - 1)).clamp_max(1 - 2**-50)
     rates = dist.icdf(u)

@@ -52,7 +52,7 @@ def batching(rounds: int) -> dict[str, Any]:
 
 
 def _planned(budget: Budget) -> dict[str, float]:
-    sizes, rates = mixture(), StepRates(Uniform(0.0, 0.9), 1, 0)
+    sizes, rates = mixture(), StepRates(Uniform(0.0, 0.9), WORLD, 0)
     plans = [BudgetPlan(sizes, budget, rates, kept_counts, WORLD, rank, 0) for rank in range(WORLD)]
     begin = time.perf_counter()
     for number in range(STEPS):
@@ -62,7 +62,7 @@ def _planned(budget: Budget) -> dict[str, float]:
     for number in range(STEPS):
         for rank, plan in enumerate(plans):
             places = np.array(plan.micro_batches(number)[0])
-            tokens[number, rank] = sizes.tokens(places, rates(number)[0], kept_counts).sum()
+            tokens[number, rank] = sizes.tokens(places, rates(number)[rank], kept_counts).sum()
             patches[number, rank] = sizes.patches_S[places].sum()
     tighter = np.maximum(tokens / budget.tokens, patches / budget.patches) if budget.patches else tokens / budget.tokens
     between = np.ptp(tokens, axis=1) / tokens.mean(1)

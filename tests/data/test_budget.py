@@ -2,6 +2,7 @@
 
 import pickle
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -17,8 +18,12 @@ def kept(grids, tokens, rate):
     return np.maximum(tokens, (tokens * grids * (1 - rate)).astype(np.int64))
 
 
-def rates(step):
-    return np.random.default_rng(step).uniform(0, 0.9, 2).tolist()
+def rates(step, places):
+    return np.random.default_rng(step).uniform(0, 0.9, places).tolist()
+
+
+def batched(values, size):
+    return [values[i : i + size] for i in range(0, len(values), size)]
 
 
 def mixture(samples, seed=0):
@@ -35,7 +40,8 @@ def mixture(samples, seed=0):
 
 
 def plan(samples=3000, tokens=16384, *, world=2, rank=0, seed=0, patches=None, lookahead=512):
-    return BudgetPlan(mixture(samples), Budget(tokens, patches, lookahead), rates, kept, world, rank, seed)
+    of_step = partial(rates, places=2 * world)
+    return BudgetPlan(mixture(samples), Budget(tokens, patches, lookahead), of_step, kept, world, rank, seed)
 
 
 def steps(each, n, start=0):
@@ -48,9 +54,9 @@ def loads(each, planned, start=0):
     """[turns, world] tokens of every micro-batch."""
     return np.array(
         [
-            [each.sizes.tokens(np.array(batch), rate, kept).sum() for batch in turn]
+            [each.sizes.tokens(np.array(batch), rate, kept).sum() for batch, rate in zip(turn, of_turn)]
             for step, turns in enumerate(planned, start)
-            for rate, turn in zip(rates(step), turns)
+            for of_turn, turn in zip(batched(each.rates(step), each.world), turns)
         ]
     )
 
@@ -76,6 +82,15 @@ def test_micro_batches_are_full_and_equal_over_ranks():
     assert load.max() <= 16384 and load.mean() / 16384 >= 0.98
     assert load.std() / load.mean() <= 0.02
     assert ((load.max(1) - load.min(1)) / load.mean(1)).mean() <= 0.02
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 6])
+def test_a_step_holds_the_same_micro_batches_on_any_number_of_ranks(world):
+    whole = BudgetPlan(mixture(3000), Budget(16384), partial(rates, places=6), kept, 1, 0, 0)
+    ranks = [replace(whole, world=world, rank=rank) for rank in range(world)]
+    for step in range(5):
+        split = [rank.micro_batches(step) for rank in ranks]
+        assert tuple(chain.from_iterable(zip(*split))) == whole.micro_batches(step)
 
 
 def test_the_patch_budget_is_never_exceeded():
