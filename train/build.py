@@ -46,8 +46,10 @@ from train.report.memory import Memory, watch
 from train.report.meters import Meter
 from train.report.preflight import Largest, largest
 from train.report.recorder import build_recorder
-from train.state.checkpoint import Checkpoints, find, step_of
+from train.state.checkpoint import Checkpoints, candidates
 from train.state.health import Health
+from train.state.resume import Origin, on_as_many_ranks, open_run
+from train.state.shape import fingerprint, shape_of
 from train.task import UptrainTask
 
 
@@ -57,21 +59,28 @@ class Run:
     steps: Iterable[Step]
     first_step: int
     forecast_gib: float | None  # memory of a rank at its peak
+    origin: Origin  # holds the lock on the run's folder
 
 
 def build_run(config: Config) -> Run | None:
     """Everything of a run, cheapest first, so that a mistake shows before weights are read; None for preflight=only."""
     check_zero(config.engine)
-    rates, scorer = build_step_rates(config), build_scorer(config.scorer)
+    scorer, world = build_scorer(config.scorer), int(os.environ.get("WORLD_SIZE", 1))
     run_dir = Path(config.run_dir)
-    checkpoint = find(config.resume, run_dir / "checkpoints")
-    first_step = step_of(checkpoint) if checkpoint else 0
+    found = candidates(config.resume, run_dir / "checkpoints")
+    config = on_as_many_ranks(config, found, world)
+    rates = build_step_rates(config, world)
     encoder = build_encoder(config.model, config.data)
     empty = build_empty_model(config.model, weight_dtype(config))
     adapter_for(base_model(empty), config.model.scheme)
     engine = build_engine(config.engine, config.train, config.optim.clip)
+    origin = Origin() if config.preflight == "only" else open_run(engine, run_dir, found)
+    first_step, shape = origin.step, shape_of(config, world, empty)
+    origin.check(engine, shape, config.resume_changes)
     learned, held_out = read_samples(config.data, config.seed)
     samples, lost, sizes = build_samples(engine, learned, config.data, encoder)
+    shape["data"] = fingerprint(samples)
+    origin.check(engine, shape, config.resume_changes)
     plan = build_plan(config, engine, samples, sizes, rates)
     forecast = None
     if sizes is not None and config.preflight != "off":
@@ -89,9 +98,9 @@ def build_run(config: Config) -> Run | None:
     model = build_model(config.model, weight_dtype(config), config.seed)
     bare = UptrainTask(model, adapter_for(base_model(model), config.model.scheme), scorer)
     task, optimizer = engine.prepare(bare, build_optimizer(bare, config.optim))
-    checkpoints = Checkpoints(engine, run_dir / "checkpoints", config.train.keep)
-    if checkpoint:
-        checkpoints.load(checkpoint)
+    checkpoints = Checkpoints(engine, run_dir / "checkpoints", config.train.keep, task, optimizer, shape)
+    if origin.checkpoint and origin.saved:
+        checkpoints.load(origin.checkpoint, origin.saved)
     steps = step_loader(
         samples, encoder, plan, first_step=first_step, last_step=config.train.steps, workers=config.data.workers
     )
@@ -103,7 +112,7 @@ def build_run(config: Config) -> Run | None:
         engine, run_dir / "health.jsonl", config.train.max_bad_steps, meter.config.get_text_config().vocab_size
     )
     parts = Parts(engine, task, optimizer, rates, recorder, meter, health, checkpoints, evaluate)
-    return Run(parts, steps, first_step, forecast)
+    return Run(parts, steps, first_step, forecast, origin)
 
 
 def build_meter(engine: Accelerator, config: Config, model: Any, memory: Memory) -> Meter:
@@ -179,9 +188,9 @@ def kept_counts(grids_V: np.ndarray, tokens_V: np.ndarray, rate: float) -> np.nd
     return keep_counts(torch.from_numpy(grids_V), torch.from_numpy(tokens_V), rate).numpy()
 
 
-def build_step_rates(config: Config) -> StepRates:
+def build_step_rates(config: Config, world: int) -> StepRates:
     train = config.train
-    return StepRates(build_rates(config.rate), train.accumulation, config.seed, train.rate_levels)
+    return StepRates(build_rates(config.rate), world * train.accumulation, config.seed, train.rate_levels)
 
 
 def build_encoder(model: ModelConfig, data: DataConfig) -> Encoder:

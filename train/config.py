@@ -16,6 +16,7 @@ from train.ranges import Expression, check_values, names, number, pruning_rates,
 
 ENGINES = ("none", "ddp", "zero1", "zero2", "zero3", "zero3_offload")
 SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGCONT", "SIGQUIT", "SIGXCPU")
+RESUMABLE = ("seed", "data", "plan", "rates", "method", "frames")
 TOWERS = ("vision", "merger", "language")
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 SCHEMES = ("preserve", "vllm", "vllm_bf16")
@@ -112,7 +113,9 @@ class EvalConfig:
 
 @dataclass
 class TrackerConfig:
-    wandb: bool = True  # offline unless a key is known
+    wandb: bool = True  # offline unless a key is known and the network answers
+    tensorboard: bool = True
+    batches: bool = False  # list the samples and the rate of every micro-batch in batches.jsonl
     project: str = "evs-uptrain"
     name: str | None = None
 
@@ -131,6 +134,8 @@ class Config:
     run_dir: str = MISSING
     resume: str | None = None  # null: a fresh run; auto: from its newest checkpoint, if any; or a checkpoint's folder
     # null: print the memory needed, stop if it cannot fit; only: print it and exit; off
+    # What may differ from the run that is resumed: any of train.state.shape's keys that a refusal names.
+    resume_changes: list[str] = names([], *RESUMABLE)
     preflight: str | None = names(None, "only", "off")
     show: bool = True  # print what is trained, and one row as the model reads it, before the first step
     seed: int = number(0, least=0, below=2**63)

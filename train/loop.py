@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -30,15 +31,19 @@ from train.task import StepOutput, count_targets
 
 @dataclass(frozen=True)
 class StepRates:
-    """The rates of a step's micro-batches, a function of the step alone: the plan and the loop must agree on them."""
+    """The rates of a global step's micro-batches by their places in it, turn by turn and rank by rank within a turn.
+
+    A function of the step alone, on which the plan and the loop must agree. However many ranks share the places, and in
+    however many turns, the samples of a place meet the same rate.
+    """
 
     distribution: RateDistribution
-    micro_batches: int
+    places: int
     seed: int
     levels: int | None = None
 
     def __call__(self, step: int) -> list[float]:
-        return draw(self.distribution, self.micro_batches, seed=self.seed, step=step, levels=self.levels).tolist()
+        return draw(self.distribution, self.places, seed=self.seed, step=step, levels=self.levels).tolist()
 
     def typical(self) -> list[float]:
         """A low, the median and a high rate of the distribution; fewer where they are equal."""
@@ -71,8 +76,8 @@ def fit(parts: Parts, steps: Iterable[Step], config: Config, first_step: int) ->
     Returns 0, or the exit status of a run that was asked to end early and has saved (train.state.signals).
     """
     with noted(config.train.signals) as stop:
-        if parts.evaluate and first_step == 0:
-            _evaluate(parts, 0)
+        if _evaluation_due(parts, first_step, config) and not parts.checkpoints.scored(first_step):
+            _evaluate(parts, first_step)
         parts.task.train()  # from_pretrained leaves a model in evaluation mode, where layers are not checkpointed
         parts.meter.restart()
         for step, data in enumerate(parts.meter.steps(steps), start=first_step):
@@ -95,10 +100,16 @@ def _after_step(parts: Parts, done: int, config: Config, lr: float, ending: bool
     parts.health.check(done)
     if saving:
         with _paused(parts):
-            parts.checkpoints.save(done, parts.task)
-    if parts.evaluate and not ending and (last or (config.eval.every and done % config.eval.every == 0)):
+            parts.checkpoints.save(done)
+    if not ending and _evaluation_due(parts, done, config):
         with _paused(parts):
             _evaluate(parts, done)
+
+
+def _evaluation_due(parts: Parts, done: int, config: Config) -> bool:
+    """At the beginning, at the end, and every so many steps between; a run that died before it makes up for it."""
+    often = config.eval.every and done % config.eval.every == 0
+    return parts.evaluate is not None and bool(done in (0, config.train.steps) or often)
 
 
 @contextmanager
@@ -111,7 +122,7 @@ def _paused(parts: Parts) -> Iterator[None]:
 
 def _train_step(parts: Parts, step: int, data: Step, config: Config, stop: Stop) -> int:
     """One optimizer step, left out on all ranks where its gradient is not finite; the exit status they agreed on."""
-    engine, rates = parts.engine, parts.rates(step)
+    engine, rates = parts.engine, _rates(parts, step)
     losses = _accumulate(parts, step, data, config.seed)
     with parts.meter.span("optimizer"):
         norm, status = agreed(engine, engine.clip_grad_norm_(parts.task.parameters(), config.optim.clip), stop)
@@ -130,6 +141,11 @@ def _train_step(parts: Parts, step: int, data: Step, config: Config, stop: Stop)
     return status
 
 
+def _rates(parts: Parts, step: int) -> list[float]:
+    """Of this rank's micro-batches."""
+    return parts.rates(step)[parts.engine.process_index :: parts.engine.num_processes]
+
+
 def _accumulate(parts: Parts, step: int, data: Step, seed: int) -> list[torch.Tensor]:
     """Gradients of the step's micro-batches, and the loss of each. The loss is a sum over labelled tokens divided by
     their number over micro-batches and ranks, so that neither the rates nor the split of samples changes its weight."""
@@ -138,7 +154,7 @@ def _accumulate(parts: Parts, step: int, data: Step, seed: int) -> list[torch.Te
     # Engines average over ranks and accumulation steps; this undoes it.
     scale = engine.num_processes * len(data.batches) / targets.clamp_min(1)
     losses = []
-    for i, (batch, rate) in enumerate(zip(data.batches, parts.rates(step))):
+    for i, (batch, rate) in enumerate(zip(data.batches, _rates(parts, step))):
         last = i == len(data.batches) - 1
         engine.gradient_state._set_sync_gradients(last)
         place = i * engine.num_processes + engine.process_index  # of the micro-batch in the step, as plans count
@@ -148,6 +164,7 @@ def _accumulate(parts: Parts, step: int, data: Step, seed: int) -> list[torch.Te
             with parts.meter.span("backward"):
                 engine.backward(poisoned(out.loss_sum) * scale)
         losses.append(out.loss_sum.detach() / max(out.targets, 1))
+        parts.recorder.batch(step + 1, place, rate, batch.ids)
         _record(parts, batch, rate, out)
     return losses
 
@@ -189,6 +206,8 @@ def _report(parts: Parts, step: int, lr: float) -> None:
 def _evaluate(parts: Parts, step: int) -> None:
     assert parts.evaluate
     values: dict[str, float] = {}
-    for score in parts.evaluate():
+    scores = parts.evaluate()
+    for score in scores:
         values |= {f"eval/accuracy_at_{score.rate:g}": score.accuracy, f"eval/loss_at_{score.rate:g}": score.loss}
     parts.recorder.report(step, None, **values)
+    parts.checkpoints.score(step, fmean(score.accuracy for score in scores))

@@ -15,7 +15,9 @@ from tqdm import tqdm
 
 from data.loader import Quarantined
 from train.config import Config
-from train.report.sinks import Console, Jsonl, Sink, Wandb, append_lines, start_wandb
+from train.report.lines import append_lines, cut_back
+from train.report.sinks import Console, Jsonl, Sink, start_tensorboard, start_wandb
+from train.state.ranks import collected
 
 
 @dataclass
@@ -25,6 +27,8 @@ class Recorder:
     engine: Accelerator
     run_dir: Path
     sinks: list[Sink]
+    list_batches: bool = False
+    _batches: list[dict[str, Any]] = field(default_factory=list)
     _mean: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
     _sum: dict[str, list[Any]] = field(default_factory=dict)
 
@@ -40,6 +44,17 @@ class Recorder:
         self.record("quarantined", len(samples))
         append_lines(self.run_dir / "quarantine.jsonl", [asdict(sample) for sample in samples])
 
+    def batch(self, step: int, place: int, rate: float, samples: Sequence[str]) -> None:
+        """What one micro-batch held, for `batches.jsonl` where it is asked for."""
+        if self.list_batches:
+            self._batches.append({"step": step, "place": place, "rate": rate, "samples": list(samples)})
+
+    def _write_batches(self) -> None:
+        rows = collected(self._batches)
+        if self.engine.is_main_process:
+            append_lines(self.run_dir / "batches.jsonl", sorted(rows, key=lambda row: (row["step"], row["place"])))
+        self._batches.clear()
+
     def report(
         self, step: int, shares: Mapping[str, tuple[str, float]] | None = None, **local: float
     ) -> dict[str, float]:
@@ -53,6 +68,8 @@ class Recorder:
         self._sum.clear()
         for sink in self.sinks:
             sink.write(step, values)
+        if self.list_batches:
+            self._write_batches()
         return values
 
     def close(self) -> None:
@@ -82,16 +99,20 @@ def total(values: list[Any]) -> Tensor:
 
 def build_recorder(engine: Accelerator, config: Config, first_step: int) -> Recorder:
     """All sinks on rank 0, none elsewhere; every rank records. Writes the run's `config.yaml`."""
-    run_dir = Path(config.run_dir)
+    run_dir, listed = Path(config.run_dir), config.tracker.batches
     if engine.process_index != 0:
-        return Recorder(engine, run_dir, [])
+        return Recorder(engine, run_dir, [], listed)
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
+    for name in ("metrics.jsonl", "batches.jsonl", "health.jsonl"):
+        cut_back(run_dir / name, first_step or -1)  # without a checkpoint all is done again, step 0 too
     bar = tqdm(total=config.train.steps, initial=first_step, desc="train", unit="step")
     sinks: list[Sink] = [Console(bar), Jsonl(run_dir / "metrics.jsonl")]
+    if config.tracker.tensorboard:
+        sinks.append(start_tensorboard(run_dir, first_step))
     if config.tracker.wandb:
-        sinks.append(Wandb(start_wandb(config.tracker, run_dir, asdict(config))))
-    return Recorder(engine, run_dir, sinks)
+        sinks.append(start_wandb(config.tracker, run_dir, asdict(config)))
+    return Recorder(engine, run_dir, sinks, listed)
 
 
 RATE_BUCKETS = ("0.0-0.3", "0.3-0.6", "0.6-0.9", "0.9-1.0")

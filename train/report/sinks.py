@@ -1,10 +1,11 @@
-"""Where reported values go: the console, a JSONL file, W&B."""
+"""Where reported values go: the console, a JSONL file, TensorBoard, W&B."""
 
 from __future__ import annotations
 
-import json
-import math
+import hashlib
 import os
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,18 +13,12 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from train.config import TrackerConfig
+from train.report.lines import append_lines, as_json
 
 
 class Sink(Protocol):
     def write(self, step: int, values: dict[str, float]) -> None: ...
     def close(self) -> None: ...
-
-
-def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    """JSON lines at the end of a file that several processes may share."""
-    if rows:
-        with path.open("a") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @dataclass(frozen=True)
@@ -36,12 +31,6 @@ class Jsonl:
         append_lines(self.path, [{"step": step, **as_json(values)}])
 
     def close(self) -> None: ...
-
-
-def as_json(values: dict[str, float]) -> dict[str, Any]:
-    """JSON has no NaN and no infinity: null in their place, and their names under `nonfinite`."""
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    return values | dict.fromkeys(bad) | ({"nonfinite": bad} if bad else {})
 
 
 @dataclass(frozen=True)
@@ -60,29 +49,84 @@ class Console:
 
 
 @dataclass(frozen=True)
+class TensorBoard:
+    """Event files under the run's folder. Those of steps that a resumed run takes again are hidden."""
+
+    writer: Any
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def start_tensorboard(run_dir: Path, first_step: int) -> TensorBoard:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return TensorBoard(SummaryWriter(run_dir / "tensorboard", purge_step=first_step + 1 if first_step else None))
+
+
+@dataclass
 class Wandb:
+    """A service beside the run: whatever goes wrong with it is printed once, and the run trains on without it."""
+
     run: Any
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        self.run.log(values, step=step)
+        self._try(lambda: self.run.log(values, step=step))
 
     def close(self) -> None:
-        self.run.finish()
+        self._try(lambda: self.run.finish())
+
+    def _try(self, function: Callable[[], Any]) -> None:
+        try:
+            if self.run is not None:
+                function()
+        except Exception as error:
+            self.run = None
+            print(f"W&B gave up ({_first_line(error)}); metrics.jsonl goes on", file=sys.stderr)
 
 
-def start_wandb(config: TrackerConfig, run_dir: Path, settings: dict) -> Any:
-    """A W&B run under the run's own folder, offline when neither a key nor a mode is known."""
+def start_wandb(config: TrackerConfig, run_dir: Path, settings: dict) -> Wandb:
+    """A W&B run under the run's own folder, offline when neither a key nor a mode is known or the network fails."""
+    key = os.environ.get("WANDB_API_KEY") or wandb_key()
+    mode = os.environ.get("WANDB_MODE") or ("online" if key else "offline")
+    for each in dict.fromkeys([mode, "offline"]):
+        try:
+            return Wandb(_wandb(config, run_dir, settings, each))
+        except Exception as error:
+            print(f"W&B did not start ({_first_line(error)})", file=sys.stderr)
+    return Wandb(None)
+
+
+def _wandb(config: TrackerConfig, run_dir: Path, settings: dict, mode: Any) -> Any:
     import wandb
 
-    key = os.environ.get("WANDB_API_KEY") or wandb.api.api_key
-    mode: Any = os.environ.get("WANDB_MODE") or ("online" if key else "offline")
     return wandb.init(
         project=config.project,
         name=config.name or run_dir.name,
-        id=run_dir.name,
+        id=wandb_id(config.project, run_dir),
         dir=run_dir,
         config=settings,
         mode=mode,
         resume="allow",
-        settings=wandb.Settings(console="off", silent=True),
+        settings=wandb.Settings(console="off", silent=True, init_timeout=30),
     )
+
+
+def wandb_key() -> str | None:
+    import wandb
+
+    return wandb.api.api_key
+
+
+def wandb_id(project: str, run_dir: Path) -> str:
+    """The same for every part of one run, and another for every other folder."""
+    return hashlib.blake2b(f"{project}/{run_dir.absolute()}".encode(), digest_size=8).hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

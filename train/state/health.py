@@ -6,7 +6,6 @@ that is not finite makes it so (`poisoned`).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+
+from train.report.lines import append_lines
 
 
 @dataclass
@@ -63,8 +64,7 @@ class Health:
 
     def _write(self, row: dict[str, Any]) -> None:
         if self.engine.is_main_process:
-            with self.file.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_lines(self.file, [row])
 
 
 def poisoned(loss: Tensor) -> Tensor:

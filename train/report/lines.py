@@ -1,0 +1,50 @@
+"""Files of JSON lines that survive whatever ends the run: whole lines, each step once."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+
+def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Add lines in one write. OSError naming the file where they do not fit; what did is taken back."""
+    if not rows:
+        return
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        try:
+            if file.write(text) < len(text):
+                raise OSError(28, "No space left on device")
+        except OSError as error:
+            file.truncate(before)
+            raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Keep the lines up to `step`, those that are whole: a run resumed there writes the others again."""
+    if not path.exists():
+        return
+    with path.open() as file:
+        kept = [line for line in file if (row := _row(line)) is not None and row.get("step", 0) <= step]
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text("".join(kept))
+    with partial.open() as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line) if line.endswith("\n") else None
+    except ValueError:
+        return None
+
+
+def as_json(values: dict[str, float]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: null in their place, and their names under `nonfinite`."""
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    return values | dict.fromkeys(bad) | ({"nonfinite": bad} if bad else {})
