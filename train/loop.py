@@ -98,9 +98,14 @@ def _after_step(parts: Parts, done: int, config: Config, lr: float, ending: bool
     if saving or done % config.train.log_every == 0 or parts.health.streak:  # a checkpoint leaves no step unreported
         _report(parts, done, lr)
     parts.health.check(done)
+    every = config.train.save_every
+    if not parts.health.streak and done % every == 1 % every:  # this step has proven the weights saved last
+        parts.checkpoints.let_go()
     if saving:
         with _paused(parts):
             parts.checkpoints.save(done)
+    if last:
+        parts.checkpoints.let_go()
     if not ending and _evaluation_due(parts, done, config):
         with _paused(parts):
             _evaluate(parts, done)

@@ -82,6 +82,13 @@ class Checkpoints:
             scratch = self.folder / "universal.partial"
             load_resharded(self.engine, self.task, self.optimizer, folder, scratch)
 
+    def let_go(self) -> None:
+        """Remove all but the newest and the best, once the weights of the newest have proven themselves."""
+        if self.engine.is_main_process:
+            for old in outdated(self.folder, self.keep):
+                old.rename(gone := old.with_suffix(".partial"))  # at once: a half-removed one is none
+                shutil.rmtree(gone)
+
     @property
     def last(self) -> str:
         """The newest one, in words."""
@@ -115,14 +122,11 @@ class Checkpoints:
             raise ValueError(f"{reason}: {partial} not saved, {self.last}; {remedy} with resume=auto") from error
 
     def _publish(self, partial: Path, final: Path) -> None:
-        """Rename, so that a checkpoint is there whole or not at all; then let go of old ones."""
+        """Rename, so that a checkpoint is there whole or not at all."""
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
         manifest.sync_folder(self.folder)
-        for old in outdated(self.folder, self.keep):
-            old.rename(gone := old.with_suffix(".partial"))  # at once: a half-removed one is none
-            shutil.rmtree(gone)
 
 
 def complete(folder: Path) -> list[Path]:
