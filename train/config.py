@@ -191,6 +191,24 @@ def _contradictions(config: Config) -> Iterator[tuple[bool, str]]:
         train.token_budget is not None and not data.audit,
         "train.token_budget needs the headers that data.audit=false leaves unread: set data.audit=true",
     )
+    yield (
+        train.token_budget is not None and train.batch_size > 1,
+        f"train.batch_size={train.batch_size} has no effect under train.token_budget: leave one of them out",
+    )
+    for tower in ("vision", "merger"):
+        lr = getattr(optim, f"{tower}_lr")
+        yield (
+            lr is not None and (tower in model.freeze or model.lora.r is not None),
+            f"optim.{tower}_lr={lr} has no effect on a tower that is not trained: see model.freeze and model.lora.r",
+        )
+    yield (
+        "flash" in model.attention and engine.precision == "fp32",
+        f"model.attention={model.attention} computes in half precision only: use engine.precision=bf16",
+    )
+    yield (
+        not model.gradient_checkpointing and model.checkpoint_towers == [],
+        "model.checkpoint_towers=[] has no effect without model.gradient_checkpointing: leave one of them out",
+    )
     stage = engine.zero.get("stage")
     yield (
         engine.name.startswith("zero") and engine.name[4:5] != str(stage),

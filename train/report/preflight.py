@@ -23,7 +23,7 @@ PLANNED = 50  # steps of a budgeted plan that are looked at for what has no boun
 SPARE = 0.95  # of the memory that may be used
 # Of what comes and goes within a step, the share that glibc's malloc holds on top at the peak, measured by
 # `benchmark.py forecast`: blocks below 32 MB are not returned to the system, nor always fit the next request.
-RETAINED = 0.8
+RETAINED, RETAINED_ACTIVATIONS = 0.85, 0.2
 
 Parameters: TypeAlias = Sequence[tuple[int, int, bool]]  # (numbers, bytes of one, whether it is trained)
 
@@ -47,7 +47,7 @@ class Estimate:
     optimizer: float
     activations: float
     logits: float
-    buffers: float = 0.0  # of DeepSpeed: gathered parameters, buckets, the update's gradients in float32
+    buffers: float = 0.0  # of the engine: buckets, gathered parameters, the update's gradients in float32
     allocator: float = 0.0  # on a CPU: freed by the step and not returned to the system
 
     @property
@@ -92,16 +92,24 @@ def estimate(
         optimizer=0 if offloaded["optimizer"] else states / shared[0],
         activations=_activations(config, hf_config, batch) * here,
         logits=min(CHUNK, batch.text * hf_config.get_text_config().vocab_size) * (4 + 4 + here),
-        buffers=0 if stage is None else _buffers(config.engine.zero, parameters, here, world=world, device=device),
     )
-    if device.type == "cpu":
-        passing = copies + parts.gradients + parts.activations + parts.logits
-        return replace(parts, allocator=RETAINED * passing)
-    return parts
+    if config.engine.name == "ddp" and world > 1:
+        buckets, passing = parts.gradients, 0.0
+    else:
+        buckets, passing = _buffers(config.engine.zero, parameters, here, world=world, device=device)
+    kept = RETAINED * (copies + parts.gradients + passing) + RETAINED_ACTIVATIONS * parts.activations
+    return replace(parts, buffers=buckets + passing, allocator=kept if device.type == "cpu" else 0)
 
 
-def _buffers(zero: Mapping[str, Any], parameters: Parameters, here: int, *, world: int, device: torch.device) -> float:
-    """Bytes that DeepSpeed holds besides weights, gradients and states. On a CPU a buffer costs what is used of it."""
+def _buffers(
+    zero: Mapping[str, Any], parameters: Parameters, here: int, *, world: int, device: torch.device
+) -> tuple[float, float]:
+    """Bytes that DeepSpeed holds besides weights, gradients and states: (as long as it lives, within a step).
+
+    On a CPU a bucket costs what is used of it.
+    """
+    if not zero:
+        return 0, 0
     stage, everything = int(zero["stage"]), sum(n for n, _, _ in parameters)
     trained = sum(n for n, _, wanted in parameters if wanted)
     bucket = float(zero.get("reduce_bucket_size", 5e8))
@@ -111,7 +119,7 @@ def _buffers(zero: Mapping[str, Any], parameters: Parameters, here: int, *, worl
     gathered = min(everything, float(zero.get("stage3_max_live_parameters", 1e9))) if stage == 3 else 0
     unreduced = min(bucket, trained) * (1 - 1 / world) if stage >= 2 else 0  # whole until their bucket is full
     update = 0 if "offload_optimizer" in zero and device.type != "cpu" else 4 * trained / world  # gradients in float32
-    return here * (buckets + gathered + unreduced) + update
+    return here * buckets, here * (gathered + unreduced) + update
 
 
 def _activations(config: Config, hf_config: Any, batch: Largest) -> float:
