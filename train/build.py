@@ -50,6 +50,7 @@ from train.state.checkpoint import Checkpoints, candidates
 from train.state.health import Health
 from train.state.resume import Origin, on_as_many_ranks, open_run
 from train.state.shape import fingerprint, shape_of
+from train.state.watchdog import Watchdog
 from train.task import UptrainTask
 
 
@@ -111,7 +112,11 @@ def build_run(config: Config) -> Run | None:
     health = Health(
         engine, run_dir / "health.jsonl", config.train.max_bad_steps, meter.config.get_text_config().vocab_size
     )
-    parts = Parts(engine, task, optimizer, rates, recorder, meter, health, checkpoints, evaluate)
+    watchdog = Watchdog(
+        run_dir / "stall", engine.process_index, engine.num_processes, 60 * config.engine.timeout_minutes
+    )
+    bare.register_forward_pre_hook(lambda *_: watchdog.progress())  # in evaluations too
+    parts = Parts(engine, task, optimizer, rates, recorder, meter, health, checkpoints, watchdog, evaluate)
     return Run(parts, steps, first_step, forecast, origin)
 
 

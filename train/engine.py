@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from train.config import EngineConfig, TrainConfig
 
+MARGIN_MINUTES = 1.0  # that the watchdog is ahead of the process group, whose error would leave no report
 FOREIGN = ("ACCELERATE_", "FSDP_")  # what `accelerate launch` hands over from its own configuration
 
 
@@ -31,7 +32,7 @@ def build_engine(config: EngineConfig, train: TrainConfig, clip: float) -> Accel
     world = int(os.environ.get("WORLD_SIZE", 1))
     check_world(config.name, world, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count())
     AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run of the same process, in a sweep
-    limit = timedelta(minutes=config.timeout_minutes)
+    limit = timedelta(minutes=config.timeout_minutes + MARGIN_MINUTES)
     cpu = not torch.cuda.is_available()
     deepspeed = None
     if config.name.startswith("zero"):

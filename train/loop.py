@@ -26,6 +26,7 @@ from train.seeding import seed_draws
 from train.state.checkpoint import Checkpoints
 from train.state.health import Health, finite, poisoned
 from train.state.signals import Stop, agreed, noted
+from train.state.watchdog import Watchdog
 from train.task import StepOutput, count_targets
 
 
@@ -67,6 +68,7 @@ class Parts:
     meter: Meter
     health: Health
     checkpoints: Checkpoints
+    watchdog: Watchdog
     evaluate: Callable[[], list[Score]] | None
 
 
@@ -75,15 +77,17 @@ def fit(parts: Parts, steps: Iterable[Step], config: Config, first_step: int) ->
 
     Returns 0, or the exit status of a run that was asked to end early and has saved (train.state.signals).
     """
-    with noted(config.train.signals) as stop:
+    with noted(config.train.signals) as stop, parts.watchdog.watching():
         if _evaluation_due(parts, first_step, config) and not parts.checkpoints.scored(first_step):
             _evaluate(parts, first_step)
         parts.task.train()  # from_pretrained leaves a model in evaluation mode, where layers are not checkpointed
         parts.meter.restart()
+        parts.watchdog.at("data", first_step + 1)
         for step, data in enumerate(parts.meter.steps(steps), start=first_step):
             lr = set_lr(parts.optimizer, lr_factor(step, config.train.steps, config.optim))
             status = _train_step(parts, step, data, config, stop)
             _after_step(parts, step + 1, config, lr, bool(status))
+            parts.watchdog.at("data", step + 2)
             if status:
                 parts.engine.print(f"asked to end: {parts.checkpoints.last}; resume=auto continues from there")
                 return status
@@ -103,6 +107,7 @@ def _after_step(parts: Parts, done: int, config: Config, lr: float, ending: bool
         parts.checkpoints.let_go()
     if saving:
         with _paused(parts):
+            parts.watchdog.at("save")
             parts.checkpoints.save(done)
     if last:
         parts.checkpoints.let_go()
@@ -129,6 +134,7 @@ def _train_step(parts: Parts, step: int, data: Step, config: Config, stop: Stop)
     """One optimizer step, left out on all ranks where its gradient is not finite; the exit status they agreed on."""
     engine, rates = parts.engine, _rates(parts, step)
     losses = _accumulate(parts, step, data, config.seed)
+    parts.watchdog.at("optimizer")
     with parts.meter.span("optimizer"):
         norm, status = agreed(engine, engine.clip_grad_norm_(parts.task.parameters(), config.optim.clip), stop)
         if math.isfinite(norm):
@@ -164,8 +170,10 @@ def _accumulate(parts: Parts, step: int, data: Step, seed: int) -> list[torch.Te
         engine.gradient_state._set_sync_gradients(last)
         place = i * engine.num_processes + engine.process_index  # of the micro-batch in the step, as plans count
         seed_draws("dropout", seed, step, place)
+        parts.watchdog.at("forward", step + 1, batch.ids)
         with nullcontext() if last else engine.no_sync(parts.task):
             out = parts.task(batch, rate)
+            parts.watchdog.at("backward", step + 1, batch.ids)
             with parts.meter.span("backward"):
                 engine.backward(poisoned(out.loss_sum) * scale)
         losses.append(out.loss_sum.detach() / max(out.targets, 1))
@@ -210,6 +218,7 @@ def _report(parts: Parts, step: int, lr: float) -> None:
 
 def _evaluate(parts: Parts, step: int) -> None:
     assert parts.evaluate
+    parts.watchdog.at("evaluate", step)
     values: dict[str, float] = {}
     scores = parts.evaluate()
     for score in scores:

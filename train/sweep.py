@@ -16,7 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, read_write
 
 from train import cli
 from train.state.signals import INTERRUPTED, PREEMPTED
@@ -91,10 +93,18 @@ def jobs(folder: Path) -> dict[int, Job]:
     return {number: job for number, job in sorted(found.items()) if job is not None}
 
 
-class End(Callback):
-    """Hydra's hook at the end of a sweep: says what failed, and makes the command fail."""
+class Sweep(Callback):
+    """Hydra's hook at both ends of a sweep: its folder is settled before, what failed is listed after."""
 
-    def on_multirun_end(self, config: Any, **_: Any) -> None:
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        HydraConfig.instance().set_config(config)  # which the default run_dir reads
+        with read_write(
+            config.hydra.overrides
+        ):  # a job of another process knows our words, but not how we resolve them
+            config.run_dir = str(config.run_dir)
+            config.hydra.overrides.hydra.append(f"run_dir='{config.run_dir}'")
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         if int(os.environ.get("RANK", 0)):
             return
         folder = Path(config.run_dir)
