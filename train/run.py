@@ -31,6 +31,7 @@ from submitit.core.utils import UncompletedJobError
 from train import cli
 from train.config import Config, check
 from train.state import signals
+from train.state.failures import one_line_failures
 
 
 @hydra.main(version_base="1.3", config_path="pkg://configs", config_name="config")
@@ -52,7 +53,7 @@ def train(raw: DictConfig, folder: Path | None = None, begun: bool = False) -> N
     from train.build import build_run
     from train.loop import fit
 
-    with cli.one_line_errors():
+    with cli.one_line_errors(), one_line_failures():
         if folder is not None:
             raw.run_dir = str(folder)
             raw.resume = raw.resume or ("auto" if begun else None)

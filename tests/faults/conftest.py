@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+HERE = Path(__file__).parent
 FIXED = ["engine.precision=fp32", "show=false", "preflight=off", "tracker.tensorboard=false", "tracker.batches=true"]
 SMALL = ["data.max_frames=4", "data.max_pixels=12544", "optim.lr=1e-4", "optim.warmup=0", "optim.final_lr=1"]
 
@@ -45,3 +50,37 @@ def line(words, mixed) -> Callable[..., list[str]]:
         return words(f"data.train={mixed}", *FIXED, *SMALL, *more, run_dir=run_dir, **kwargs)
 
     return of
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[dict[str, str]]:
+    """The environment in which the commands of a SLURM of one node work; installed from the system's packages."""
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        pytest.skip("a SLURM of our own needs root and apt-get")
+    folder = Path(tempfile.mkdtemp(prefix="slurm"))  # not pytest's, which munge's user may not enter
+    started = subprocess.run([HERE / "slurm.sh", "start", folder], capture_output=True, text=True, timeout=300)
+    if started.returncode:
+        pytest.skip(f"no SLURM: {(started.stderr or started.stdout).strip().splitlines()[-1]}")
+    yield {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "OMP_NUM_THREADS": "1"}
+    subprocess.run([HERE / "slurm.sh", "stop", folder], timeout=60, check=True)
+    shutil.rmtree(folder, ignore_errors=True)  # daemons may still be writing their last lines
+
+
+@pytest.fixture
+def hosts() -> Iterator[dict[str, str]]:
+    """Two network namespaces that reach each other and nothing else: address by name."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root and iproute2")
+    found = {f"evs{os.getpid()}a": "10.231.77.1", f"evs{os.getpid()}b": "10.231.77.2"}
+    (a, b), ip = found, ["ip", "link", "add"]
+    made = subprocess.run(["ip", "netns", "add", a], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"no network namespaces: {made.stderr.strip()}")
+    subprocess.run(["ip", "netns", "add", b], check=True)
+    subprocess.run([*ip, "veth0", "netns", a, "type", "veth", "peer", "name", "veth0", "netns", b], check=True)
+    for name, address in found.items():
+        for words in (f"addr add {address}/24 dev veth0", "link set veth0 up", "link set lo up"):
+            subprocess.run(["ip", "-n", name, *words.split()], check=True)
+    yield found
+    for name in found:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
