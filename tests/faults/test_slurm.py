@@ -14,7 +14,7 @@ import pytest
 from tests.train.test_run import metrics
 from train import sweep
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
