@@ -2,6 +2,8 @@
 
 python scripts/evaluate.py model=DIR_OR_HUB_ID data=FILE rates=[0,0.5,0.75,0.9] [out=FILE.json]
 torchrun --nproc-per-node 8 scripts/evaluate.py ...                            shares the samples out
+
+Frames, pixels and positions are those that the checkpoint was trained on (evs.json beside its weights), unless given.
 """
 
 from __future__ import annotations
@@ -9,8 +11,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import cast
 
 if not __package__:  # run as a file: imports start at the repository root, not in scripts/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -19,6 +22,7 @@ import torch
 from accelerate import Accelerator
 
 from data.formats.columns import Columns
+from data.media.frames import TIMES, FramePolicy
 from evs import FrameDelta
 from evs.adapters import adapter_for
 from train import cli
@@ -27,6 +31,7 @@ from train.config import ATTENTION, CELL, SCHEMES, DataConfig, EvalConfig, Model
 from train.evaluate import Score
 from train.ranges import names, number, pruning_rates
 from train.report.curve import Curve, table
+from train.served import beside, filled
 from train.task import UptrainTask
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -41,20 +46,23 @@ class Options:
     name: str | None = None  # of the curve; default: the model's folder
     dtype: str = names("bfloat16", *DTYPES)  # the server's, for weights and scores
     attention: str = names("sdpa", *ATTENTION, pattern=".+/.+")
-    scheme: str = names("preserve", *SCHEMES)  # positions under pruning
+    scheme: str | None = names(None, *SCHEMES)  # positions under pruning; this and frames: as evs.json says
     batch_size: int = number(1, least=1)
     limit: int | None = number(None, least=1)  # samples
     media_root: str | None = None
     columns: Columns = field(default_factory=Columns)  # their names in the data
-    fps: float = number(DataConfig.fps, above=0)
-    min_frames: int = number(DataConfig.min_frames, least=2)
-    max_frames: int = number(DataConfig.max_frames, least=2)
+    fps: float | None = number(None, above=0)
+    min_frames: int | None = number(None, least=2)
+    max_frames: int | None = number(None, least=2)
     min_pixels: int | None = number(None, least=CELL)
     max_pixels: int | None = number(None, least=CELL)
+    total_pixels: int | None = number(None, least=CELL)
+    times: str | None = names(None, *TIMES)
     workers: int = number(1, least=0)
 
 
 def main(options: Options) -> None:
+    options = filled(options, beside(options.model))
     scores = run(options)
     name = options.name or Path(options.model).name
     print(table([Curve(name, {score.rate: score.accuracy for score in scores})]))
@@ -72,18 +80,14 @@ def run(options: Options) -> list[Score]:
     data = DataConfig(
         media_root=options.media_root,
         columns=options.columns,
-        fps=options.fps,
-        min_frames=options.min_frames,
-        max_frames=options.max_frames,
-        min_pixels=options.min_pixels,
-        max_pixels=options.max_pixels,
         workers=options.workers,
+        **{each.name: getattr(options, each.name) for each in fields(FramePolicy)},
     )
     evaluation = EvalConfig(rates=options.rates, batch_size=options.batch_size, limit=options.limit)
     engine = Accelerator(cpu=not torch.cuda.is_available())
     encoder = build_encoder(config, data)
     model = build_model(config, DTYPES[options.dtype]).to(engine.device)
-    task = UptrainTask(model, adapter_for(model, options.scheme), FrameDelta(options.dtype)).eval()
+    task = UptrainTask(model, adapter_for(model, cast(str, options.scheme)), FrameDelta(options.dtype)).eval()
     samples = read_file(options.data, data)
     return build_evaluation(engine, task, encoder, samples, data=data, config=evaluation)()
 

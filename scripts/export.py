@@ -1,10 +1,13 @@
 """A run's checkpoint as a stock Hugging Face folder: the base model's files and keys, the trained weights, a card.
 
+Beside them `evs.json` says what was trained and the processor's configuration the sizes; what is printed, how to serve.
+
 python scripts/export.py run=DIR out=DIR [checkpoint=DIR] [push=user/name]
 """
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
@@ -26,6 +29,7 @@ from train.config import Config
 from train.experts import publish_experts
 from train.report.card import model_card
 from train.report.curve import from_run, plot
+from train.served import policy_of, serve_command, write_processor
 from train.state.checkpoint import complete
 
 
@@ -48,11 +52,19 @@ def main(options: Options) -> None:
     write_weights(config, checkpoint, out)
     copy_companions(base, out)
     check_shapes(base, out)
+    policy = policy_of(config)
+    policy.write(out)
+    write_processor(out, policy)
     curves = from_run(run)
     if curves:
         plot(curves, out / "curve.png", "Accuracy by pruning rate, before and after uptraining")
     (out / "README.md").write_text(model_card(config, checkpoint.name, curves))
     print(f"checkpoint: {out} (from {checkpoint})")
+    print(f"serve it: {serve_command(policy, shlex.quote(str(out)))}")
+    if policy.times == "real":
+        print(
+            "trained on data.times=real: servers give the model index / average rate, which differs at a variable rate"
+        )
     if options.push:
         api = HfApi()
         api.create_repo(options.push, exist_ok=True)

@@ -1,9 +1,10 @@
 """Ask a model about videos and images, its video tokens pruned as a server would prune them.
 
     python scripts/generate.py model=DIR_OR_HUB_ID video=FILE prompt="What happens?" rate=0.5
-        [video=[a.mp4,b.mp4]] [image=[c.png]] [scheme=preserve] [fps=2] [max_frames=768] [dtype=float32]
+        [video=[a.mp4,b.mp4]] [image=[c.png]] [fps=2] [max_frames=768] [dtype=float32]
         [sample=true temperature=0.7 top_p=0.8 seed=1] [logprobs=5] [json=true]
 
+Frames, pixels and positions are those that the checkpoint was trained on (evs.json beside its weights), unless given.
 Media stand before the prompt, images first, unless it says where: prompt="First <video>, then <video>: the difference?"
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
@@ -32,6 +33,7 @@ from evs.adapters import adapter_for, check_family
 from evs.generate import Decoding, Generation, generate
 from evs.select import check_rate
 from train import cli
+from train.served import beside, filled
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,14 @@ class Options:
     rate: float = 0.0
     video: Any = None  # a file or a list of files
     image: Any = None
-    scheme: str = "preserve"
-    fps: float = 2.0
-    min_frames: int = 4
-    max_frames: int = 768
+    scheme: str | None = None  # these: as the checkpoint's evs.json says
+    fps: float | None = None
+    min_frames: int | None = None
+    max_frames: int | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
+    total_pixels: int | None = None
+    times: str | None = None
     dtype: str = "auto"  # the checkpoint's own
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     attention: str = "sdpa"
@@ -64,12 +68,13 @@ class Options:
 def main(options: Options) -> None:
     check_rate(options.rate)
     check_family(hf.AutoConfig.from_pretrained(options.model).model_type)
+    options = filled(options, beside(options.model))
     processor = hf.AutoProcessor.from_pretrained(options.model)
     batch = read(options, processor)
     model: Any = hf.AutoModelForImageTextToText.from_pretrained(
         options.model, dtype=options.dtype, attn_implementation=options.attention
     )
-    adapter = adapter_for(model.to(options.device).eval(), options.scheme)
+    adapter = adapter_for(model.to(options.device).eval(), cast(str, options.scheme))
     started, first = perf_counter(), []
     (out,) = generate(
         model, adapter, batch, options.rate, decoding(options), on_step=lambda _: first.append(perf_counter())
@@ -95,7 +100,7 @@ def read(options: Options, processor: Any) -> Batch:
     media = Media({"video": videos, "image": images}, Path(), "prompt")
     parts = media.split(text)
     media.check_all_taken()
-    policy = FramePolicy(options.fps, options.min_frames, options.max_frames, options.min_pixels, options.max_pixels)
+    policy = FramePolicy(**{each.name: getattr(options, each.name) for each in fields(FramePolicy)})
     encoding = Encoder(processor, policy).prompt(Sample("prompt", (Turn("user", parts),)))
     return collate([encoding], filler_token=0)
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from data.media.processor import CALL
+from evs.policy import Policy, read
 from scripts import export
 from tests.runs import trained
 from train.experts import publish_experts
@@ -31,6 +34,24 @@ def test_the_export_is_the_base_with_other_weights(words, checkpoint, questions,
             assert torch.equal(value, trained_weights[name].to(value.dtype)), name
     card = (out / "README.md").read_text()
     assert "| step 4 |" in card and (out / "curve.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_what_was_trained_travels_with_the_export(words, tmp_path, capsys, family):
+    trained(*words("train.steps=1", "data.fps=1", "data.max_pixels=12544", "scorer.dtype=float32", family=family))
+    out = tmp_path / "out"
+    export.main(export.Options(run=str(tmp_path / "run"), out=str(out)))
+    policy = read(out)
+    assert policy == Policy(fps=1.0, max_frames=8, max_pixels=12544, scorer_dtype="float32", rates=policy.rates)
+    assert policy.rates["name"] == "Uniform"
+    line = capsys.readouterr().out.splitlines()[-1]
+    told = json.loads(re.search(r"--media-io-kwargs '(.*)'", line)[1])
+    assert f"vllm serve {out} " in line and told == {"video": {"fps": 1.0, "min_frames": 4, "max_frames": 8}}
+    assert "--media-io-kwargs '{" in (out / "README.md").read_text()
+    fresh = AutoProcessor.from_pretrained(out).video_processor
+    grid = fresh(torch.zeros(8, 3, 300, 400, dtype=torch.uint8), **CALL)["video_grid_thw"][0]
+    assert 0.5 * 12544 < grid[1] * grid[2] * fresh.patch_size**2 <= 12544
+    assert (fresh.fps, fresh.max_frames) == (1.0, 8)
 
 
 def test_square_experts_are_refused(tmp_path):

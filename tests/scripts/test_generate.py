@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
 from data.types import MediaError, RowError
+from evs.policy import Policy
 from scripts import generate
 from scripts.make_tiny_model import make
 from tests.data import videos
@@ -26,6 +28,21 @@ def video(tmp_path_factory) -> str:
 def ask(capsys, **options) -> dict:
     generate.main(generate.Options(json=True, max_new_tokens=4, logprobs=3, device="cpu", **options))
     return json.loads(capsys.readouterr().out)
+
+
+def test_frames_and_pixels_are_those_of_the_training_unless_given(model, video, capsys, tmp_path) -> None:
+    plain = ask(capsys, model=model, prompt="What?", video=video)
+    folder = str(shutil.copytree(model, tmp_path / "exported"))
+    Policy(fps=4.0, max_pixels=56 * 56).write(folder)
+    trained = ask(capsys, model=folder, prompt="What?", video=video)
+    given = ask(capsys, model=model, prompt="What?", video=video, fps=4.0, max_pixels=56 * 56)
+    assert trained["prompt_ids"] == given["prompt_ids"] != plain["prompt_ids"]
+
+
+def test_a_checkpoint_without_a_policy_is_named_in_one_line(model, video, capsys) -> None:
+    generate.main(generate.Options(model, "What?", video=video, max_new_tokens=1, device="cpu"))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "evs.json" in line]
+    assert line.startswith(model) and "defaults" in line
 
 
 def test_json_tells_what_was_asked_kept_and_answered(model, video, capsys) -> None:
@@ -57,7 +74,7 @@ def test_what_cannot_be_answered_is_refused_in_one_line(model, video, tmp_path) 
     one = str(videos.write(tmp_path / "one.mp4", [0.0], size=(112, 168)))
     for options, error, message in [
         ({"rate": 1.0}, ValueError, r"rate 1.0 is outside \[0, 1\)"),
-        ({"video": one}, MediaError, "fewer frames .* than the 2 of a temporal grid"),
+        ({"video": one}, MediaError, "1 frame.* fewer than a temporal grid"),
         ({"prompt": "<video> or <video>?"}, RowError, "<video> mark number 2 has no video"),
         ({"scheme": "vlm"}, ValueError, "scheme 'vlm' is unknown"),
     ]:

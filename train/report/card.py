@@ -7,6 +7,7 @@ from string import Template
 
 from train.config import Config
 from train.report.curve import Curve, table
+from train.served import policy_of, serve_command
 
 CARD = Template("""\
 ---
@@ -20,9 +21,12 @@ tags: [video, token-pruning, efficient-video-sampling]
 
 Base model: $base, uptrained to stay accurate when Efficient Video Sampling
 ([arXiv 2510.14624](https://arxiv.org/abs/2510.14624)) prunes its video tokens. A stock checkpoint: the base model's
-keys, configuration and processor.
+keys, configuration and processor, its frame sizes those of the training.
 
-    vllm serve <this checkpoint> --video-pruning-rate 0.75
+    $serve
+
+`evs.json` holds the frames, pixels, rates and scores of the training; frame rate and limits are the command's, since
+servers read them from no file.
 
 ## Training
 
@@ -45,6 +49,7 @@ def model_card(config: Config, checkpoint: str, curves: Sequence[Curve]) -> str:
         scorer=_call(config.scorer),
         frozen=", ".join(config.model.freeze) or "nothing",
         lr=config.optim.lr,
+        serve=serve_command(policy_of(config)),
         curve=f"![accuracy by rate](curve.png)\n\n{table(curves)}" if curves else "Not evaluated during the run.",
     )
 

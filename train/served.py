@@ -1,0 +1,87 @@
+"""What an export says to whoever serves it: its policy, the processor's configuration, and the server's command."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import AutoVideoProcessor
+from transformers.utils import cached_file
+
+from data.media.frames import FramePolicy
+from data.media.processor import configuration
+from evs.policy import FILE, Policy, read
+from train.config import Config, frame_policy
+
+Options = TypeVar("Options")
+PROCESSOR, VIDEO_PROCESSOR = "processor_config.json", "video_preprocessor_config.json"
+
+
+def policy_of(config: Config) -> Policy:
+    """The policy of a run."""
+    return Policy(
+        scheme=config.model.scheme,
+        scorer=re.sub(r"(?<!^)(?=[A-Z])", "_", _name(config.scorer)).lower(),
+        scorer_dtype=config.scorer.get("dtype"),
+        rates={"name": _name(config.rate), **{key: value for key, value in config.rate.items() if key != "_target_"}},
+        **asdict(frame_policy(config.data)),
+    )
+
+
+def frames_of(policy: Policy) -> FramePolicy:
+    """The part of a policy that frames are sampled and resized by."""
+    return FramePolicy(**{each.name: getattr(policy, each.name) for each in fields(FramePolicy)})
+
+
+def beside(model: str) -> Policy:
+    """The policy in a checkpoint's folder or on the Hub; without one, which is said in one line, the defaults."""
+    found = cached_file(
+        model, FILE, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    policy = read(Path(found).parent) if found else None
+    if policy is None:
+        print(f"{model}: has no {FILE} (not exported here, or before it was written): defaults hold", file=sys.stderr)
+    return policy or Policy()
+
+
+def filled(options: Options, policy: Policy) -> Options:
+    """The options of a command, those left open (None) as the policy says."""
+    known = {each.name for each in fields(Policy)}
+    names = [each.name for each in fields(options)]  # type: ignore[arg-type]
+    taken = {name: getattr(policy, name) for name in names if name in known and getattr(options, name) is None}
+    return replace(options, **taken)  # type: ignore[type-var]
+
+
+def write_processor(folder: Path, policy: Policy) -> None:
+    """Put what the policy decides into the video processor's configuration, in the file that is read for it."""
+    entries = configuration(AutoVideoProcessor.from_pretrained(folder), frames_of(policy))
+    whole = folder / PROCESSOR
+    if whole.is_file() and "video_processor" in (content := json.loads(whole.read_text())):
+        content["video_processor"] |= entries
+        _write(whole, content)
+        return
+    own = AutoVideoProcessor.from_pretrained(folder).to_dict()
+    _write(folder / VIDEO_PROCESSOR, own | entries)
+
+
+def serve_command(policy: Policy, model: str = "<this checkpoint>", rate: float = 0.75) -> str:
+    """The shell line that serves a checkpoint as it was trained. Sizes are read from its own files."""
+    off = "" if policy.scheme == "preserve" else "EVS_VLLM_PLUGIN=0 "
+    return f"{off}vllm serve {model} --video-pruning-rate {rate:g} --media-io-kwargs '{json.dumps(media_io(policy))}'"
+
+
+def media_io(policy: Policy) -> dict[str, dict[str, Any]]:
+    """What vLLM's loaders are told: the frame rate and limits, which they read from no file."""
+    return {"video": {"fps": policy.fps, "min_frames": policy.min_frames, "max_frames": policy.max_frames}}
+
+
+def _name(node: dict[str, Any]) -> str:
+    return str(node["_target_"]).rsplit(".", 1)[-1]
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
