@@ -1,7 +1,7 @@
 """Does a real vLLM answer as the trained model does? The same prompts through evs.generate and through the server.
 
     python scripts/check_serving.py model=DIR vllm_python=ENV/bin/python [rates=[0,0.5,0.75]] [cases=[square,1 fps]]
-        [chunks=[0,64]] [servers=[stock,plugin]] [scheme=vllm] [dtype=float32] [device=cpu]
+        [videos=[a.mp4,b.avi]] [chunks=[0,64]] [servers=[stock,plugin]] [scheme=vllm] [dtype=float32] [device=cpu]
 
 Prints one line a case and one column a rate: the largest difference of the server's top-5 log-probabilities over the
 first 8 greedy tokens, as far as both chose the same tokens, and how many tokens stand at another position. Exit
@@ -9,6 +9,10 @@ status 1 where lengths, positions, tokens or log-probabilities differ. Where the
 score ("tie of 2"), its choice is taken over before the comparison; a prompt that is too long for the server is no
 difference. `chunks` are values of the server's max_num_batched_tokens: below a prompt's length its prefill comes in
 several steps; 0 is a length that all prompts fit. `engine` takes more arguments of vLLM's LLM.
+
+`videos` are files that both sides read themselves, the server by its own loader and started as `export.py` prints
+(told=false: with its defaults). Frames, times, grid and pixels are compared too, and a clip that differs is shown with
+the first stage at which it does.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,13 +36,16 @@ from transformers import AutoConfig, AutoProcessor
 
 from data.encode import Encoder, collate
 from data.media.frames import FramePolicy
-from data.types import Batch
 from evs.adapters import check_family
 from evs.select import check_rate
 from scripts.serving.cases import CASES, Case, clip, picture, server_metadata
 from scripts.serving.compare import Verdict, compare, summary
-from scripts.serving.ours import STEPS, TOP, Ours
+from scripts.serving.files import compare_file
+from scripts.serving.files import prepare as prepare_files
+from scripts.serving.ours import STEPS, TOP, Answer, Ours
+from scripts.serving.prompts import Prompt
 from train import cli
+from train.served import beside, frames_of, media_io
 
 # A prompt as it is written, without a chat's headers.
 BARE = (
@@ -55,6 +63,8 @@ class Options:
     vllm_python: str = os.environ.get("EVS_VLLM_PYTHON", "")
     rates: list[float] = field(default_factory=lambda: [0.0, 0.5, 0.75])
     cases: list[str] = field(default_factory=lambda: list(CASES))
+    videos: list[str] = field(default_factory=list)  # files, in place of the cases
+    told: bool = True  # whether the server is told the checkpoint's frame rate and limits, as `export.py` prints them
     chunks: list[int] = field(default_factory=lambda: [0])
     servers: list[str] = field(default_factory=lambda: ["plugin"])
     scheme: str = "preserve"  # of our side; vllm is what a stock server does to Qwen2.5-VL
@@ -63,18 +73,6 @@ class Options:
     tolerance: float = 1e-3
     table: str | None = None  # a file to write the table to
     engine: dict[str, Any] = field(default_factory=dict)  # as {tensor_parallel_size:2}
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One case, as text and media for the server and as a batch for ourselves."""
-
-    name: str
-    text: str
-    media: dict[str, np.ndarray]
-    videos: list[dict[str, Any]]
-    images: list[str]
-    batch: Batch
 
 
 def main(options: Options) -> None:
@@ -95,15 +93,38 @@ def main(options: Options) -> None:
 def check(options: Options) -> dict[Key, Verdict]:
     """A verdict on every case at every rate, for each of the server's chunk lengths."""
     _check(options)
+    if options.videos:
+        return _check_files(options)
     prompts = {one.name: one for one in prepare(options.model, {name: CASES[name] for name in options.cases})}
-    answers = [each for server in options.servers for each in serve(list(prompts.values()), options, server).items()]
+    return {
+        key: compare(answer, theirs, options.tolerance)
+        for key, answer, theirs in _asked(list(prompts.values()), options, options.engine)
+    }
+
+
+def _check_files(options: Options) -> dict[Key, Verdict]:
+    policy = beside(options.model)
+    prompts, refused = prepare_files(options.model, options.videos, frames_of(policy))
+    named = {prompt.name: prompt for prompt in prompts}
+    engine = {"allowed_local_media_path": "/", **({"media_io_kwargs": media_io(policy)} if options.told else {})}
+    verdicts = {
+        key: compare_file(named[key[1]], answer, theirs, options.tolerance)
+        for key, answer, theirs in _asked(prompts, options, engine | options.engine)
+    }
+    runs = [(server, rate, chunk) for server in options.servers for rate in options.rates for chunk in options.chunks]
+    return verdicts | {(server, name, rate, chunk): refused[name] for server, rate, chunk in runs for name in refused}
+
+
+def _asked(
+    prompts: list[Prompt], options: Options, engine: dict[str, Any]
+) -> Iterator[tuple[Key, Answer, dict[str, Any]]]:
+    """(key, our answer, the server's) to every prompt at every rate."""
+    answers = [each for server in options.servers for each in serve(prompts, options, server, engine).items()]
     ours = Ours(options.model, options.scheme, options.dtype, options.device)
-    verdicts = {}
+    batches = {prompt.name: prompt.batch for prompt in prompts}
     for key, theirs in answers:
         _, name, rate, _ = key
-        answer = ours.answer(name, prompts[name].batch, rate, theirs.get("kept", []))
-        verdicts[key] = compare(answer, theirs, options.tolerance)
-    return verdicts
+        yield key, ours.answer(name, batches[name], rate, theirs.get("kept", [])), theirs
 
 
 def prepare(model: str, cases: dict[str, Case]) -> list[Prompt]:
@@ -115,8 +136,12 @@ def prepare(model: str, cases: dict[str, Case]) -> list[Prompt]:
     return [_prompt(name, case, encoders[case.chat]) for name, case in cases.items()]
 
 
-def serve(prompts: list[Prompt], options: Options, server: str) -> dict[Key, dict[str, Any]]:
+def serve(
+    prompts: list[Prompt], options: Options, server: str, engine: dict[str, Any] | None = None
+) -> dict[Key, dict[str, Any]]:
     """What vLLM answers, in its own process and its own Python, with the plugin or as it comes."""
+    if not prompts:
+        return {}
     request = {
         "model": options.model,
         "dtype": options.dtype,
@@ -124,12 +149,9 @@ def serve(prompts: list[Prompt], options: Options, server: str) -> dict[Key, dic
         "steps": STEPS,
         "top": TOP,
         "max_model_len": max(len(prompt.batch.input_ids_N) for prompt in prompts) + 64,
-        "engine": options.engine,
+        "engine": engine or {},
         "runs": [{"rate": rate, "chunk": chunk} for chunk in options.chunks for rate in options.rates],
-        "cases": [
-            {"name": prompt.name, "prompt": prompt.text, "videos": prompt.videos, "images": prompt.images}
-            for prompt in prompts
-        ],
+        "cases": [prompt.request for prompt in prompts],
     }
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "request.json").write_text(json.dumps(request))
@@ -152,9 +174,9 @@ def table(verdicts: dict[Key, Verdict], options: Options) -> str:
     runs = [(server, rate, chunk) for server in options.servers for chunk in options.chunks for rate in options.rates]
     heads = [f"{SERVERS[server]}{rate:g}" + f", chunks of {chunk}" * bool(chunk) for server, rate, chunk in runs]
     rows = [["case", *heads], ["---"] * (1 + len(runs))]
-    for name in options.cases:
+    for name in options.videos or options.cases:
         cells = [verdicts[server, name, rate, chunk] for server, rate, chunk in runs]
-        rows.append([name, *(cell.text if cell.agrees else f"**{cell.text}**" for cell in cells)])
+        rows.append([Path(name).name, *(cell.text if cell.agrees else f"**{cell.text}**" for cell in cells)])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
@@ -167,13 +189,12 @@ def _prompt(name: str, case: Case, encoder: Encoder) -> Prompt:
     media = {f"{name}/video{i}": one.frames_THWC for i, one in enumerate(clips)}
     videos = [{"key": key, "metadata": server_metadata(one)} for key, one in zip(media, clips)]
     images = {f"{name}/image{i}": one for i, one in enumerate(pictures)}
+    text = encoder.chat(sample, generate=True)
     return Prompt(
         name=name,
-        text=encoder.chat(sample, generate=True),
-        media=media | images,
-        videos=videos,
-        images=list(images),
         batch=collate([encoder.encode_clips(sample, clips, pictures, generate=True)], filler_token=0),
+        request={"name": name, "prompt": text, "videos": videos, "images": list(images)},
+        media=media | images,
     )
 
 
@@ -184,6 +205,9 @@ def _check(options: Options) -> None:
         for name in asked:
             if name not in known:
                 raise ValueError(f"no {kind} {name!r}{cli.suggest(name, list(known))}")
+    for video in options.videos:
+        if not Path(video).is_file():
+            raise ValueError(f"videos: {video} does not exist: give video files")
     check_family(AutoConfig.from_pretrained(options.model).model_type)
     if not options.vllm_python:
         raise ValueError("vllm_python= is missing: give the Python of an environment with vLLM and this package")

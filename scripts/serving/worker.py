@@ -19,6 +19,8 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # so that an engin
 
 import numpy as np
 
+from scripts.serving.loading import loader_noted, messages, seen, unwatch_tower, watch_tower
+
 MASKS = ("compute_retention_mask", "select")  # what a server's model calls to prune: stock vLLM's, the plugin's
 
 
@@ -44,8 +46,14 @@ def answer(llm: Any, case: dict[str, Any], media: Any, steps: int, top: int) -> 
     """What `generate` says of one prompt, at which positions, and which tokens of each video were kept."""
     llm.llm_engine.reset_encoder_cache()  # else a video that was seen before is not pruned again
     llm.apply_model(watch)
-    (got,) = generate(llm, [case], media, steps, top)
-    return got | llm.apply_model(unwatch)[0]
+    if "url" not in case:
+        (got,) = generate(llm, [case], media, steps, top)
+        return got | llm.apply_model(unwatch)[0]
+    llm.apply_model(watch_tower)
+    with loader_noted() as loads:
+        (got,) = generate(llm, [case], media, steps, top)
+    calls = llm.apply_model(unwatch_tower)[0]
+    return got | llm.apply_model(unwatch)[0] | {"seen": seen(loads[0], calls, case, media)}
 
 
 def generate(llm: Any, cases: list[dict[str, Any]], media: Any, steps: int, top: int) -> list[dict[str, Any]]:
@@ -53,13 +61,17 @@ def generate(llm: Any, cases: list[dict[str, Any]], media: Any, steps: int, top:
     from vllm import SamplingParams
 
     sampling = SamplingParams(temperature=0, max_tokens=steps, logprobs=top, ignore_eos=True)
+    if "url" in cases[0]:
+        outs = llm.chat([messages(case) for case in cases], sampling, use_tqdm=False)
+    else:
+        outs = llm.generate([prompt_of(case, media) for case in cases], sampling, use_tqdm=False)
     return [
         {
             "prompt_ids": list(out.prompt_token_ids),
             "tokens": list(out.outputs[0].token_ids),
             "logprobs": [{t: float(p.logprob) for t, p in step.items()} for step in out.outputs[0].logprobs],
         }
-        for out in llm.generate([prompt_of(case, media) for case in cases], sampling, use_tqdm=False)
+        for out in outs
     ]
 
 

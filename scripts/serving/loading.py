@@ -1,0 +1,78 @@
+"""The server's side of clips from files: asks through vLLM's chat, and notes what its loader and its tower were given.
+
+Runs under vLLM's Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+
+def messages(case: dict[str, Any]) -> list[dict[str, Any]]:
+    """One user turn, as an API's client writes it."""
+    video = {"type": "video_url", "video_url": {"url": case["url"]}}
+    return [{"role": "user", "content": [video, {"type": "text", "text": case["question"]}]}]
+
+
+@contextmanager
+def loader_noted() -> Iterator[list[dict[str, Any]]]:
+    """The metadata of every video that vLLM's loader reads meanwhile."""
+    from vllm.multimodal.media.video import VideoMediaIO
+
+    loads, stock = [], VideoMediaIO.load_bytes
+
+    def load_bytes(self: Any, data: bytes) -> Any:
+        loaded = stock(self, data)
+        loads.append(loaded.media[1])
+        return loaded
+
+    VideoMediaIO.load_bytes = load_bytes
+    try:
+        yield loads
+    finally:
+        VideoMediaIO.load_bytes = stock
+
+
+def watch_tower(model: Any) -> None:
+    """Note the patches and grids of every call of the vision tower."""
+    model.tower_calls = []
+
+    def see(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        rows, grids = [*args, *kwargs.values()][:2]
+        model.tower_calls.append((rows.cpu().numpy(), np.asarray(grids).tolist()))
+
+    model.tower_watch = model.visual.register_forward_pre_hook(see, with_kwargs=True)
+
+
+def unwatch_tower(model: Any) -> list[tuple[np.ndarray, list[list[int]]]]:
+    model.tower_watch.remove()
+    return model.tower_calls
+
+
+def seen(
+    loaded: dict[str, Any], calls: list[tuple[np.ndarray, list[list[int]]]], case: dict[str, Any], media: Any
+) -> dict[str, Any]:
+    """What one clip became, and by how many levels of 255 its pixels are away from the trainer's."""
+    rows, grids = calls[0]
+    theirs, ours = to_bytes(rows, **case["normal"]), media[case["pixels"]]
+    gap = int(np.abs(theirs.astype(np.int16) - ours).max()) if theirs.shape == ours.shape else 255
+    return {
+        "indices": [int(index) for index in loaded["frames_indices"]],
+        "fps": float(loaded["fps"]),
+        "frames": int(loaded["total_num_frames"]),
+        "grids": [[int(side) for side in grid] for grid in grids],
+        "pixels": gap,
+    }
+
+
+def to_bytes(rows_RP: np.ndarray, mean: list[float], std: list[float]) -> np.ndarray:
+    """[R, patch] uint8 of patches as they are before normalisation; a server that normalises later gives them so."""
+    if rows_RP.dtype == np.uint8:
+        return rows_RP
+    channels_RCP = rows_RP.astype(np.float32).reshape(len(rows_RP), 3, -1)
+    levels = 255 * (channels_RCP * np.array(std)[:, None] + np.array(mean)[:, None])
+    return levels.round().clip(0, 255).astype(np.uint8).reshape(rows_RP.shape)
