@@ -22,6 +22,7 @@ AccountingStorageType=accounting_storage/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 ReturnToService=2
+SlurmdParameters=config_overrides
 MpiDefault=none
 SwitchType=switch/none
 KillWait=60
@@ -32,8 +33,8 @@ SlurmctldPidFile=$dir/slurmctld.pid
 SlurmdPidFile=$dir/slurmd.pid
 SlurmctldLogFile=$dir/log/slurmctld.log
 SlurmdLogFile=$dir/log/slurmd.log
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) State=UNKNOWN
-PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4
+NodeName=$host NodeAddr=127.0.0.1 CPUs=4 State=UNKNOWN
+PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE State=UP
 CONF
   chmod 711 "$dir" && chown -R munge "$dir/munge" && chmod 755 "$dir/munge"
   su -s /bin/bash munge -c "mungekey -c -k $dir/munge/key; munged --key-file=$dir/munge/key --socket=$dir/munge/socket \
