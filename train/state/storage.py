@@ -38,13 +38,12 @@ def save_state(engine: Accelerator, task: nn.Module, optimizer: Any, folder: Pat
 
 def load_state(engine: Accelerator, task: nn.Module, optimizer: Any, folder: Path) -> None:
     """As saved by as many ranks, or without shards by any number."""
-    if sharded(engine):
-        deepspeed: Any = task
-        with trusting_tensors_only():
+    with trusting_tensors_only(), keeping_settings(optimizer):
+        if sharded(engine):
+            deepspeed: Any = task
             deepspeed.load_checkpoint(str(folder), TAG)
-    else:
-        load_model(engine.unwrap_model(task), str(folder / "model.safetensors"))
-        with trusting_tensors_only():
+        else:
+            load_model(engine.unwrap_model(task), str(folder / "model.safetensors"))
             optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu"))
 
 
@@ -52,20 +51,26 @@ def load_resharded(engine: Accelerator, task: nn.Module, optimizer: Any, folder:
     """DeepSpeed's shards as saved by another number of ranks, through its universal checkpoint in `scratch`."""
     on_main(engine, lambda: _universal(folder / TAG, scratch / TAG))
     deepspeed: Any = task
-    hyper = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     deepspeed._config.load_universal_checkpoint = True
     try:
-        with trusting_tensors_only():
+        with trusting_tensors_only(), keeping_settings(optimizer):  # DeepSpeed gives all groups the first one's
             deepspeed.load_checkpoint(str(scratch), TAG)
     finally:
         deepspeed._config.load_universal_checkpoint = False
-    for group, own in zip(optimizer.param_groups, hyper):  # DeepSpeed gives all groups the first one's
-        group.update(own)
-    for state in deepspeed.optimizer.optimizer.state.values():  # and under ZeRO 3 one counter of steps
+    for state in deepspeed.optimizer.optimizer.state.values():  # and under ZeRO 3 all parameters one count of steps
         state["step"] = torch.as_tensor(state["step"]).clone()
     engine.wait_for_everyone()
     if engine.is_main_process:
         shutil.rmtree(scratch)
+
+
+@contextmanager
+def keeping_settings(optimizer: Any) -> Iterator[None]:
+    """Inside, loading brings what the optimizer has learned; learning rates and the like stay those of this run."""
+    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    yield
+    for group, settings in zip(optimizer.param_groups, own):
+        group.update(settings)
 
 
 def sharded(engine: Accelerator) -> bool:

@@ -158,6 +158,12 @@ def test_a_step_is_the_same_on_one_rank_by_two_and_resumed_metrics_hold_each_ste
 
 
 @pytest.mark.slow
+def test_a_resumed_run_takes_the_learning_rate_it_is_given(words, saved):
+    trained(*words("resume=auto", "train.steps=5", "optim.lr=3e-4", "optim.warmup=0", "optim.final_lr=1"))
+    assert rows(saved)[-1]["lr"] == pytest.approx(3e-4)
+
+
+@pytest.mark.slow
 def test_an_evaluation_that_a_kill_prevented_is_made_up_for(words, questions, tmp_path):
     more = [f"data.eval={questions}", "eval.limit=1", "eval.rates=[0]", "eval.every=2", "train.save_every=2"]
     run = tmp_path / "run"
