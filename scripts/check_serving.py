@@ -39,7 +39,7 @@ from data.media.frames import FramePolicy
 from evs.adapters import check_family
 from evs.select import check_rate
 from scripts.serving.cases import CASES, Case, clip, picture, server_metadata
-from scripts.serving.compare import Verdict, compare, summary
+from scripts.serving.compare import Verdict, compare, share_of_ties, summary
 from scripts.serving.files import compare_file
 from scripts.serving.files import prepare as prepare_files
 from scripts.serving.ours import STEPS, TOP, Answer, Ours
@@ -84,8 +84,8 @@ def main(options: Options) -> None:
     for (server, name, rate, chunk), verdict in verdicts.items():
         if verdict.error:
             print(f"{server}, {name}, rate {rate:g}, chunk {chunk}: {verdict.error}", file=sys.stderr)
-    if ties := sum(verdict.ties for verdict in verdicts.values()):
-        print(f"ties at the cut: {ties} tokens, of scores equal but for rounding; taken over from the server")
+    if shared := share_of_ties(list(verdicts.values())):
+        print(shared)
     if problem := summary(list(verdicts.values()), options.tolerance):
         raise SystemExit(problem)
 

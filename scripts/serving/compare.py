@@ -17,6 +17,7 @@ class Verdict:
     agrees: bool
     error: str = ""  # what the server said
     ties: int = 0  # tokens that the server kept in place of others of equal score
+    kept: int = 0  # tokens of videos that it kept, where it says so
     compared: bool = True  # False where the server refuses the prompt as too long for it
 
 
@@ -33,11 +34,19 @@ def compare(ours: Answer, theirs: dict[str, Any], tolerance: float) -> Verdict:
     agreed = same.index(False) if False in same else len(same)
     pairs = list(zip(said.logprobs, theirs["logprobs"]))[: agreed + 1]
     worst = max(abs(mine.get(int(token), -1e9) - value) for mine, step in pairs for token, value in step.items())
-    moved = sum(mine != other for mine, other in zip(zip(*ours.positions), zip(*theirs["positions"])))
+    theirs_PN = theirs.get("positions", ours.positions)  # a server says none of prompts that it ran together
+    moved = sum(mine != other for mine, other in zip(zip(*ours.positions), zip(*theirs_PN)))
     text = f"{worst:.1e}" + (f", tie of {choice.ties}" if choice.ties else "") + (f", {moved} moved" if moved else "")
     if choice.gap:
         text += f", kept others by {choice.gap:.0e} of score"
-    return Verdict(text, not moved and agreed == len(same) and worst <= tolerance, ties=choice.ties)
+    agrees = not moved and agreed == len(same) and worst <= tolerance
+    return Verdict(text, agrees, ties=choice.ties, kept=sum(map(len, choice.kept)))
+
+
+def share_of_ties(verdicts: Sequence[Verdict]) -> str:
+    """How many of the kept tokens are others of equal score, in one line; empty where no token was pruned."""
+    ties, kept = sum(verdict.ties for verdict in verdicts), sum(verdict.kept for verdict in verdicts)
+    return f"ties at the cut: {ties} of {kept} kept video tokens ({ties / kept:.2%})" if kept else ""
 
 
 def summary(verdicts: Sequence[Verdict], tolerance: float) -> str:

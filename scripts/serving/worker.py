@@ -18,6 +18,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # so that an engine's error is seen here
 
 import numpy as np
+import torch
 
 from scripts.serving.loading import loader_noted, messages, seen, unwatch_tower, watch_tower
 
@@ -46,14 +47,24 @@ def answer(llm: Any, case: dict[str, Any], media: Any, steps: int, top: int) -> 
     """What `generate` says of one prompt, at which positions, and which tokens of each video were kept."""
     llm.llm_engine.reset_encoder_cache()  # else a video that was seen before is not pruned again
     llm.apply_model(watch)
+    try:
+        got = _generated(llm, case, media, steps, top)
+    finally:
+        (watched,) = llm.apply_model(unwatch)
+    return got | watched
+
+
+def _generated(llm: Any, case: dict[str, Any], media: Any, steps: int, top: int) -> dict[str, Any]:
+    """What `generate` says of one prompt, and of a file's what the server saw of it."""
     if "url" not in case:
-        (got,) = generate(llm, [case], media, steps, top)
-        return got | llm.apply_model(unwatch)[0]
+        return generate(llm, [case], media, steps, top)[0]
     llm.apply_model(watch_tower)
-    with loader_noted() as loads:
-        (got,) = generate(llm, [case], media, steps, top)
-    calls = llm.apply_model(unwatch_tower)[0]
-    return got | llm.apply_model(unwatch)[0] | {"seen": seen(loads[0], calls, case, media)}
+    try:
+        with loader_noted() as loads:
+            (got,) = generate(llm, [case], media, steps, top)
+    finally:
+        (calls,) = llm.apply_model(unwatch_tower)
+    return got | {"seen": seen(loads[0], calls, case, media)}
 
 
 def generate(llm: Any, cases: list[dict[str, Any]], media: Any, steps: int, top: int) -> list[dict[str, Any]]:
@@ -76,15 +87,22 @@ def generate(llm: Any, cases: list[dict[str, Any]], media: Any, steps: int, top:
 
 
 def prompt_of(case: dict[str, Any], media: Any) -> dict[str, Any]:
-    prompt = {
+    """A case as vLLM takes it: videos and images, or the encoder's rows for them (`embeds`); `processor` its kwargs."""
+    prompt: dict[str, Any] = {
         "prompt": case["prompt"],
         "multi_modal_data": {
             "video": [(media[video["key"]], video["metadata"]) for video in case["videos"]],
             "image": [media[key] for key in case["images"]],
         },
     }
+    if rows := case.get("embeds"):
+        grids = torch.tensor(rows["grids"])
+        prompt["multi_modal_data"]["video"] = {
+            "video_embeds": torch.from_numpy(media[rows["key"]]),
+            "video_grid_thw": grids,
+        }
     prompt["multi_modal_data"] = {kind: items for kind, items in prompt["multi_modal_data"].items() if items}
-    return prompt
+    return prompt | {"mm_processor_kwargs": case.get("processor", {})}
 
 
 def watch(model: Any) -> None:
@@ -120,22 +138,26 @@ def unwatch(model: Any) -> dict[str, Any]:
     return {"positions": [[p for step in positions for p in step[row]] for row in range(3)], "kept": kept}
 
 
+def attempt(llm: Any, case: dict[str, Any], media: Any, steps: int, top: int) -> dict[str, Any]:
+    """`answer`, or what the server says instead: a `limit` of its own or an `error`, maybe its last."""
+    from vllm.exceptions import VLLMValidationError
+
+    try:
+        return answer(llm, case, media, steps, top)
+    except VLLMValidationError as error:  # refused before it reached the engine
+        return {"limit": str(error).splitlines()[0]}
+    except Exception as error:  # whatever the engine raises is the finding
+        return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+
+
 def answer_until_error(
     request: dict[str, Any], run: dict[str, Any], cases: list[dict[str, Any]], media: Any
 ) -> list[dict[str, Any]]:
-    """The answers to `cases` up to the first on which the engine fails, for it does not outlive its errors."""
-    from vllm.exceptions import VLLMValidationError
-
+    """The answers to `cases` up to the first on which the engine fails."""
     llm = engine(request, **run)
     answers = []
     for case in cases:
-        try:
-            got = answer(llm, case, media, request["steps"], request["top"])
-        except VLLMValidationError as error:  # refused before it reached the engine: longer than the server's limits
-            got = {"limit": str(error).splitlines()[0]}
-            llm.apply_model(unwatch)
-        except Exception as error:  # whatever the engine raises is the finding
-            got = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+        got = attempt(llm, case, media, request["steps"], request["top"])
         answers.append({**run, "case": case["name"], **got})
         if "error" in got:
             break

@@ -1,12 +1,10 @@
 """Runs under a real vLLM's Python: what a server says to a list of configurations, or to prompts sent together.
 
-python -m tests.serving.driver JOB.json      prints one line of JSON, the last of its output
+python -m tests.serving.driver DIR      reads DIR/job.json and DIR/media.npz, writes DIR/said.json
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import logging
 import os
@@ -52,22 +50,16 @@ def requests(job: dict[str, Any], media: Any) -> dict[str, Any]:
 
 
 def _round(llm: Any, job: dict[str, Any], names: list[str], media: Any) -> list[dict[str, Any]]:
-    cases = [case for name in names for case in job["cases"] if case["name"] == name]
-    if len(cases) > 1:
-        return worker.generate(llm, cases, media, job["steps"], job["top"])
-    try:
-        return [worker.answer(llm, cases[0], media, job["steps"], job["top"])]
-    except ValueError as error:
-        llm.apply_model(worker.unwatch)
-        return [{"error": f"{type(error).__name__}: {error}"}]
+    cases = [job["cases"][name] for name in names]
+    if len(cases) == 1:
+        return [worker.attempt(llm, cases[0], media, job["steps"], job["top"])]
+    return worker.generate(llm, cases, media, job["steps"], job["top"])
 
 
-def main(path: Path) -> None:
-    job = json.loads(path.read_text())
-    media = np.load(path.with_name("media.npz"))
-    with contextlib.redirect_stdout(io.StringIO()):
-        out = start(job["configurations"]) if "configurations" in job else requests(job, media)
-    print(json.dumps(out))
+def main(folder: Path) -> None:
+    job = json.loads((folder / "job.json").read_text())
+    said = start(job["configurations"]) if "configurations" in job else requests(job, np.load(folder / "media.npz"))
+    (folder / "said.json").write_text(json.dumps(said))
 
 
 if __name__ == "__main__":

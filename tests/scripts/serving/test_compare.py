@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from evs.generate import Generation
-from scripts.serving.compare import Verdict, compare, summary
+from scripts.serving.compare import Verdict, compare, share_of_ties, summary
 from scripts.serving.ours import Answer
 from scripts.serving.ties import ServersChoice
 
@@ -28,6 +28,12 @@ def test_equal_answers_agree() -> None:
 
 def test_a_tie_is_shown_and_is_no_fault() -> None:
     assert compare(ours(ties=2), SERVED, 1e-3) == Verdict("0.0e+00, tie of 2", True, ties=2)
+
+
+def test_the_share_of_ties_counts_kept_tokens_of_videos() -> None:
+    verdicts = [Verdict("", True, ties=1, kept=150), Verdict("", True, kept=50), Verdict("", True)]
+    assert share_of_ties(verdicts) == "ties at the cut: 1 of 200 kept video tokens (0.50%)"
+    assert share_of_ties(verdicts[2:]) == ""
 
 
 def test_a_tie_hides_no_fault_beside_it() -> None:

@@ -1,0 +1,123 @@
+"""What serving brings besides one prompt after another: batches, caches, preemption, several workers, odd requests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoConfig
+
+from scripts.check_serving import prepare
+from scripts.serving.cases import ASK, CASES, LOOK, Case, Video
+from scripts.serving.compare import compare
+from scripts.serving.ours import STEPS, TOP, Ours
+from scripts.serving.prompts import Prompt
+from tests.serving.conftest import drive
+
+pytestmark = pytest.mark.serving
+
+RATE, TOLERANCE = 0.5, 1e-3
+TOGETHER = [name for name in CASES if name != "64 grids"]
+
+
+def job(checkpoint: str, prompts: list[Prompt], rounds: list[list[str]], **more: Any) -> dict[str, Any]:
+    cases = {prompt.name: prompt.request for prompt in prompts}
+    length = max(len(prompt.batch.input_ids_N) for prompt in prompts) + 128
+    shape = {
+        "model": checkpoint,
+        "dtype": "float32",
+        "max_model_len": length,
+        "rate": RATE,
+        "chunk": 0,
+        "metrics": False,
+    }
+    return {**shape, "steps": STEPS, "top": TOP, "cases": cases, "rounds": rounds, "engine": {}, **more}
+
+
+def differing(
+    checkpoint: str, prompts: list[Prompt], served: dict[str, Any], rounds: list[list[str]]
+) -> dict[str, str]:
+    """The verdicts that do not agree, by round and case."""
+    ours = Ours(checkpoint, "preserve", "float32", "cpu")
+    batches = {prompt.name: prompt.batch for prompt in prompts}
+    found = {}
+    for number, (names, answers) in enumerate(zip(rounds, served["rounds"], strict=True)):
+        for name, answer in zip(names, answers, strict=True):
+            verdict = compare(ours.answer(name, batches[name], RATE, answer.get("kept", [])), answer, TOLERANCE)
+            if not verdict.agrees:
+                found[f"{number} {name}"] = verdict.text
+    return found
+
+
+def test_concurrent_ragged_prompts_in_chunks_preempted_and_from_the_prefix_cache(
+    checkpoint, environment, tmp_path
+) -> None:
+    prompts = prepare(checkpoint, {name: CASES[name] for name in TOGETHER})
+    rounds = [TOGETHER, TOGETHER[::-1]]
+    cramped = {"enable_prefix_caching": True, "block_size": 32, "num_gpu_blocks_override": 20, "max_num_seqs": 8}
+    asked = job(
+        checkpoint, prompts, rounds, chunk=64, steps=48, metrics=True, engine=cramped | {"disable_log_stats": False}
+    )
+    media = {key: value for prompt in prompts for key, value in prompt.media.items()}
+    served = drive(environment("0.32.0"), tmp_path / "job", asked, media)
+    assert differing(checkpoint, prompts, served, rounds) == {}
+    assert served["meters"]["vllm:num_preemptions"] > 0
+    assert served["meters"]["vllm:prefix_cache_hits"] > 0
+
+
+def test_two_tensor_parallel_workers_answer_as_one(checkpoint, environment, tmp_path) -> None:
+    rounds = [["square", "two videos", "image then video"]]
+    prompts = prepare(checkpoint, {name: CASES[name] for name in rounds[0]})
+    media = {key: value for prompt in prompts for key, value in prompt.media.items()}
+    asked = job(checkpoint, prompts, rounds, chunk=64, engine={"tensor_parallel_size": 2})
+    served = drive(environment("0.32.0"), tmp_path / "job", asked, media)
+    assert differing(checkpoint, prompts, served, rounds) == {}
+
+
+@pytest.fixture(scope="module")
+def odd(checkpoint, environment, tmp_path_factory) -> dict[str, Any]:
+    """One server's answers to odd requests, one after another, by name."""
+    (prompt,) = prepare(checkpoint, {"video": Case((LOOK, Video("landscape"), ASK))})
+    random, (_, height, width, _) = np.random.default_rng(0), next(iter(prompt.media.values())).shape
+    frames = random.integers(0, 256, (40, height, width, 3), dtype=np.uint8)
+    whole = {"fps": 20.0, "duration": 2.0, "total_num_frames": 40, "frames_indices": list(range(40))}
+    chosen = {"frames_indices": list(range(0, 40, 5)), "do_sample_frames": False}
+    sampled = {"videos": [{"key": "sampled", "metadata": whole | chosen}]}
+    resampled = {"videos": [{"key": "whole", "metadata": whole | {"do_sample_frames": True}}]}
+    long = whole | {"total_num_frames": 960, "frames_indices": list(range(960)), "do_sample_frames": False}
+    cases = {
+        "before": sampled,
+        "resampled": resampled | {"processor": {"fps": 4.0, "do_sample_frames": True}},
+        "embeds": {"videos": [], "embeds": {"key": "rows", "grids": [[2, 4, 4]]}},
+        "too long": {"videos": [{"key": "long", "metadata": long}]},
+        "after": sampled,
+    }
+    vision = AutoConfig.from_pretrained(checkpoint).vision_config
+    channels = vision.out_hidden_size * (1 + len(getattr(vision, "deepstack_visual_indexes", [])))
+    rows = random.normal(size=(8, channels)).astype(np.float32)
+    media = {"whole": frames, "sampled": frames[::5], "long": np.repeat(frames, 24, axis=0), "rows": rows}
+    asked = job(checkpoint, [prompt], [[name] for name in cases], engine={"enable_mm_embeds": True})
+    asked["cases"] = {name: {**prompt.request, "images": [], **case} for name, case in cases.items()}
+    folder: Path = tmp_path_factory.mktemp("odd")
+    served = drive(environment("0.32.0"), folder / "job", asked, media)
+    return {name: answer for name, (answer,) in zip(cases, served["rounds"], strict=True)}
+
+
+def test_frames_that_the_processor_samples_stand_where_frames_sampled_before_do(odd, checkpoint) -> None:
+    if AutoConfig.from_pretrained(checkpoint).model_type == "qwen3_vl":
+        pytest.skip("its processor spreads frames over the clip by a rule of its own")
+    for what in ("prompt_ids", "positions", "tokens", "kept"):
+        assert odd["resampled"][what] == odd["before"][what]
+
+
+def test_video_embeds_without_their_times_fail_alone(odd) -> None:
+    assert odd["embeds"]["error"].startswith("ValueError: ")
+    assert "second_per_grid_ts" in odd["embeds"]["error"] or "timestamps" in odd["embeds"]["error"]
+    assert "\n" not in odd["embeds"]["error"]
+    assert odd["after"] == odd["before"]
+
+
+def test_a_video_over_the_server_s_limits_is_refused_as_such(odd) -> None:
+    assert "limit" in odd["too long"]
