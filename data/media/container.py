@@ -76,7 +76,7 @@ def info(ref: VideoRef, container: InputContainer, stream: VideoStream) -> Video
     fps = float(stream.average_rate or stream.guessed_rate or 0)
     length = (container.duration or 0) / av.time_base
     tick = float(stream.time_base or 0)
-    duration = (stream.duration or 0) * tick or length
+    duration = (stream.duration or 0) * tick or _tagged(stream) or length
     width, height = stream.codec_context.width, stream.codec_context.height
     if not fps > 0:
         raise MediaError(f"{ref.path}: its header has no frame rate, so servers refuse it; encode it again (ffmpeg -r)")
@@ -84,9 +84,13 @@ def info(ref: VideoRef, container: InputContainer, stream: VideoStream) -> Video
         raise MediaError(
             f"{ref.path}: its header says {duration:g} s, {width}x{height}; write it anew (ffmpeg -c copy)"
         )
-    packets = _indexed(stream) or demuxed(ref)
-    total = stream.frames or floor((length or duration) * fps + 0.5)
-    first, frames, readable = _stretch(ref, _counted(total, fps, packets, tick), duration, packets, tick)
+    header = stream.frames or floor((length or duration) * fps + 0.5)
+    indexed = _indexed(stream)
+    packets = indexed or demuxed(ref)
+    total = _counted(header, fps, packets, tick)
+    if indexed and total != header:  # an index is in order of decoding, too coarse where the header is in doubt
+        total = _counted(header, fps, demuxed(ref), tick)
+    first, frames, readable = _stretch(ref, total, duration, packets, tick)
     if readable < FEW * frames:
         raise MediaError(
             f"{ref.path}: its header counts {frames} frames and it holds {readable}, so servers sample its beginning "
@@ -156,6 +160,16 @@ def _stretch(ref: VideoRef, total: int, duration: float, packets: Packets, tick:
     first = max(int(np.searchsorted(seconds_P, start + tick, "right")) - 1, 0)
     stop = int(np.searchsorted(seconds_P, end - tick, "right")) if ref.end is not None else len(seconds_P)
     return first, stop - first, stop - first
+
+
+def _tagged(stream: VideoStream) -> float:
+    """Seconds by Matroska's tag of a stream, which may be shorter than the file's sound; 0 where there is none."""
+    parts = stream.metadata.get("DURATION", "").split(":")
+    try:
+        hours, minutes, seconds = map(float, parts)
+    except ValueError:
+        return 0.0
+    return 3600 * hours + 60 * minutes + seconds
 
 
 def check_file(path: str) -> None:

@@ -2,6 +2,7 @@
 
 import struct
 
+import av
 import numpy as np
 import pytest
 
@@ -47,3 +48,28 @@ def test_a_file_of_which_servers_would_see_the_beginning_only_is_refused(tmp_pat
         MediaError, match=r"gaps\.webm: its header counts 2\d\d frames and it holds 80, .* constant rate"
     ):
         probe(VideoRef(str(path)))
+
+
+def test_at_a_variable_rate_a_header_is_doubted_where_servers_doubt_it(tmp_path):
+    gaps = np.random.default_rng(1).choice([0.02, 0.04, 0.1, 0.5], 120)
+    info = probe(VideoRef(str(videos.write(tmp_path / "gaps.mp4", list(gaps.cumsum()), bf=2, g=10))))
+    assert (info.frames, info.readable) == (118, 118)  # as vLLM 0.32.0 counts this file of 120 frames
+
+
+def test_sound_that_outlasts_the_picture_is_no_cut(tmp_path):
+    path = tmp_path / "sound.mkv"
+    with av.open(str(path), "w") as container:
+        video, audio = container.add_stream("libx264", rate=25), container.add_stream("aac", rate=16000)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for number in range(90):
+            frame = av.VideoFrame.from_ndarray(videos.picture(number, 48, 64), format="rgb24")
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+        for number in range(100):
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            silence.rate, silence.pts = 16000, number * 1024
+            container.mux(audio.encode(silence))
+        container.mux(audio.encode())
+    info = probe(VideoRef(str(path)))
+    assert (info.frames, info.readable, info.duration) == (90, 90, pytest.approx(3.6, abs=0.05))
+    assert len(decode(VideoRef(str(path)), videos.every).places_T) == 90
