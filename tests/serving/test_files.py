@@ -113,7 +113,10 @@ def serving(python: str, command: str, folder: Path) -> Any:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [str(Path(python).with_name("vllm")), *shlex.split(command)[1:], "--port", str(port), "--dtype", "float32"]
+    # The CPU build's package has another name than its `vllm` command asks for; the server itself is the same.
+    model, *told = shlex.split(command.removeprefix("vllm serve "))
+    words = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *told]
+    words += ["--port", str(port), "--dtype", "float32"]
     words += ["--enforce-eager", "--max-model-len", "16384", "--allowed-local-media-path", "/", "--skip-mm-profiling"]
     here = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
     path = f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"
