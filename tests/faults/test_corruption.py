@@ -33,17 +33,24 @@ DAMAGE = {truncate: "bytes instead of", flip: "checksum differs", zero: "checksu
 
 
 @pytest.mark.parametrize(
-    ("words", "ranks", "pattern"),
+    ("engine", "ranks", "pattern"),
     [
-        (["engine=none"], 1, "state/model.safetensors"),
-        (["engine=none"], 1, "state/optimizer.pt"),
-        (["engine=zero2"], 2, "state/deepspeed/*_rank_1_*optim_states.pt"),
-        (["engine=zero3"], 2, "state/deepspeed/zero_pp_rank_1_*model_states.pt"),
+        ("none", 1, "state/model.safetensors"),
+        ("none", 1, "state/optimizer.pt"),
+        ("zero2", 2, "state/deepspeed/*_rank_1_*optim_states.pt"),
+        ("zero3", 2, "state/deepspeed/zero_pp_rank_1_*model_states.pt"),
     ],
     ids=["weights", "optimizer", "zero2", "zero3"],
 )
-def test_every_damage_is_named_and_the_newest_whole_checkpoint_taken(line, tmp_path, words, ranks, pattern):
-    words = [*words, "train.save_every=1", "train.keep=9", "train.steps=6", "train.accumulation=1", "resume=auto"]
+def test_every_damage_is_named_and_the_newest_whole_checkpoint_taken(line, tmp_path, engine, ranks, pattern):
+    words = [
+        f"engine={engine}",
+        "train.save_every=1",
+        "train.keep=9",
+        "train.steps=6",
+        "train.accumulation=1",
+        "resume=auto",
+    ]
     assert ended(started(*line(*words, run_dir=tmp_path / "whole"), ranks=ranks))[0] == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "run")
     damaged = complete(tmp_path / "run" / "checkpoints")[-len(DAMAGE) :]
