@@ -63,8 +63,32 @@ class Run:
     origin: Origin  # holds the lock on the run's folder
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """All of a run that is known before weights are read."""
+
+    config: Config
+    engine: Accelerator
+    encoder: Encoder
+    scorer: Scorer
+    rates: StepRates
+    samples: Sequence[Sample]
+    lost: Sequence[Quarantined]
+    held_out: Sequence[Sample] | None
+    plan: Plan | BudgetPlan
+    origin: Origin
+    shape: dict[str, Any]  # train.state.shape
+    forecast_gib: float | None
+
+
 def build_run(config: Config) -> Run | None:
     """Everything of a run, cheapest first, so that a mistake shows before weights are read; None for preflight=only."""
+    ready = prepare(config)
+    return None if config.preflight == "only" else assemble(ready)
+
+
+def prepare(config: Config) -> Prepared:
+    """Check, read headers, plan the steps and forecast memory; the main rank prints what is about to be done."""
     check_zero(config.engine)
     scorer, world = build_scorer(config.scorer), int(os.environ.get("WORLD_SIZE", 1))
     run_dir = Path(config.run_dir)
@@ -76,7 +100,7 @@ def build_run(config: Config) -> Run | None:
     adapter_for(base_model(empty), config.model.scheme)
     engine = build_engine(config.engine, config.train, config.optim.clip)
     origin = Origin() if config.preflight == "only" else open_run(engine, run_dir, found)
-    first_step, shape = origin.step, shape_of(config, world, empty)
+    shape = shape_of(config, world, empty)
     origin.check(engine, shape, config.resume_changes)
     learned, held_out = read_samples(config.data, config.seed)
     samples, lost, sizes = build_samples(engine, learned, config.data, encoder)
@@ -87,37 +111,39 @@ def build_run(config: Config) -> Run | None:
     if sizes is not None and config.preflight != "off":
         forecast = check_memory(config, engine, empty, largest(plan, sizes, rates.lowest(), kept_counts))
     if config.show and engine.is_main_process:
-        places = chain.from_iterable(plan.micro_batches(first_step))
+        places = chain.from_iterable(plan.micro_batches(origin.step))
         print(show.parameters(empty))
         print(show.first_row(encoder, (samples[place] for place in places), rates.typical()))
-    if config.preflight == "only":
-        return None
+    return Prepared(
+        config, engine, encoder, scorer, rates, samples, lost, held_out, plan, origin, shape, forecast
+    )  # fmt: skip
 
-    recorder = build_recorder(engine, config, first_step)
-    recorder.quarantine(lost)
+
+def assemble(ready: Prepared) -> Run:
+    """Read the weights, let the engine wrap them, and continue from where the run was."""
+    config, engine, origin, run_dir = ready.config, ready.engine, ready.origin, Path(ready.config.run_dir)
+    recorder = build_recorder(engine, config, origin.step)
+    recorder.quarantine(ready.lost)
     memory = watch(engine.device)
     model = build_model(config.model, weight_dtype(config), config.seed)
-    bare = UptrainTask(model, adapter_for(base_model(model), config.model.scheme), scorer)
+    bare = UptrainTask(model, adapter_for(base_model(model), config.model.scheme), ready.scorer)
     task, optimizer = engine.prepare(bare, build_optimizer(bare, config.optim))
-    checkpoints = Checkpoints(engine, run_dir / "checkpoints", config.train.keep, task, optimizer, shape)
+    checkpoints = Checkpoints(engine, run_dir / "checkpoints", config.train.keep, task, optimizer, ready.shape)
     if origin.checkpoint and origin.saved:
         checkpoints.load(origin.checkpoint, origin.saved)
-    steps = step_loader(
-        samples, encoder, plan, first_step=first_step, last_step=config.train.steps, workers=config.data.workers
-    )
+    span = {"first_step": origin.step, "last_step": config.train.steps}
+    steps = step_loader(ready.samples, ready.encoder, ready.plan, **span, workers=config.data.workers)
     evaluate = None
-    if held_out is not None:
-        evaluate = build_evaluation(engine, task, encoder, held_out, data=config.data, config=config.eval)
+    if ready.held_out is not None:
+        evaluate = build_evaluation(engine, task, ready.encoder, ready.held_out, data=config.data, config=config.eval)
     meter = build_meter(engine, config, base_model(model), memory)
-    health = Health(
-        engine, run_dir / "health.jsonl", config.train.max_bad_steps, meter.config.get_text_config().vocab_size
-    )
-    watchdog = Watchdog(
-        run_dir / "stall", engine.process_index, engine.num_processes, 60 * config.engine.timeout_minutes
-    )
+    vocabulary = meter.config.get_text_config().vocab_size
+    health = Health(engine, run_dir / "health.jsonl", config.train.max_bad_steps, vocabulary)
+    limit = 60 * config.engine.timeout_minutes
+    watchdog = Watchdog(run_dir / "stall", engine.process_index, engine.num_processes, limit)
     bare.register_forward_pre_hook(lambda *_: watchdog.progress())  # in evaluations too
-    parts = Parts(engine, task, optimizer, rates, recorder, meter, health, checkpoints, watchdog, evaluate)
-    return Run(parts, steps, first_step, forecast, origin)
+    parts = Parts(engine, task, optimizer, ready.rates, recorder, meter, health, checkpoints, watchdog, evaluate)
+    return Run(parts, steps, origin.step, ready.forecast_gib, origin)
 
 
 def build_meter(engine: Accelerator, config: Config, model: Any, memory: Memory) -> Meter:

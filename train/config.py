@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ class Config:
 def check(config: Config) -> None:
     """Raise ValueError for what is wrong in itself or in combination; nothing is read or built."""
     check_values(config)
-    for wrong, message in _contradictions(config):
+    for wrong, message in chain(_in_data(config), _in_training(config), _in_engine(config)):
         if wrong:
             raise ValueError(message)
     frame_policy(config.data)
@@ -160,9 +161,9 @@ def check(config: Config) -> None:
     check_run_dir(Path(config.run_dir))
 
 
-def _contradictions(config: Config) -> Iterator[tuple[bool, str]]:
-    """(whether they cannot hold together, what to do about it) of values that are each right."""
-    model, data, train, engine, optim = config.model, config.data, config.train, config.engine, config.optim
+def _in_data(config: Config) -> Iterator[tuple[bool, str]]:
+    """Values that are each right and cannot hold together: (whether they stand there, what to do about it)."""
+    data, train = config.data, config.train
     yield (
         config.preflight == "only" and not data.audit,
         "preflight=only needs the headers that data.audit=false leaves unread: set data.audit=true",
@@ -176,14 +177,6 @@ def _contradictions(config: Config) -> Iterator[tuple[bool, str]]:
         f"data.format={data.format} has fixed columns, which data.columns would rename: give one of them",
     )
     yield (
-        model.compile and engine.name.startswith("zero3"),
-        f"model.compile=true does not hold under engine={engine.name}: leave one of them out",
-    )
-    yield (
-        set(model.freeze) == set(TOWERS) and model.lora.r is None,
-        f"model.freeze={model.freeze} leaves nothing to train: unfreeze a tower or set model.lora.r",
-    )
-    yield (
         train.token_budget is None and train.patch_budget is not None,
         "train.patch_budget needs train.token_budget: give both, or neither for fixed sizes",
     )
@@ -194,6 +187,15 @@ def _contradictions(config: Config) -> Iterator[tuple[bool, str]]:
     yield (
         train.token_budget is not None and train.batch_size > 1,
         f"train.batch_size={train.batch_size} has no effect under train.token_budget: leave one of them out",
+    )
+
+
+def _in_training(config: Config) -> Iterator[tuple[bool, str]]:
+    """As `_in_data`, of what is trained and how."""
+    model, train, engine, optim = config.model, config.train, config.engine, config.optim
+    yield (
+        set(model.freeze) == set(TOWERS) and model.lora.r is None,
+        f"model.freeze={model.freeze} leaves nothing to train: unfreeze a tower or set model.lora.r",
     )
     for tower in ("vision", "merger"):
         lr = getattr(optim, f"{tower}_lr")
@@ -209,6 +211,19 @@ def _contradictions(config: Config) -> Iterator[tuple[bool, str]]:
         not model.gradient_checkpointing and model.checkpoint_towers == [],
         "model.checkpoint_towers=[] has no effect without model.gradient_checkpointing: leave one of them out",
     )
+    yield (
+        optim.warmup > train.steps,
+        f"optim.warmup={optim.warmup:g} is longer than train.steps={train.steps}: lower it (below 1: a fraction)",
+    )
+
+
+def _in_engine(config: Config) -> Iterator[tuple[bool, str]]:
+    """As `_in_data`, of what the engine runs."""
+    model, engine = config.model, config.engine
+    yield (
+        model.compile and engine.name.startswith("zero3"),
+        f"model.compile=true does not hold under engine={engine.name}: leave one of them out",
+    )
     stage = engine.zero.get("stage")
     yield (
         engine.name.startswith("zero") and engine.name[4:5] != str(stage),
@@ -217,10 +232,6 @@ def _contradictions(config: Config) -> Iterator[tuple[bool, str]]:
     yield (
         not engine.name.startswith("zero") and bool(engine.zero),
         f"engine.zero has no effect under engine={engine.name}: use engine=zero1..zero3",
-    )
-    yield (
-        optim.warmup > train.steps,
-        f"optim.warmup={optim.warmup:g} is longer than train.steps={train.steps}: lower it (below 1: a fraction)",
     )
 
 
