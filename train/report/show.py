@@ -88,8 +88,11 @@ def _videos(encoder: Encoder, encoding: Encoding, clips: Sequence[Clip]) -> Iter
     """Each video in words, and its tokens."""
     for thw, clip in zip(encoding.video_grid_thw_V3.tolist(), clips):
         grid = _grid(encoder, thw)
-        seconds = f"{clip.times_T[0]:.1f}-{clip.times_T[-1]:.1f} s"
-        yield f"video {grid.T} grids {grid.H}x{grid.W}, {len(clip.times_T)} frames, {seconds}", grid.tokens
+        times_T = (
+            clip.places_T / clip.fps if encoder.policy.times == "server" else clip.times_T
+        )  # those the model is given
+        seconds = f"{times_T[0]:.1f}-{times_T[-1]:.1f} s"
+        yield f"video {grid.T} grids {grid.H}x{grid.W}, {len(times_T)} frames, {seconds}", grid.tokens
 
 
 def _images(encoder: Encoder, encoding: Encoding) -> Iterator[tuple[str, int]]:
