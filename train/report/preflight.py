@@ -117,7 +117,7 @@ def _buffers(
         min(bucket, trained) if device.type == "cpu" else bucket
     )
     gathered = min(everything, float(zero.get("stage3_max_live_parameters", 1e9))) if stage == 3 else 0
-    unreduced = min(bucket, trained) * (1 - 1 / world) if stage >= 2 else 0  # whole until their bucket is full
+    unreduced = min(bucket, trained) * (1 - 1 / world) if stage == 3 else 0  # stage 2 moves them into the bucket
     update = 0 if "offload_optimizer" in zero and device.type != "cpu" else 4 * trained / world  # gradients in float32
     return here * buckets, here * (gathered + unreduced) + update
 

@@ -48,8 +48,8 @@ def test_buffers_are_allocated_whole_on_a_gpu_and_as_used_on_a_cpu(words):
     on_gpu, on_cpu = (
         estimate(config, model, hf_config, batch, world=2, device=torch.device(name)) for name in ("cuda", "cpu")
     )
-    assert on_gpu.buffers == 2 * (2 * 5e8 + 1e6 / 2) + 4e6 / 2 and on_gpu.allocator == 0
-    assert on_cpu.buffers == 2 * (2 * 1e6 + 1e6 / 2) + 4e6 / 2 and on_cpu.allocator > 0
+    assert on_gpu.buffers == 2 * 2 * 5e8 + 4e6 / 2 and on_gpu.allocator == 0
+    assert on_cpu.buffers == 2 * 2 * 1e6 + 4e6 / 2 and on_cpu.allocator > 0
 
 
 def test_checkpointing_and_freezing_lower_the_activations(words):
