@@ -23,7 +23,7 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class Jsonl:
-    """One line a report, appended: a resumed run goes on in the same file."""
+    """One line a report, appended: a resumed run appends to the same file."""
 
     path: Path
 
@@ -87,7 +87,7 @@ class Wandb:
                 function()
         except Exception as error:
             self.run = None
-            print(f"W&B gave up ({_first_line(error)}); metrics.jsonl goes on", file=sys.stderr)
+            print(f"W&B gave up ({_first_line(error)}); metrics.jsonl is still written", file=sys.stderr)
 
 
 def start_wandb(config: TrackerConfig, run_dir: Path, settings: dict) -> Wandb:
