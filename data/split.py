@@ -7,7 +7,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from data.loader import Selection
+from data.sources.base import Selection
 from data.types import Sample
 
 

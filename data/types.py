@@ -51,6 +51,14 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Quarantined:
+    """A sample that was left out, and why in one line."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Clip:
     """The sampled frames of one video, their places in it, and the real times at which they were shot."""
 

@@ -20,10 +20,11 @@ from torch import nn
 from data.batching import Budget, BudgetPlan, Plan, shards
 from data.encode import Encoder
 from data.formats import load
-from data.loader import Quarantined, Step, audit, measure, shard_loader, step_loader
+from data.loader import Step, shard_loader, step_loader
 from data.sizes import Sizes
+from data.sources.index import audit, measure
 from data.split import split
-from data.types import Sample
+from data.types import Quarantined, Sample
 from evs.adapters import adapter_for
 from evs.rates import RateDistribution
 from evs.score import Scorer

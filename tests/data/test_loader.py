@@ -5,29 +5,8 @@ import torch
 
 from data.batching import Plan, shards
 from data.encode import Encoder
-from data.loader import audit, measure, shard_loader, step_loader
-from data.media.frames import FramePolicy
-from data.types import Sample, Turn, VideoRef
-
-POLICY = FramePolicy(fps=1.0, max_frames=4, min_pixels=56 * 56, max_pixels=64 * 64)
-
-
-@pytest.fixture
-def samples(clip, tmp_path):
-    """Nine, of which number 3 has a file that is missing and number 5 one that is no video."""
-    paths = [str(clip)] * 9
-    paths[3] = str(tmp_path / "gone.mp4")
-    paths[5] = str(tmp_path / "noise.mp4")
-    (tmp_path / "noise.mp4").write_bytes(b"\0" * 999)
-    return [
-        Sample(str(i), (Turn("user", (VideoRef(path), f"What {i}?")), Turn("assistant", ("yes",))))
-        for i, path in enumerate(paths)
-    ]
-
-
-@pytest.fixture
-def encoder(processor):
-    return Encoder(processor, POLICY)
+from data.loader import shard_loader, step_loader
+from tests.data.conftest import POLICY
 
 
 def same(left, right):
@@ -78,32 +57,6 @@ def test_loading_draws_nothing_from_the_global_generator(samples, encoder):
     before = torch.get_rng_state()
     list(step_loader(samples, encoder, Plan(9, 3, 1, 1, 0, seed=0), first_step=0, last_step=1))
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_the_audit_finds_unusable_files_before_training(samples):
-    audited = audit(samples, progress=False)
-    kept, lost = audited.samples, audited.lost
-    assert [sample.id for sample in kept] == ["0", "1", "2", "4", "6", "7", "8"]
-    assert [each.id for each in lost] == ["3", "5"]
-    assert [sample.id for sample in kept[1:3]] == ["1", "2"] and pickle.loads(pickle.dumps(kept))[-1].id == "8"
-    again = audit(kept, progress=False)
-    assert again.samples is kept and again.lost == ()
-
-
-def test_samples_are_measured_by_headers_alone_as_they_are_encoded(samples, encoder):
-    audited, sizes = measure(audit(samples, progress=False), encoder, progress=False)
-    assert len(sizes) == len(audited.samples) == 7
-    for place, sample in enumerate(audited.samples):
-        encoding = encoder.encode(sample)
-        (t, h, w), (found, each) = encoding.video_grid_thw_V3[0].tolist(), (sizes.grids_V[place], sizes.tokens_V[place])
-        assert (t, h * w // 4) == (found, each)
-        assert sizes.fixed_S[place] + found * each == len(encoding.input_ids_N)
-        assert sizes.patches_S[place] == len(encoding.pixel_values_videos) and sizes.frames_S[place] == 2 * t
-
-
-def test_rows_that_are_too_long_are_left_out_before_planning(samples, processor):
-    audited, sizes = measure(audit(samples, progress=False), Encoder(processor, POLICY, max_tokens=9), progress=False)
-    assert len(sizes) == 0 and "data.max_tokens=9" in audited.lost[-1].reason
 
 
 def test_encoders_travel_to_spawned_workers(encoder, samples):

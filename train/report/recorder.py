@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from data.loader import Quarantined
+from data.types import Quarantined
 from train.config import Config
 from train.report.lines import append_lines, cut_back
 from train.report.sinks import Console, Jsonl, Sink, start_tensorboard, start_wandb

@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from data.loader import Quarantined
+from data.types import Quarantined
 from train.report.recorder import Recorder, rate_bucket
 from train.report.sinks import Jsonl
 
