@@ -1,8 +1,8 @@
 """Efficient Video Sampling as pure functions: score, select and prune video tokens, and keep their positions."""
 
+from evs.methods.evs import FrameDelta
 from evs.prune import keep_mask, prune
 from evs.rates import Beta, Choice, Constant, Mixture, Uniform, draw
-from evs.score import FrameDelta
 from evs.select import keep_count, select
 from evs.types import DecoderInputs, Grid
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from evs.adapters.base import Adapter, MediaBatch
 from evs.adapters.packing import index_in_segment
+from evs.methods import Method
+from evs.methods.evs import FrameDelta
 from evs.prune import keep_mask, prune
-from evs.score import FrameDelta, Scorer
 from evs.select import check_rate
 from evs.types import DecoderInputs, Grid
 
@@ -55,18 +56,19 @@ def generate(
     rate: float,
     decoding: Decoding | None = None,
     *,
-    scorer: Scorer | None = None,
+    method: Method | None = None,
     on_step: Callable[[list[int]], object] | None = None,
 ) -> list[Generation]:
-    """One Generation per prompt of the batch, its videos pruned at `rate`; greedy unless `decoding` says otherwise.
+    """One Generation per prompt of the batch, its videos pruned at `rate` by `method` (None: EVS); greedy unless
+    `decoding` says otherwise.
 
     `on_step` receives every step's new tokens, one a prompt. Raises ValueError for a rate outside [0, 1).
     """
     decoding = decoding or Decoding()
     eos = _eos_ids(model) if decoding.eos_ids is None else decoding.eos_ids
     grids = adapter.grids(batch)
-    x, features = adapter.embed(batch, pruned=rate > 0)
-    keep_N = keep_mask(x, features, grids, [check_rate(rate)] * len(grids), scorer or FrameDelta())
+    x, features = adapter.see(batch, adapter.lay(batch, pruned=rate > 0))
+    keep_N = keep_mask(x, features, grids, [check_rate(rate)] * len(grids), method or FrameDelta())
     sizes = x.segment_N.bincount().tolist()
     prompts = [
         _Prompt(ids, torch.Generator(x.embeds_ND.device).manual_seed(decoding.seed))

@@ -19,9 +19,8 @@ VERSION = 1
 class Policy:
     """Which frames, pixels, tokens and positions a checkpoint has learned from."""
 
-    method: str = "evs"
+    method: str = "evs"  # which tokens survive; evs.methods
     scheme: str = "preserve"  # positions under pruning
-    scorer: str = "frame_delta"
     scorer_dtype: str | None = "bfloat16"  # None: the dtype of the features
     fps: float = 2.0
     min_frames: int = 4

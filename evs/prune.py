@@ -8,30 +8,30 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from evs.score import Scorer
-from evs.select import check_rate, select
+from evs.methods.base import Method
+from evs.select import check_rate
 from evs.types import DecoderInputs, Grid
 
 
 def keep_mask(
-    x: DecoderInputs, features_MC: Tensor, grids: Sequence[Grid], rates_V: Sequence[float], scorer: Scorer
+    x: DecoderInputs, seen_MC: Tensor, grids: Sequence[Grid], rates_V: Sequence[float], method: Method
 ) -> Tensor:
     """[N] bool, True for every token that survives; all text and all images do.
 
-    `features_MC` holds the videos' rows one after another, `grids` and `rates_V` one entry a video. At rate 0 a video
-    is left alone, as the server leaves it.
+    `seen_MC` holds the videos' rows of what the method needs, one after another, `grids` and `rates_V` one entry a
+    video. At rate 0 a video is left alone, as the server leaves it.
     """
     if len(rates_V) != len(grids):
         raise ValueError(f"{len(rates_V)} pruning rates for {len(grids)} videos: give one rate a video")
     kept = [
-        select(scorer(features, grid), rate).flatten()
+        method.keep(seen, grid, rate).flatten()
         if check_rate(rate) > 0
         else torch.ones(grid.tokens, dtype=torch.bool, device=x.video_N.device)
-        for features, grid, rate in zip(features_MC.split([g.tokens for g in grids]), grids, rates_V)
+        for seen, grid, rate in zip(seen_MC.split([g.tokens for g in grids]), grids, rates_V)
     ]
     keep_N = x.video_N < 0
     if kept:
-        # Videos are numbered in packed order, so their tokens appear in the order of the features' rows.
+        # Videos are numbered in packed order, so their tokens appear in the order of the rows seen.
         keep_N = keep_N.masked_scatter(~keep_N, torch.cat(kept))
     return keep_N
 

@@ -1,7 +1,7 @@
 """The two carriers of the library: a video's token grid, and what the language model is about to read.
 
 Axis legend, used in names: N packed tokens, D width, P rope rows (3), V videos, T H W one video's merged grid,
-M visual tokens, C channels of the features that the scorer reads.
+M visual tokens, C channels of what a method reads of them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ class Grid:
 
 @dataclass(frozen=True)
 class DecoderInputs:
-    """Everything the language model is about to read, several samples packed end to end."""
+    """Everything the language model is about to read, several samples packed end to end.
+
+    As it is laid out, before anything is seen, the rows of media are their placeholders' and there is no deepstack.
+    """
 
     embeds_ND: Tensor
     positions_PN: Tensor  # computed on the unpruned prompt, so that survivors keep their place

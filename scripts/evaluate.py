@@ -23,8 +23,8 @@ from accelerate import Accelerator
 
 from data.formats.columns import Columns
 from data.media.frames import TIMES, FramePolicy
-from evs import FrameDelta
 from evs.adapters import adapter_for
+from evs.methods import METHODS, method_named
 from train import cli
 from train.build import build_encoder, build_evaluation, build_model, read_file
 from train.config import ATTENTION, CELL, SCHEMES, DataConfig, EvalConfig, ModelConfig
@@ -46,7 +46,8 @@ class Options:
     name: str | None = None  # of the curve; default: the model's folder
     dtype: str = names("bfloat16", *DTYPES)  # the server's, for weights and scores
     attention: str = names("sdpa", *ATTENTION, pattern=".+/.+")
-    scheme: str | None = names(None, *SCHEMES)  # positions under pruning; this and frames: as evs.json says
+    method: str | None = names(None, *METHODS)  # which tokens survive; this, scheme and frames: as evs.json says
+    scheme: str | None = names(None, *SCHEMES)  # positions under pruning
     batch_size: int = number(1, least=1)
     limit: int | None = number(None, least=1)  # samples
     media_root: str | None = None
@@ -87,7 +88,8 @@ def run(options: Options) -> list[Score]:
     engine = Accelerator(cpu=not torch.cuda.is_available())
     encoder = build_encoder(config, data)
     model = build_model(config, DTYPES[options.dtype]).to(engine.device)
-    task = UptrainTask(model, adapter_for(model, cast(str, options.scheme)), FrameDelta(options.dtype)).eval()
+    method = method_named(cast(str, options.method), options.dtype)
+    task = UptrainTask(model, adapter_for(model, cast(str, options.scheme)), method).eval()
     samples = read_file(options.data, data)
     return build_evaluation(engine, task, encoder, samples, data=data, config=evaluation)()
 

@@ -1,7 +1,7 @@
 """Ask a model about videos and images, its video tokens pruned as a server would prune them.
 
     python scripts/generate.py model=DIR_OR_HUB_ID video=FILE prompt="What happens?" rate=0.5
-        [video=[a.mp4,b.mp4]] [image=[c.png]] [fps=2] [max_frames=768] [dtype=float32]
+        [video=[a.mp4,b.mp4]] [image=[c.png]] [fps=2] [max_frames=768] [method=evs] [dtype=float32]
         [sample=true temperature=0.7 top_p=0.8 seed=1] [logprobs=5] [json=true]
 
 Frames, pixels and positions are those that the checkpoint was trained on (evs.json beside its weights), unless given.
@@ -31,6 +31,7 @@ from data.media.frames import FramePolicy
 from data.types import Batch, Sample, Turn
 from evs.adapters import adapter_for, check_family
 from evs.generate import Decoding, Generation, generate
+from evs.methods import method_named
 from evs.select import check_rate
 from train import cli
 from train.served import beside, filled
@@ -43,7 +44,8 @@ class Options:
     rate: float = 0.0
     video: Any = None  # a file or a list of files
     image: Any = None
-    scheme: str | None = None  # these: as the checkpoint's evs.json says
+    method: str | None = None  # these: as the checkpoint's evs.json says
+    scheme: str | None = None
     fps: float | None = None
     min_frames: int | None = None
     max_frames: int | None = None
@@ -69,6 +71,7 @@ def main(options: Options) -> None:
     check_rate(options.rate)
     check_family(hf.AutoConfig.from_pretrained(options.model).model_type)
     options = filled(options, beside(options.model))
+    method = method_named(cast(str, options.method))
     processor = hf.AutoProcessor.from_pretrained(options.model)
     batch = read(options, processor)
     model: Any = hf.AutoModelForImageTextToText.from_pretrained(
@@ -77,7 +80,13 @@ def main(options: Options) -> None:
     adapter = adapter_for(model.to(options.device).eval(), cast(str, options.scheme))
     started, first = perf_counter(), []
     (out,) = generate(
-        model, adapter, batch, options.rate, decoding(options), on_step=lambda _: first.append(perf_counter())
+        model,
+        adapter,
+        batch,
+        options.rate,
+        decoding(options),
+        method=method,
+        on_step=lambda _: first.append(perf_counter()),
     )
     seconds = first[0] - started
     answer = processor.tokenizer.decode(out.tokens, skip_special_tokens=True)

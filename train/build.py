@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,13 @@ from data.batching import Budget, BudgetPlan, Plan, shards
 from data.encode import Encoder
 from data.formats import load
 from data.loader import Step, shard_loader, step_loader
-from data.sizes import Sizes
+from data.sizes import KeptCounts, Sizes
 from data.sources.index import audit, measure
 from data.split import split
 from data.types import Quarantined, Sample
 from evs.adapters import adapter_for
+from evs.methods import Method
 from evs.rates import RateDistribution
-from evs.score import Scorer
-from evs.select import keep_counts
 from train.config import (
     TOWERS,
     Config,
@@ -71,7 +71,7 @@ class Prepared:
     config: Config
     engine: Accelerator
     encoder: Encoder
-    scorer: Scorer
+    method: Method
     rates: StepRates
     samples: Sequence[Sample]
     lost: Sequence[Quarantined]
@@ -91,7 +91,7 @@ def build_run(config: Config) -> Run | None:
 def prepare(config: Config) -> Prepared:
     """Check, read headers, plan the steps and forecast memory; the main rank prints what is about to be done."""
     check_zero(config.engine)
-    scorer, world = build_scorer(config.scorer), int(os.environ.get("WORLD_SIZE", 1))
+    method, world = build_method(config.method), int(os.environ.get("WORLD_SIZE", 1))
     run_dir = Path(config.run_dir)
     found = candidates(config.resume, run_dir / "checkpoints")
     config = on_as_many_ranks(config, found, world)
@@ -107,16 +107,17 @@ def prepare(config: Config) -> Prepared:
     samples, lost, sizes = build_samples(engine, learned, config.data, encoder)
     shape["data"] = fingerprint(samples)
     origin.check(engine, shape, config.resume_changes)
-    plan = build_plan(config, engine, samples, sizes, rates)
+    kept = partial(kept_counts, method)
+    plan = build_plan(config, engine, samples, sizes, rates=rates, kept=kept)
     forecast = None
     if sizes is not None and config.preflight != "off":
-        forecast = check_memory(config, engine, empty, largest(plan, sizes, rates.lowest(), kept_counts))
+        forecast = check_memory(config, engine, empty, largest(plan, sizes, rates.lowest(), kept))
     if config.show and engine.is_main_process:
         places = chain.from_iterable(plan.micro_batches(origin.step))
         print(show.parameters(empty))
-        print(show.first_row(encoder, (samples[place] for place in places), rates.typical()))
+        print(show.first_row(encoder, (samples[place] for place in places), rates.typical(), method))
     return Prepared(
-        config, engine, encoder, scorer, rates, samples, lost, held_out, plan, origin, shape, forecast
+        config, engine, encoder, method, rates, samples, lost, held_out, plan, origin, shape, forecast
     )  # fmt: skip
 
 
@@ -127,7 +128,7 @@ def assemble(ready: Prepared) -> Run:
     recorder.quarantine(ready.lost)
     memory = watch(engine.device)
     model = build_model(config.model, weight_dtype(config), config.seed)
-    bare = UptrainTask(model, adapter_for(base_model(model), config.model.scheme), ready.scorer)
+    bare = UptrainTask(model, adapter_for(base_model(model), config.model.scheme), ready.method)
     task, optimizer = engine.prepare(bare, build_optimizer(bare, config.optim))
     checkpoints = Checkpoints(engine, run_dir / "checkpoints", config.train.keep, task, optimizer, ready.shape)
     if origin.checkpoint and origin.saved:
@@ -191,7 +192,13 @@ def build_samples(
 
 
 def build_plan(
-    config: Config, engine: Accelerator, samples: Sequence[Sample], sizes: Sizes | None, rates: StepRates
+    config: Config,
+    engine: Accelerator,
+    samples: Sequence[Sample],
+    sizes: Sizes | None,
+    *,
+    rates: StepRates,
+    kept: KeptCounts,
 ) -> Plan | BudgetPlan:
     """Which samples share a step: to a budget if there is one, else by number."""
     train, world, rank = config.train, engine.num_processes, engine.process_index
@@ -199,7 +206,7 @@ def build_plan(
         return Plan(len(samples), train.batch_size, train.accumulation, world, rank, config.seed)
     assert sizes is not None
     budget = Budget(train.token_budget, train.patch_budget, train.lookahead)
-    plan = BudgetPlan(sizes, budget, rates, kept_counts, world, rank, config.seed)
+    plan = BudgetPlan(sizes, budget, rates, kept, world, rank, config.seed)
     plan.check(rates.lowest(), lambda place: samples[place].id)
     return plan
 
@@ -215,9 +222,9 @@ def check_memory(config: Config, engine: Accelerator, empty: Any, batch: Largest
     return parts.total / 2**30
 
 
-def kept_counts(grids_V: np.ndarray, tokens_V: np.ndarray, rate: float) -> np.ndarray:
-    """The one counting rule, for data's arrays."""
-    return keep_counts(torch.from_numpy(grids_V), torch.from_numpy(tokens_V), rate).numpy()
+def kept_counts(method: Method, grids_V: np.ndarray, tokens_V: np.ndarray, rate: float) -> np.ndarray:
+    """The method's counts, for data's arrays."""
+    return method.counts(torch.from_numpy(grids_V), torch.from_numpy(tokens_V), rate).numpy()
 
 
 def build_step_rates(config: Config, world: int) -> StepRates:
@@ -252,16 +259,16 @@ def build_rates(node: dict[str, Any]) -> RateDistribution:
     return _plug("rate", node, "icdf")
 
 
-def build_scorer(node: dict[str, Any]) -> Scorer:
-    return _plug("scorer", node, "__call__")
+def build_method(node: dict[str, Any]) -> Method:
+    return _plug("method", node, "name", "count", "counts", "keep")
 
 
-def _plug(key: str, node: dict[str, Any], method: str) -> Any:
-    """Instantiate a plug point that must have `method`; what is wrong becomes one line that names the key."""
+def _plug(key: str, node: dict[str, Any], *parts: str) -> Any:
+    """Instantiate a plug point that must have these `parts`; what is wrong becomes one line that names the key."""
     try:
         plug = instantiate(node, _convert_="all")
     except (InstantiationException, TypeError) as error:
         raise ValueError(f"{key}={node}: {str(error.__cause__ or error).splitlines()[0]}") from error
-    if not hasattr(plug, method):
-        raise ValueError(f"{key}={node} has no {method}: choose one of configs/{key}")
+    if missing := [part for part in parts if not hasattr(plug, part)]:
+        raise ValueError(f"{key}={node} has no {missing[0]}: choose one of configs/{key}")
     return plug

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from train.ranges import check_values
 
 T = TypeVar("T")
+RENAMED = {"scorer": "method"}  # keys of train/run.py
 
 
 class Failure(SystemExit):
@@ -117,6 +118,8 @@ def config_error(error: Exception, words: Sequence[str], known: Sequence[str]) -
     if options := [line.strip() for line in lines if line.startswith("\t") and "=" not in line]:
         return f"{message}; available: {', '.join(options)}"
     for key in (word.partition("=")[0].lstrip("+~") for word in words):
+        if now := RENAMED.get(key.partition(".")[0]):
+            return f"{message}; this key is now {now}=: see configs/{now}"
         if key and (f"'{key}'" in message or f"'{key.rpartition('.')[2]}'" in message):
             close = [match for match in get_close_matches(key, known, n=3) if not key.startswith(match)]
             return message + (

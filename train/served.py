@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hydra.utils import get_class
 from transformers import AutoVideoProcessor
 from transformers.utils import cached_file
 
@@ -23,10 +23,11 @@ PROCESSOR, VIDEO_PROCESSOR = "processor_config.json", "video_preprocessor_config
 
 def policy_of(config: Config) -> Policy:
     """The policy of a run."""
+    method: Any = get_class(config.method["_target_"])
     return Policy(
         scheme=config.model.scheme,
-        scorer=re.sub(r"(?<!^)(?=[A-Z])", "_", _name(config.scorer)).lower(),
-        scorer_dtype=config.scorer.get("dtype"),
+        method=method.name,
+        scorer_dtype=config.method.get("dtype"),
         rates={"name": _name(config.rate), **{key: value for key, value in config.rate.items() if key != "_target_"}},
         **asdict(frame_policy(config.data)),
     )

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from data.types import IGNORE, Batch
 from evs import DecoderInputs, keep_mask, prune
 from evs.adapters import Adapter
-from evs.score import Scorer
+from evs.methods import Method
 from train.head import fuse_loss
 
 
@@ -30,20 +30,21 @@ class StepOutput(NamedTuple):
 class UptrainTask(nn.Module):
     """A Hugging Face model trained on what a pruning server would let it see."""
 
-    def __init__(self, model: nn.Module, adapter: Adapter, scorer: Scorer) -> None:
+    def __init__(self, model: nn.Module, adapter: Adapter, method: Method) -> None:
         super().__init__()
         self.model = model
         self.adapter = adapter
-        self.scorer = scorer
+        self.method = method
         self.fused_loss = fuse_loss(adapter.model.lm_head)
 
     def forward(self, batch: Batch, rate: float | Sequence[float]) -> StepOutput:
         """`rate`: one for all videos of the batch, or one a video."""
         grids = self.adapter.grids(batch)
         rates_V = [rate] * len(grids) if isinstance(rate, float | int) else rate
-        full, features = self.adapter.embed(batch, pruned=any(rates_V or [rate]))
-        x = prune(full, keep_mask(full, features, grids, rates_V, self.scorer))
-        hidden_TD, labels_T = labelled(self.adapter.decode(x), x)
+        laid = self.adapter.lay(batch, pruned=any(rates_V or [rate]))
+        full, features = self.adapter.see(batch, laid)
+        x = prune(full, keep_mask(full, features, grids, rates_V, self.method))
+        hidden_TD, labels_T = labelled(self.adapter.read(x), x)
         loss_sum, correct, logits_TV = self.head(hidden_TD, labels_T)
         return StepOutput(loss_sum, correct, len(labels_T), len(full.segment_N), len(x.segment_N), logits_TV)
 

@@ -31,7 +31,11 @@ class MediaBatch(Protocol):
 
 
 class Adapter(Protocol):
-    """One per model family, duck-typed on the Hugging Face model object, which it neither owns nor changes."""
+    """One per model family, duck-typed on the Hugging Face model object, which it neither owns nor changes.
+
+    `lay`, `see` and `read` are a forward pass in three steps: what was laid out and seen once can be pruned at several
+    rates, each read on its own.
+    """
 
     @property
     def model(self) -> Any: ...
@@ -42,13 +46,17 @@ class Adapter(Protocol):
         """The merged grid of every video of the batch."""
         ...
 
-    def embed(self, batch: MediaBatch, *, pruned: bool = True) -> tuple[DecoderInputs, Tensor]:
-        """The unpruned decoder inputs, and the [M, C] features that the scorer reads, videos only.
+    def lay(self, batch: MediaBatch, *, pruned: bool = True) -> DecoderInputs:
+        """The unpruned prompts, every token in its place, media not yet looked at: their rows are placeholders'.
 
         `pruned` tells whether pruning follows: schemes that imitate a server differ from `preserve` only then.
         """
         ...
 
-    def decode(self, x: DecoderInputs) -> Tensor:
+    def see(self, batch: MediaBatch, laid: DecoderInputs) -> tuple[DecoderInputs, Tensor]:
+        """What was laid out with its media seen by the vision tower, and their [M, C] features, videos only."""
+        ...
+
+    def read(self, x: DecoderInputs) -> Tensor:
         """[N, D] hidden states after the final norm, in the packed order of `x`."""
         ...

@@ -38,35 +38,35 @@ class QwenVL:
     def grids(self, batch: MediaBatch) -> list[Grid]:
         return self._merged(batch.video_grid_thw_V3)
 
-    def embed(self, batch: MediaBatch, *, pruned: bool = True) -> tuple[DecoderInputs, Tensor]:
+    def lay(self, batch: MediaBatch, *, pruned: bool = True) -> DecoderInputs:
         if not pruned and self.scheme != "preserve":  # servers break positions only when they prune
-            return replace(self, scheme="preserve").embed(batch)
-        tokens = self.model.get_input_embeddings()
-        image_N = batch.input_ids_N == self.model.config.image_token_id
+            return replace(self, scheme="preserve").lay(batch)
         video_N = batch.input_ids_N == self.model.config.video_token_id
-        visual_N = image_N | video_N
-        positions_PN = self.positions(batch)
-        embeds_ND = tokens(batch.input_ids_N.to(self.model.device))
+        visual_N = video_N | (batch.input_ids_N == self.model.config.image_token_id)
+        embeds_ND = self.model.get_input_embeddings()(batch.input_ids_N.to(self.model.device))
         device = embeds_ND.device
-
-        rows, levels = self._see(batch, device)
-        order = _rows_in_prompt_order(image_N, video_N).to(device)
-        visual_rows, *deepstack = (level[order].to(embeds_ND.dtype) for level in (rows, *levels))
-        embeds_ND = embeds_ND.masked_scatter(visual_N.to(device)[:, None], visual_rows)
-        if not len(order):  # the tower saw a blank patch, so that every rank calls the same modules
-            embeds_ND = embeds_ND + 0 * sum(level.sum() for level in (rows, *levels))
-        x = DecoderInputs(
+        return DecoderInputs(
             embeds_ND=embeds_ND,
-            positions_PN=positions_PN.to(device),
+            positions_PN=self.positions(batch).to(device),
             segment_N=batch.segment_N.to(device),
             labels_N=batch.labels_N.to(device),
             video_N=self._video_index(batch, video_N).to(device),
             visual_N=visual_N.to(device),
-            deepstack=tuple(deepstack),
         )
-        return x, torch.cat([rows, *levels], dim=-1)[len(rows) - int(video_N.sum()) :]
 
-    def decode(self, x: DecoderInputs) -> Tensor:
+    def see(self, batch: MediaBatch, laid: DecoderInputs) -> tuple[DecoderInputs, Tensor]:
+        embeds_ND = laid.embeds_ND
+        rows, levels = self._tower(batch, embeds_ND.device)
+        order = _rows_in_prompt_order(laid)
+        visual_rows, *deepstack = (level[order].to(embeds_ND.dtype) for level in (rows, *levels))
+        embeds_ND = embeds_ND.masked_scatter(laid.visual_N[:, None], visual_rows)
+        if not len(order):  # the tower saw a blank patch, so that every rank calls the same modules
+            embeds_ND = embeds_ND + 0 * sum(level.sum() for level in (rows, *levels))
+        of_videos = sum(grid.tokens for grid in self.grids(batch))
+        features_MC = torch.cat([rows, *levels], dim=-1)[len(rows) - of_videos :]
+        return replace(laid, embeds_ND=embeds_ND, deepstack=tuple(deepstack)), features_MC
+
+    def read(self, x: DecoderInputs) -> Tensor:
         return decode_packed(self.model.model.language_model, x)
 
     def positions(self, batch: MediaBatch) -> Tensor:
@@ -96,7 +96,7 @@ class QwenVL:
                 ) from None
         return boxes
 
-    def _see(self, batch: MediaBatch, device: torch.device) -> tuple[Tensor, list[Tensor]]:
+    def _tower(self, batch: MediaBatch, device: torch.device) -> tuple[Tensor, list[Tensor]]:
         """(merged rows of all media, images first; the same rows of every deepstack level).
 
         One call of the tower per batch whatever the batch holds: under ZeRO 3 every rank must call it equally often.
@@ -122,7 +122,7 @@ class QwenVL:
         return index
 
 
-def _rows_in_prompt_order(image_N: Tensor, video_N: Tensor) -> Tensor:
+def _rows_in_prompt_order(laid: DecoderInputs) -> Tensor:
     """[M] for every visual token in order, its row in (all images' rows, then all videos' rows)."""
-    row_N = torch.where(video_N, image_N.sum() + video_N.cumsum(0), image_N.cumsum(0)) - 1
-    return row_N[image_N | video_N]
+    video_M = laid.video_N[laid.visual_N] >= 0
+    return torch.where(video_M, (~video_M).sum() + video_M.cumsum(0), (~video_M).cumsum(0)) - 1

@@ -18,8 +18,8 @@ from vllm.model_executor.models.qwen3_vl_moe import Qwen3VLMoeForConditionalGene
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
+from evs.methods.evs import FrameDelta
 from evs.positions import frame_boxes, image_box, rope_positions, timed_box
-from evs.score import FrameDelta
 from evs.select import select
 from evs.serving.preserved import Prompts, Slots, carry, to_channels, within
 from evs.types import Grid

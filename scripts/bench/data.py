@@ -17,11 +17,12 @@ from data.media.container import VideoInfo
 from data.media.decode import decode as decode_sparse
 from data.sizes import SampleSize, Sizes, gather
 from data.types import VideoRef
-from evs import Uniform
+from evs import FrameDelta, Uniform
 from scripts.bench.timing import alternate, table
 from train.build import kept_counts
 from train.loop import StepRates
 
+KEPT = partial(kept_counts, FrameDelta())
 STEPS, WORLD, TOKENS = 1000, 8, 16_384
 KEYFRAMES = (2, 5, 10)  # seconds; 10 is x264's default at 25 frames a second
 
@@ -53,7 +54,7 @@ def batching(rounds: int) -> dict[str, Any]:
 
 def _planned(budget: Budget) -> dict[str, float]:
     sizes, rates = mixture(), StepRates(Uniform(0.0, 0.9), WORLD, 0)
-    plans = [BudgetPlan(sizes, budget, rates, kept_counts, WORLD, rank, 0) for rank in range(WORLD)]
+    plans = [BudgetPlan(sizes, budget, rates, KEPT, WORLD, rank, 0) for rank in range(WORLD)]
     begin = time.perf_counter()
     for number in range(STEPS):
         plans[0].micro_batches(number)
@@ -62,7 +63,7 @@ def _planned(budget: Budget) -> dict[str, float]:
     for number in range(STEPS):
         for rank, plan in enumerate(plans):
             places = np.array(plan.micro_batches(number)[0])
-            tokens[number, rank] = sizes.tokens(places, rates(number)[rank], kept_counts).sum()
+            tokens[number, rank] = sizes.tokens(places, rates(number)[rank], KEPT).sum()
             patches[number, rank] = sizes.patches_S[places].sum()
     tighter = np.maximum(tokens / budget.tokens, patches / budget.patches) if budget.patches else tokens / budget.tokens
     between = np.ptp(tokens, axis=1) / tokens.mean(1)

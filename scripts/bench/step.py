@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from evs import FrameDelta, Grid, Uniform, draw, keep_mask, prune, select
+from evs import FrameDelta, Grid, Uniform, draw, keep_mask, prune
 from scripts.bench import models
 from scripts.bench.timing import Timed, alternate, table, timed
 from train.config import Config, ModelConfig
@@ -212,18 +212,18 @@ def prefill(setting: Setting) -> dict[str, Any]:
     frames, height, width = setting.shape.grid
     shape = replace(setting.shape, clips=1, grid=(4 * frames, height, width))
     batch = models.build_batch(shape, setting.dtype)
-    full, features = task.adapter.embed(batch)
+    full, features = task.adapter.see(batch, task.adapter.lay(batch))
     inputs = {k: v for k, v in models.stock_inputs(batch, setting.device).items() if k != "labels"}
 
     def language(rate: float) -> Callable[[], Any]:
         def run() -> None:
-            keep = keep_mask(full, features, task.adapter.grids(batch), [rate], task.scorer)
-            model.lm_head(task.adapter.decode(prune(full, keep))[-1:])
+            keep = keep_mask(full, features, task.adapter.grids(batch), [rate], task.method)
+            model.lm_head(task.adapter.read(prune(full, keep))[-1:])
 
         return run
 
     things: dict[str, Callable[[], Any]] = {f"{rate:g}": language(rate) for rate in setting.rates}
-    things["vision"] = lambda: task.adapter.embed(batch)
+    things["vision"] = lambda: task.adapter.see(batch, task.adapter.lay(batch))
     things["stock"] = lambda: stock(**inputs, use_cache=False, logits_to_keep=1)
     times = alternate(things, setting.rounds)
     first = times[f"{setting.rates[0]:g}"]
@@ -250,11 +250,11 @@ def mask(setting: Setting) -> dict[str, Any]:
     grid, videos = Grid(32, 16, 16), 16
     width = setting.shape.text[1]
     features = torch.randn(videos, grid.tokens, width, dtype=setting.dtype, device=setting.device)
-    scorer = FrameDelta("bfloat16")
+    method = FrameDelta("bfloat16")
 
     def choose() -> None:
         for each in features:
-            select(scorer(each, grid), 0.75)
+            method.keep(each, grid, 0.75)
 
     shape = replace(setting.shape, clips=1, grid=(grid.T, grid.H, grid.W))
     model = setting.model()

@@ -41,13 +41,13 @@ class Ours:
             choice = ServersChoice(kept, rate)
             # More log-probabilities than the server gives, to hold all of its own.
             decoding = Decoding(STEPS, eos_ids=(), logprobs=4 * TOP)
-            (said,) = generate(self.model, self.adapter, batch, rate, decoding, scorer=choice)
+            (said,) = generate(self.model, self.adapter, batch, rate, decoding, method=choice)
             self._answers[key] = Answer(said, self._positions(batch, rate, kept), choice)
         return self._answers[key]
 
     @torch.no_grad()
     def _positions(self, batch: Batch, rate: float, kept: Sequence[Sequence[int]]) -> list[list[int]]:
-        x, features = self.adapter.embed(batch, pruned=rate > 0)
+        x, features = self.adapter.see(batch, self.adapter.lay(batch, pruned=rate > 0))
         grids = self.adapter.grids(batch)
         pruned = prune(x, keep_mask(x, features, grids, [rate] * len(grids), ServersChoice(kept, rate)))
         following = int(next_positions(self.adapter.scheme, x, pruned)) + torch.arange(STEPS - 1)

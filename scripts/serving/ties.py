@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from evs.score import FrameDelta
+from evs.methods.base import Ranked
+from evs.methods.evs import FrameDelta
 from evs.select import select
 from evs.types import Grid
 
@@ -16,14 +18,15 @@ UNITS = 4  # in the last place of 1 - cosine, by which the scores of two impleme
 
 
 @dataclass
-class ServersChoice:
+class ServersChoice(Ranked):
     """The score of EVS, and between tokens at the cut whose scores are equal but for rounding, the server's choice.
 
-    A scorer for one prompt at one rate: its videos come in order, `kept` holds what the server kept of each.
+    A method for one prompt at one rate: its videos come in order, `kept` holds what the server kept of each.
     """
 
     kept: Sequence[Sequence[int]]
     rate: float
+    name: ClassVar[str] = FrameDelta.name
     ties: int = 0  # tokens that the server kept in place of ours
     gap: float = 0.0  # the largest between its tokens and ours, where its choice was no tie
     _videos: Iterator[Sequence[int]] = field(init=False)

@@ -15,7 +15,7 @@ from tests.evs.models import MIXED, alone, prompts, stock_inputs
 
 
 def pruned(adapter, batch, rate):
-    x, features = adapter.embed(batch)
+    x, features = adapter.see(batch, adapter.lay(batch))
     grids = adapter.grids(batch)
     return prune(x, keep_mask(x, features, grids, [rate] * len(grids), FrameDelta()))
 
@@ -24,15 +24,15 @@ def pruned(adapter, batch, rate):
 def test_the_stock_forward_is_reproduced_given_the_same_positions(family, model, batch, sample):
     one = alone(batch, family, MIXED, sample)
     stock, adapter = copy.deepcopy(model), adapter_for(model)
-    x, _ = adapter.embed(one)
-    ours = model.lm_head(adapter.decode(x))
+    x, _ = adapter.see(one, adapter.lay(one))
+    ours = model.lm_head(adapter.read(x))
     theirs = stock(**vars(stock_inputs(one)), position_ids=x.positions_PN[:, None]).logits[0]
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-4)
 
 
 def test_rate_zero_is_the_identity(model, batch):
     adapter = adapter_for(model)
-    x, features = adapter.embed(batch)
+    x, features = adapter.see(batch, adapter.lay(batch))
     grids = adapter.grids(batch)
     same = prune(x, keep_mask(x, features, grids, [0.0] * len(grids), FrameDelta()))
     for name, value in vars(x).items():
@@ -44,27 +44,27 @@ def test_rate_zero_is_the_identity(model, batch):
 def test_a_pack_equals_its_samples_one_at_a_time(family, model, batch, rate):
     adapter = adapter_for(model)
     x = pruned(adapter, batch, rate)
-    packed = adapter.decode(x)
+    packed = adapter.read(x)
     for sample in range(len(MIXED)):
         one = pruned(adapter, alone(batch, family, MIXED, sample), rate)
         assert torch.equal(one.positions_PN, x.positions_PN[:, x.segment_N == sample])
-        torch.testing.assert_close(adapter.decode(one), packed[x.segment_N == sample], atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(adapter.read(one), packed[x.segment_N == sample], atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager", pytest.param("flex_attention", marks=pytest.mark.gpu)])
 def test_packed_and_padded_agree(model, batch, attention, monkeypatch):
     adapter = adapter_for(model)
     x = pruned(adapter, batch, 0.5)
-    padded = adapter.decode(x)
+    padded = adapter.read(x)
     model.model.language_model.set_attn_implementation(attention)
     monkeypatch.setattr("evs.adapters.packing.MASK_FREE", (attention,))
-    torch.testing.assert_close(adapter.decode(x), padded, atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(adapter.read(x), padded, atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.4, 0.9])
 def test_counts_are_the_servers_and_targets_never_change(model, batch, rate):
     adapter = adapter_for(model)
-    full, x = adapter.embed(batch)[0], pruned(adapter, batch, rate)
+    full, x = adapter.lay(batch), pruned(adapter, batch, rate)
     for video, grid in enumerate(adapter.grids(batch)):
         assert int((x.video_N == video).sum()) == keep_count(grid, rate)
     assert torch.equal(x.labels_N[x.labels_N >= 0], full.labels_N[full.labels_N >= 0])
@@ -73,7 +73,7 @@ def test_counts_are_the_servers_and_targets_never_change(model, batch, rate):
 
 def test_gradients_reach_the_vision_tower_through_retained_rows(model, batch):
     adapter = adapter_for(model)
-    adapter.decode(pruned(adapter, batch, 0.7)).square().mean().backward()
+    adapter.read(pruned(adapter, batch, 0.7)).square().mean().backward()
     for name, parameter in model.model.visual.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
@@ -82,9 +82,10 @@ def test_a_batch_without_media_still_calls_the_tower(family, model):
     adapter = adapter_for(model)
     calls = []
     model.model.visual.register_forward_hook(lambda *_: calls.append(1))
-    x, features = adapter.embed(prompts(family, [[4], [5]]))
+    batch = prompts(family, [[4], [5]])
+    x, features = adapter.see(batch, adapter.lay(batch))
     assert calls == [1] and len(features) == 0
-    adapter.decode(x).sum().backward()
+    adapter.read(x).sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.model.visual.parameters())
 
 

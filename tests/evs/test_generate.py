@@ -7,8 +7,8 @@ import torch
 
 from evs.adapters import adapter_for
 from evs.generate import Decoding, generate, next_positions
+from evs.methods.evs import FrameDelta
 from evs.prune import keep_mask, prune
-from evs.score import FrameDelta
 from tests.evs.models import IMAGE, MIXED, VIDEO, alone, prompts, stock_inputs, tiny_model
 
 STEPS = 6
@@ -31,7 +31,7 @@ def test_rate_zero_is_the_library_s_greedy_generation(model, family, sample) -> 
 def test_cached_decoding_equals_decoding_the_whole_sequence_again(model, batch, rate) -> None:
     adapter = adapter_for(model)
     outs = generate(model, adapter, batch, rate, Decoding(STEPS, eos_ids=(), logprobs=3))
-    x, features = adapter.embed(batch)
+    x, features = adapter.see(batch, adapter.lay(batch))
     grids = adapter.grids(batch)
     pruned = prune(x, keep_mask(x, features, grids, [rate] * len(grids), FrameDelta()))
     following = next_positions("preserve", x, pruned)
@@ -115,4 +115,4 @@ def _teacher_forced(adapter, x, sample: int, tokens: tuple[int, ...], next_posit
         deepstack=tuple(rows[before : before + visual] for rows in x.deepstack),
     )
     with torch.no_grad():
-        return adapter.model.lm_head(adapter.decode(whole))[-len(tokens) :]
+        return adapter.model.lm_head(adapter.read(whole))[-len(tokens) :]

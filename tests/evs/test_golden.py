@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from evs.methods.evs import FrameDelta
 from evs.positions import Box, frame_boxes, image_box, rope_positions, stock_vllm, timed_box
-from evs.score import FrameDelta
 from evs.select import keep_count, select
 from evs.types import Grid
 

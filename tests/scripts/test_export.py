@@ -38,7 +38,7 @@ def test_the_export_is_the_base_with_other_weights(words, checkpoint, questions,
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
 def test_what_was_trained_travels_with_the_export(words, tmp_path, capsys, family):
-    trained(*words("train.steps=1", "data.fps=1", "data.max_pixels=12544", "scorer.dtype=float32", family=family))
+    trained(*words("train.steps=1", "data.fps=1", "data.max_pixels=12544", "method.dtype=float32", family=family))
     out = tmp_path / "out"
     export.main(export.Options(run=str(tmp_path / "run"), out=str(out)))
     policy = read(out)

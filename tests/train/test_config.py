@@ -10,20 +10,21 @@ import pytest
 import torch
 
 from tests.runs import composed
-from train.build import build_rates, build_scorer
+from train.build import build_method, build_rates
 from train.config import check
 from train.model import check_attention
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "configs" / "experiment").glob("*.yaml"))
+METHODS = sorted(p.stem for p in (ROOT / "configs" / "method").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("rate", ["uniform", "constant", "choice", "beta", "mixture"])
-@pytest.mark.parametrize("scorer", ["frame_delta", "random_tokens", "even_frames"])
-def test_every_rate_and_scorer_composes_and_builds(words, rate, scorer):
-    config = composed(*words(f"rate={rate}", f"scorer={scorer}"))
+@pytest.mark.parametrize("method", METHODS)
+def test_every_rate_and_method_composes_and_builds(words, rate, method):
+    config = composed(*words(f"rate={rate}", f"method={method}"))
     build_rates(config.rate)
-    build_scorer(config.scorer)
+    assert build_method(config.method).name == method
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -30,7 +30,7 @@ servers read them from no file.
 
 ## Training
 
-$checkpoint of $steps steps; rates drawn from `$rate`, scored by `$scorer`; frozen: $frozen; learning rate $lr.
+$checkpoint of $steps steps; rates drawn from `$rate`, pruned by `$method`; frozen: $frozen; learning rate $lr.
 
 ## Accuracy by pruning rate, held-out data (%)
 
@@ -46,7 +46,7 @@ def model_card(config: Config, checkpoint: str, curves: Sequence[Curve]) -> str:
         checkpoint=checkpoint,
         steps=config.train.steps,
         rate=_call(config.rate),
-        scorer=_call(config.scorer),
+        method=_call(config.method),
         frozen=", ".join(config.model.freeze) or "nothing",
         lr=config.optim.lr,
         serve=serve_command(policy_of(config)),

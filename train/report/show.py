@@ -12,7 +12,8 @@ from torch import nn
 
 from data.encode import Encoder
 from data.types import IGNORE, Clip, Encoding, MediaError, RowError, Sample
-from evs import Grid, keep_count
+from evs import Grid
+from evs.methods import Method
 from train.config import TOWERS
 from train.optim import tower_of
 
@@ -29,7 +30,7 @@ def parameters(model: nn.Module) -> str:
     return f"trained parameters: {sum(trained.values()):,} of {sum(total.values()):,} ({towers})"
 
 
-def first_row(encoder: Encoder, samples: Iterable[Sample], rates: Sequence[float]) -> str:
+def first_row(encoder: Encoder, samples: Iterable[Sample], rates: Sequence[float], method: Method) -> str:
     """The first of the samples that can be encoded: its text with media folded and answers marked, and its tokens."""
     for sample in samples:
         try:
@@ -38,15 +39,15 @@ def first_row(encoder: Encoder, samples: Iterable[Sample], rates: Sequence[float
         except (MediaError, RowError):
             continue
         head = f"row {encoding.id}, as the model reads it, {OPEN}labelled{CLOSE}:"
-        return "\n".join([head, "".join(_pieces(encoder, encoding, clips)), _tokens(encoder, encoding, rates)])
+        return "\n".join([head, "".join(_pieces(encoder, encoding, clips)), _tokens(encoder, encoding, rates, method)])
     return "no row to show: none of the samples of the first step can be encoded"
 
 
-def _tokens(encoder: Encoder, encoding: Encoding, rates: Sequence[float]) -> str:
+def _tokens(encoder: Encoder, encoding: Encoding, rates: Sequence[float], method: Method) -> str:
     """How many tokens the row has, and how many of them each rate leaves."""
     before, labelled = len(encoding.labels_N), int((encoding.labels_N != IGNORE).sum())
     grids = [_grid(encoder, thw) for thw in encoding.video_grid_thw_V3.tolist()]
-    left = [before - sum(grid.tokens - keep_count(grid, rate) for grid in grids) for rate in rates]
+    left = [before - sum(grid.tokens - method.count(grid, rate) for grid in grids) for rate in rates]
     after = ", ".join(f"{count} at rate {rate:.2f}" for rate, count in zip(rates, left))
     return f"{before} tokens, {labelled} of them labelled; after pruning {after}"
 

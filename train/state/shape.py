@@ -29,7 +29,7 @@ def shape_of(config: Config, world: int, empty: nn.Module) -> dict[str, Any]:
         "plan": {"places": world * train.accumulation, "batch_size": train.batch_size}
         | {key: getattr(train, key) for key in ("token_budget", "patch_budget", "lookahead")},
         "rates": {**config.rate, "levels": train.rate_levels},
-        "method": {**config.scorer, "scheme": config.model.scheme},
+        "method": {**config.method, "scheme": config.model.scheme},
         "frames": {key: getattr(data, key) for key in FRAMES},
         "model": {"weights": _fingerprint_of(empty), "freeze": sorted(config.model.freeze)}
         | {"lora": asdict(config.model.lora) if config.model.lora.r is not None else None},

@@ -59,7 +59,7 @@ def _our_words(job: Job, distribution: str, rate: float | None) -> list[str]:
     return [
         *(str(job.bin / "python"), str(ROOT / "train" / "run.py"), "+experiment=qwen_evs_uptrain", "engine=none"),
         *(f"model.path={job.material.model}", f"data.train={job.material.ours}", f"run_dir={job.folder / 'run'}"),
-        *(f"rate={distribution}", *([] if rate is None else [f"rate.rate={rate}"]), "scorer=frame_delta"),
+        *(f"rate={distribution}", *([] if rate is None else [f"rate.rate={rate}"]), "method=evs"),
         *("model.freeze=[]", "model.gradient_checkpointing=false", f"model.attention={job.attention}"),
         *(f"train.steps={job.steps + 1}", "train.accumulation=1", budget, "train.log_every=1", "optim.lr=1e-5"),
         *(f"data.workers={job.workers}", "tracker.wandb=false", "eval.every=0"),

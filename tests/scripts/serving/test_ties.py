@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evs.score import FrameDelta
+from evs.methods.evs import FrameDelta
 from evs.select import select
 from evs.types import Grid
 from scripts.serving.ties import UNITS, ServersChoice

@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from data.encode import Encoder
 from data.media.frames import FramePolicy
 from data.types import IGNORE, ImageRef, Sample, Turn, VideoRef
+from evs import FrameDelta
 from tests.conftest import FAMILIES
 from train.report.show import first_row, parameters
 
@@ -31,7 +32,7 @@ def sample(clips, tmp_path) -> Sample:
 
 
 def test_the_shown_row_names_media_answers_and_tokens_as_encoded(encoder, sample):
-    text, encoding = first_row(encoder, [sample], [0.0, 0.5, 0.75]), encoder.encode(sample)
+    text, encoding = first_row(encoder, [sample], [0.0, 0.5, 0.75], FrameDelta()), encoder.encode(sample)
     grids = (encoding.video_grid_thw_V3 // torch.tensor([1, encoder.merge, encoder.merge])).tolist()
     assert re.findall(r"<video (\d+) grids (\d+)x(\d+), (\d+) frames", text) == [
         (str(t), str(h), str(w), str(2 * t)) for t, h, w in grids
@@ -45,14 +46,14 @@ def test_the_shown_row_names_media_answers_and_tokens_as_encoded(encoder, sample
 
 
 def test_text_outside_media_is_shown_as_it_is_read(encoder, sample):
-    shown = first_row(encoder, [sample], [0.0])
+    shown = first_row(encoder, [sample], [0.0], FrameDelta())
     assert "user\n" in shown and "What?<|im_end|>\n<|im_start|>assistant\n>>A ring<|im_end|><<\n" in shown
 
 
 def test_a_sample_that_cannot_be_read_is_passed_over(encoder, sample, tmp_path):
     broken = Sample("broken", (Turn("user", (VideoRef(str(tmp_path / "none.mp4")),)), Turn("assistant", ("no",))))
-    assert first_row(encoder, [broken, sample], [0.5]).startswith("row s7")
-    assert "none of" in first_row(encoder, [broken], [0.5])
+    assert first_row(encoder, [broken, sample], [0.5], FrameDelta()).startswith("row s7")
+    assert "none of" in first_row(encoder, [broken], [0.5], FrameDelta())
 
 
 def test_parameters_are_counted_by_tower(checkpoint):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from evs import FrameDelta, Grid, select
-from evs.score import EvenFrames, RandomTokens
+from evs.methods.baselines import EvenFrames, RandomTokens
 
 GRID = Grid(6, 3, 2)
 
