@@ -18,7 +18,7 @@ from pathlib import Path
 if not __package__:  # run as a file: imports start at the repository root, not in scripts/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data.synthetic import generate
+from data.synthetic.demo import generate
 from scripts.make_tiny_model import make
 from scripts.report import read
 from train import cli

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from data.batching import Plan
-from data.synthetic import write_video
+from data.synthetic.video import write_video
 from scripts.make_tiny_model import make
 
 FPS = 24

@@ -7,7 +7,8 @@ import pytest
 
 from data.formats import load
 from data.media.decode import decode
-from data.synthetic import CELL, COLORS, FRAMES, QUESTIONS, generate, plan, render
+from data.synthetic.demo import CELL, FRAMES, QUESTIONS, generate, plan, render
+from data.synthetic.video import COLORS
 from data.types import VideoRef
 from tests.data import videos
 

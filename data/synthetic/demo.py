@@ -18,9 +18,10 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-import av
 import numpy as np
 from tqdm import tqdm
+
+from data.synthetic.video import BLACK, COLORS, WHITE, color, rgb, texture, write_video
 
 FRAMES, FPS = 32, 4
 CELL, CELLS = 16, 4  # pixels of a cell's side, cells of a frame's side
@@ -28,15 +29,6 @@ SIDE = CELL * CELLS
 HALF = 6  # half of an object's side or its radius, in pixels
 BEAT = 2  # frames; every change falls on a beat, so that a temporal grid shows one state
 NOISE = 3.0  # standard deviation of the sensor noise, of 255
-COLORS = {
-    "red": (220, 40, 40),
-    "green": (40, 180, 60),
-    "blue": (50, 70, 220),
-    "yellow": (230, 210, 50),
-    "cyan": (60, 210, 220),
-    "magenta": (210, 60, 200),
-}
-WHITE, BLACK = (245, 245, 245), (10, 10, 10)
 LAMPS = ("upper", "lower")  # by the half of its black box that shines
 QUESTIONS = {
     "square": "What color is the square?",
@@ -93,8 +85,8 @@ def plan(rng: np.random.Generator) -> Scene:
     return Scene(
         cells=cells,
         goal=goal,
-        square=_color(rng),
-        ring=_color(rng),
+        square=color(rng),
+        ring=color(rng),
         lamps={lamp: _lamp(rng) for lamp in LAMPS},
         framed={"moved": moved, "still": still},
         ring_from=BEAT * int(rng.integers(3, 13)),
@@ -104,7 +96,7 @@ def plan(rng: np.random.Generator) -> Scene:
 
 def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """[FRAMES, SIDE, SIDE, 3] uint8 RGB."""
-    frames = np.repeat(_texture(rng)[None], FRAMES, axis=0)
+    frames = np.repeat(texture(rng, SIDE)[None], FRAMES, axis=0)
     places = {name: _center(cell) + rng.integers(-1, 2, 2) for name, cell in scene.cells.items()}
     y, x = np.mgrid[-HALF : HALF + 1, -HALF : HALF + 1]
     solid, disc, inner = np.full(y.shape, True), x**2 + y**2 <= HALF**2, np.maximum(abs(x), abs(y)) <= HALF - 2
@@ -114,41 +106,27 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
         top, left = place - HALF
         view[:, top : top + len(mask), left : left + len(mask)][:, mask] = color
 
-    paint(frames, places["square"], solid, _rgb(scene.square))
-    paint(frames[scene.ring_from :], places["ring"], disc, _rgb(scene.ring))
+    paint(frames, places["square"], solid, rgb(scene.square))
+    paint(frames[scene.ring_from :], places["ring"], disc, rgb(scene.ring))
     paint(frames[scene.ring_from :], places["ring"], hole, np.array(BLACK))
     bulbs = {"upper": y < 0, "lower": y > 0}
     for lamp, colors in scene.lamps.items():
         paint(frames, places[lamp], solid, np.array(BLACK))
-        paint(frames, places[lamp], bulbs[lamp] & solid, np.stack([_rgb(color) for color in colors])[:, None])
+        paint(frames, places[lamp], bulbs[lamp] & solid, np.stack([rgb(color) for color in colors])[:, None])
     path = _path(scene)
     for frame in range(FRAMES):
         for name, place in (("still", places["still"]), ("moved", places["moved"] + path[frame])):
             paint(frames[frame : frame + 1], place, solid, np.array(WHITE))
-            paint(frames[frame : frame + 1], place, inner, _rgb(scene.framed[name]))
+            paint(frames[frame : frame + 1], place, inner, rgb(scene.framed[name]))
     noise = NOISE * rng.standard_normal(frames.shape, dtype=np.float32)
     return np.clip(frames + noise, 0, 255).round().astype(np.uint8)
-
-
-def write_video(path: Path, frames_THWC: np.ndarray, fps: int = FPS) -> None:
-    """An H.264 file, at a quality at which colors survive."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(
-            "libx264", rate=fps, options={"crf": "20", "preset": "veryfast", "tune": "fastdecode"}
-        )
-        stream.height, stream.width = frames_THWC.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.thread_count = 1  # the videos are shared out between processes
-        for frame in frames_THWC:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
 
 
 def _write_row(number: int, out: Path, seed: int) -> dict[str, object]:
     rng = np.random.default_rng([seed, number])
     scene = plan(rng)
     video = f"videos/{number:05d}.mp4"
-    write_video(out / video, render(scene, rng))
+    write_video(out / video, render(scene, rng), FPS)
     names = rng.permutation(list(QUESTIONS)).tolist()
     return {"id": f"{number:05d}", "video": video, "conversations": list(_conversation(scene, names))}
 
@@ -159,22 +137,12 @@ def _conversation(scene: Scene, names: list[str]) -> Iterator[dict[str, str]]:
         yield {"from": "gpt", "value": scene.answers[name]}
 
 
-def _texture(rng: np.random.Generator) -> np.ndarray:
-    """[SIDE, SIDE, 3] float32: a coarse random field, smoothly enlarged; dark and dull beside the objects."""
-    coarse = rng.uniform(70, 130, (5, 5, 3)).astype(np.float32)
-    at = np.linspace(0, 4 - 1e-4, SIDE)
-    low, part = at.astype(int), (at % 1).astype(np.float32)
-    weight = np.zeros((SIDE, 5), np.float32)  # linear interpolation, along either axis
-    weight[np.arange(SIDE), low], weight[np.arange(SIDE), low + 1] = 1 - part, part
-    return np.einsum("yi,xj,ijc->yxc", weight, weight, coarse, optimize=True)
-
-
 def _lamp(rng: np.random.Generator) -> list[str]:
     """A color a frame: one to three changes, the last well before the end."""
     changes = sorted(rng.choice(np.arange(2, 12), int(rng.integers(1, 4)), replace=False) * BEAT)
-    colors = [_color(rng)]
+    colors = [color(rng)]
     for frame in range(1, FRAMES):
-        colors.append(_color(rng, but=colors[-1]) if frame in changes else colors[-1])
+        colors.append(color(rng, but=colors[-1]) if frame in changes else colors[-1])
     return colors
 
 
@@ -186,11 +154,3 @@ def _path(scene: Scene) -> np.ndarray:
 
 def _center(cell: tuple[int, int]) -> np.ndarray:
     return np.array(cell) * CELL + CELL // 2
-
-
-def _color(rng: np.random.Generator, but: str = "") -> str:
-    return str(rng.choice([name for name in COLORS if name != but]))
-
-
-def _rgb(name: str) -> np.ndarray:
-    return np.array(COLORS[name], np.float32)
