@@ -1,0 +1,60 @@
+"""The graded suite: real video files with questions whose kind says what pruning does to them.
+
+    python scripts/make_suite.py out=DIR split=train videos=4000 [seed=0]
+    python scripts/make_suite.py out=DIR split=held_out videos=500 backgrounds=[texture,bikes] cameras=[fixed,moving] \\
+        qualities=[clean,normal,rough] grids=[8,16,32,64]
+
+Writes DIR/data.jsonl: for training all questions of a video in a row, held out one a row with its kind and conditions.
+The two splits share no scene, no seed and no part of a clip.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+if not __package__:  # run as a file: imports start at the repository root, not in scripts/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from data.synthetic.items import KINDS, PRUNED
+from data.synthetic.suite import CAMERAS, QUALITY, SPLITS, Suite, generate
+from train import cli
+from train.ranges import names, number
+
+
+@dataclass
+class Options:
+    out: str
+    split: str = names("train", *SPLITS)
+    videos: int = number(1000, least=1)
+    seed: int = number(0, least=0)
+    kinds: list[str] = names(list(KINDS), *KINDS)
+    items: int = number(4, least=1)  # of different kinds in one video
+    backgrounds: list[str] = field(default_factory=lambda: ["texture"])  # or clips that packages carry
+    cameras: list[str] = names(["fixed"], *CAMERAS)
+    qualities: list[str] = names(["normal"], *QUALITY)
+    grids: list[int] = field(default_factory=lambda: [16])  # temporal grids, of two frames each
+    lettered: bool = False  # four lettered options, not the answer itself
+    workers: int = number(2, least=1)
+
+
+def main(options: Options) -> None:
+    out = Path(options.out)
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"out={out} is not empty: remove it, or give another folder")
+    suite = Suite(
+        split=options.split,
+        seed=options.seed,
+        items=options.items,
+        lettered=options.lettered,
+        **{name: tuple(getattr(options, name)) for name in ("kinds", "backgrounds", "cameras", "qualities", "grids")},
+    )
+    data = generate(out, options.videos, suite, workers=options.workers)
+    for kind in options.kinds:
+        print(f"{kind:10} {PRUNED[kind]}")
+    print(f"{options.videos * options.items} questions on {options.videos} videos: {data}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)
