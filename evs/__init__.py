@@ -2,7 +2,7 @@
 
 from evs.methods.evs import FrameDelta
 from evs.prune import keep_mask, prune
-from evs.rates import Beta, Choice, Constant, Mixture, Uniform, draw
+from evs.rates import Beta, Choice, Constant, Curriculum, Mixture, Uniform, draw
 from evs.select import keep_count, select
 from evs.types import DecoderInputs, Grid
 
@@ -10,6 +10,7 @@ __all__ = [
     "Beta",
     "Choice",
     "Constant",
+    "Curriculum",
     "DecoderInputs",
     "FrameDelta",
     "Grid",

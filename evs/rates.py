@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -125,6 +126,52 @@ class Mixture:
         return rates.gather(0, index[None]).squeeze(0)
 
 
+@dataclass(frozen=True)
+class Curriculum:
+    """Distributions that take turns: `stages[i]` holds from step `steps[i]` on; the first one starts at 0.
+
+    Smooth, each turns into the next on the way there, every quantile in a straight line: a uniform distribution whose
+    upper end moves, a mode that rises or falls. `icdf` is that of the whole, all stages equally likely.
+    """
+
+    stages: Sequence[RateDistribution]
+    steps: Sequence[int] | None = None
+    smooth: bool = True
+
+    def __post_init__(self) -> None:
+        _check_weights(None, len(self.stages), "stages")
+        steps = list(self.steps or ())
+        if len(steps) != len(self.stages) or steps[0] != 0 or sorted({*steps}) != steps:
+            raise ValueError(
+                f"curriculum steps {steps} do not fit {len(self.stages)} stages: give the step at which each one "
+                "starts, rising from 0"
+            )
+
+    def at(self, step: int) -> RateDistribution:
+        """The distribution of one step."""
+        assert self.steps is not None
+        i = bisect_right(self.steps, step) - 1
+        if not self.smooth or i + 1 == len(self.stages):
+            return self.stages[i]
+        way = (step - self.steps[i]) / (self.steps[i + 1] - self.steps[i])
+        return _Between(self.stages[i], self.stages[i + 1], way)
+
+    def icdf(self, u: Tensor) -> Tensor:
+        return Mixture(self.stages).icdf(u)
+
+
+@dataclass(frozen=True)
+class _Between:
+    """A part of the way from one distribution to another, quantile by quantile."""
+
+    begin: RateDistribution
+    end: RateDistribution
+    way: float
+
+    def icdf(self, u: Tensor) -> Tensor:
+        return (1 - self.way) * self.begin.icdf(u) + self.way * self.end.icdf(u)
+
+
 def draw(
     dist: RateDistribution, n: int, *, seed: int, step: int, stratified: bool = True, levels: int | None = None
 ) -> Tensor:
@@ -143,7 +190,7 @@ def draw(
         u = ((torch.arange(n) + first) % n + u) / n
     if levels is not None:
         u = ((u * levels).floor() / max(1, levels - 1)).clamp_max(1 - 2**-50)
-    rates = dist.icdf(u)
+    rates = (dist.at(step) if isinstance(dist, Curriculum) else dist).icdf(u)
     for rate in rates.tolist():
         check_rate(rate)
     return rates

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evs import Beta, Choice, Constant, Mixture, Uniform, draw
+from evs import Beta, Choice, Constant, Curriculum, Mixture, Uniform, draw
 
 DISTRIBUTIONS = [
     Constant(0.75),
@@ -12,6 +12,7 @@ DISTRIBUTIONS = [
     Beta(0.75, 8),
     Beta(0.95, 4, high=0.95),
     Mixture([Constant(0.0), Uniform(0.5, 0.9)], [1, 3]),
+    Curriculum([Uniform(0.0, 0.3), Uniform(0.0, 0.9), Constant(0.5)], [0, 100, 300]),
 ]
 
 
@@ -43,6 +44,20 @@ def test_draws_are_a_function_of_seed_and_step():
     assert not torch.equal(draw(dist, 4, seed=1, step=7), draw(dist, 4, seed=2, step=7))
 
 
+def test_a_curriculum_moves_every_quantile_in_a_straight_line_from_stage_to_stage():
+    dist = Curriculum([Uniform(0.0, 0.2), Uniform(0.4, 0.9), Constant(0.1)], [0, 100, 200])
+    u = torch.tensor([0.0, 0.5, 0.99], dtype=torch.float64)
+    assert torch.equal(dist.at(0).icdf(u), dist.stages[0].icdf(u))
+    assert torch.allclose(dist.at(50).icdf(u), Uniform(0.2, 0.55).icdf(u))
+    assert torch.allclose(dist.at(150).icdf(u), (Uniform(0.4, 0.9).icdf(u) + 0.1) / 2)
+    assert torch.equal(dist.at(5000).icdf(u), dist.stages[2].icdf(u))
+
+
+def test_stages_that_are_not_smooth_change_at_their_step():
+    dist = Curriculum([Constant(0.0), Constant(0.75)], [0, 10], smooth=False)
+    assert [draw(dist, 1, seed=0, step=step).item() for step in (0, 9, 10, 99)] == [0.0, 0.0, 0.75, 0.75]
+
+
 def test_draws_leave_the_global_generator_alone():
     torch.manual_seed(0)
     before = torch.get_rng_state()
@@ -68,10 +83,13 @@ def test_a_stratified_step_covers_the_range(step):
         lambda: Beta(0.99),
         lambda: Beta(0.5, 1.0),
         lambda: Mixture([]),
+        lambda: Curriculum([]),
+        lambda: Curriculum([Uniform(), Constant(0.5)]),
+        lambda: Curriculum([Uniform(), Constant(0.5)], [0, 0]),
     ],
 )
 def test_a_distribution_that_could_leave_the_unit_interval_is_an_error(make):
-    with pytest.raises(ValueError, match=r".+: .+|outside|no rates|no components"):
+    with pytest.raises(ValueError, match=r".+: .+|outside|no rates|no components|no stages"):
         make()
 
 
