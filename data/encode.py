@@ -132,9 +132,12 @@ class Encoder:
             raise TooLong(f"{sample.id}: {tokens} tokens are more than data.max_tokens={self.max_tokens}")
 
     def chat(self, sample: Sample, *, generate: bool = False) -> str:
-        """The chat template's text, one placeholder token for each medium."""
+        """The chat template's text, one placeholder token for each medium; a prompt of a thinking model asks for the
+        answer at once, as its rows were trained."""
         messages = [{"role": turn.role, "content": [_content(part) for part in turn.parts]} for turn in sample.turns]
-        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+        return self.processor.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=generate, enable_thinking=False
+        )
 
     def _expand(self, sample: Sample, text: str, videos: Sequence[Any], pictures: Sequence[Any]) -> str:
         """`text` with each placeholder repeated, and timestamps written, as the processor does."""

@@ -25,6 +25,7 @@ class Labeller:
             raise ValueError("the tokenizer lacks <|im_start|> or <|im_end|>; use a checkpoint with a ChatML template")
         self.end = specials["<|im_end|>"]
         self.header = [specials["<|im_start|>"], *self.tokens("assistant\n")]
+        self.no_thought = self.tokens("<think>\n\n</think>\n\n")
         self.special = re.compile("|".join(map(re.escape, specials)))
 
     def tokens(self, text: str) -> list[int]:
@@ -39,6 +40,7 @@ class Labeller:
     def labels(self, ids_N: Tensor, answers: int, where: str) -> Tensor:
         """[N] the ids of `answers` assistant answers, closing token included, IGNORE elsewhere; unshifted.
 
+        The empty thought that the templates of thinking models write before an answer is theirs, not the answer's.
         RowError unless the tokens show that many; with 0, nothing is looked for (a prompt ends in an open header).
         """
         labels_N = torch.full_like(ids_N, IGNORE)
@@ -56,7 +58,10 @@ class Labeller:
         width = len(self.header)
         for place, token in enumerate(ids):
             if token == self.header[0] and ids[place : place + width] == self.header:
-                yield place + width, ids.index(self.end, place + width) + 1
+                begin = place + width
+                if ids[begin : begin + len(self.no_thought)] == self.no_thought:
+                    begin += len(self.no_thought)
+                yield begin, ids.index(self.end, begin) + 1
 
     def choices(self, turns: Sequence[Turn]) -> tuple[tuple[int, ...], ...]:
         """Per assistant turn the first token of each option's letter, in the answer's own form; () if free-form."""

@@ -26,6 +26,12 @@ def test_every_answer_is_labelled_up_to_its_closing_token_and_nothing_else(label
     assert torch.equal(labels[labels != IGNORE], ids[labels != IGNORE])
 
 
+def test_the_empty_thought_of_a_template_carries_no_loss(labeller):
+    ids = torch.tensor(labeller.tokens(chat(("user", "hi"), ("assistant", "<think>\n\n</think>\n\nyes"))))
+    labels = labeller.labels(ids, 1, "r")
+    assert labeller.tokenizer.decode(labels[labels != IGNORE]) == "yes<|im_end|>"
+
+
 def test_an_answer_that_merges_with_its_header_is_refused(labeller):
     ids = torch.tensor(labeller.tokens(chat(("user", "hi"))))
     with pytest.raises(RowError, match=r"r: 1 assistant turns but 0 answers"):
