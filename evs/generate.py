@@ -122,24 +122,24 @@ class _Prompt:
 class _Decoder:
     """The language model with the prompts in its cache, one row each.
 
-    Rows are padded on the right, where causal attention hides the padding from the prompt; the mask hides it from
-    what follows.
+    Rows are padded on the left, and the mask hides it: attention looks past it, a recurrence stays at zero until the
+    prompt begins. (On the right it would enter the state before the first generated token.)
     """
 
     def __init__(self, model: Any, x: DecoderInputs, next_B: Tensor) -> None:
         self.model, self.next_B = model, next_B
         lengths_B = x.segment_N.bincount()
-        place = (x.segment_N, index_in_segment(x.segment_N))
+        longest = lengths_B.max()
+        place = (x.segment_N, (longest - lengths_B)[x.segment_N] + index_in_segment(x.segment_N))
 
         def pad(values_N: Tensor) -> Tensor:
-            shape = len(lengths_B), int(lengths_B.max()), *values_N.shape[1:]
+            shape = len(lengths_B), int(longest), *values_N.shape[1:]
             return values_N.new_zeros(shape).index_put(place, values_N)
 
         self.mask_BL = pad(torch.ones_like(x.segment_N))
         levels = list(x.deepstack)
         extra = {"visual_pos_masks": pad(x.visual_N), "deepstack_visual_embeds": levels} if levels else {}
         self._run(pad(x.embeds_ND), pad(x.positions_PN.T.contiguous()).movedim(-1, 0), None, **extra)
-        self.hidden_BD = self.hidden_BLD[torch.arange(len(lengths_B)), lengths_B - 1]
 
     def logits_BV(self) -> Tensor:
         return self.model.lm_head(self.hidden_BD).float()
@@ -150,7 +150,6 @@ class _Decoder:
         embeds = self.model.get_input_embeddings()(torch.tensor(tokens, device=self.next_B.device))
         self._run(embeds[:, None], self.next_B[:, None].expand(3, -1, -1), self.cache)
         self.next_B = self.next_B + 1
-        self.hidden_BD = self.hidden_BLD[:, -1]
 
     def _run(self, embeds: Tensor, positions: Tensor, cache: Any, **extra: Any) -> None:
         out = self.model.model.language_model(
@@ -161,7 +160,7 @@ class _Decoder:
             use_cache=True,
             **extra,
         )
-        self.hidden_BLD, self.cache = out.last_hidden_state, out.past_key_values
+        self.hidden_BD, self.cache = out.last_hidden_state[:, -1], out.past_key_values
 
 
 def next_positions(scheme: str, full: DecoderInputs, pruned: DecoderInputs) -> Tensor:

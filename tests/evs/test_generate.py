@@ -75,7 +75,7 @@ def test_processors_see_the_unpruned_prompt_and_choose(model, batch) -> None:
 
 def test_a_server_s_scheme_changes_generation_only_where_it_prunes(family, batch) -> None:
     if family != "qwen2_5_vl":
-        with pytest.raises(ValueError, match="scheme 'vllm' is unknown for qwen3_vl"):
+        with pytest.raises(ValueError, match=f"scheme 'vllm' is unknown for {family}"):
             adapter_for(tiny_model(family), "vllm")
         return
     model = tiny_model(family)
