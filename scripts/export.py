@@ -102,7 +102,7 @@ def write_weights(config: Config, checkpoint: Path, out: Path) -> None:
     else:
         fill(model, checkpoint / "model")
     model.save_pretrained(out)
-    publish_experts(out, model.config.get_text_config().hidden_size)
+    publish_experts(out, model.config)
 
 
 def fill(model: Any, folder: Path) -> None:

@@ -3,7 +3,7 @@
     python scripts/make_tiny_model.py family=qwen2_5_vl out=DIR [seed=0] [sizes.text_layers=3 ...]
 
 It has in small what the hub's originals have: windowed and full attention in the vision tower, deepstack
-levels, grouped key-value heads, the special tokens, the chat template.
+levels, gated DeltaNet layers, grouped key-value heads, the special tokens, the chat template.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ CHAT_TEMPLATE = """\
         {{- '<|im_start|>system\\n' + default_system + '<|im_end|>\\n' -}}
     {%- endif -%}
     {{- '<|im_start|>' + message.role + '\\n' -}}
+    {%- if thinks and loop.last and message.role == 'assistant' -%}
+        {{- '<think>\\n\\n</think>\\n\\n' -}}
+    {%- endif -%}
     {%- if message.content is string -%}
         {{- message.content -}}
     {%- else -%}
@@ -61,6 +64,9 @@ CHAT_TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}
     {{- '<|im_start|>assistant\\n' -}}
+    {%- if thinks -%}
+        {{- '<think>\\n' if enable_thinking is not defined or enable_thinking else '<think>\\n\\n</think>\\n\\n' -}}
+    {%- endif -%}
 {%- endif -%}
 """
 
@@ -107,6 +113,7 @@ class Family:
     video_area: tuple[int, int]  # of a frame for Qwen2.5-VL, of all frames together for Qwen3-VL
     text: Callable[[Sizes], dict[str, Any]]
     vision: Callable[[Sizes], dict[str, Any]]
+    thinks: bool = False  # its chat template writes a thought, empty where there is none, before the last answer
 
 
 def make(family: str, out: Path, seed: int = 0, **sizes: Any) -> Path:
@@ -127,7 +134,7 @@ def make(family: str, out: Path, seed: int = 0, **sizes: Any) -> Path:
         pad_token_id=tokenizer.pad_token_id,
     )
     model.save_pretrained(out)
-    publish_experts(Path(out), size.text_width)
+    publish_experts(Path(out), config)
     _processor(spec, tokenizer, size.patch or spec.patch).save_pretrained(out)
     return Path(out)
 
@@ -203,7 +210,8 @@ def _processor(spec: Family, tokenizer: Any, patch: int) -> Any:
     }
     image = hf.Qwen2VLImageProcessor(size=_edges(spec.image_area), **shared)
     video = getattr(hf, spec.video_processor)(size=_edges(spec.video_area), **shared)
-    template = f"{{%- set default_system = {spec.default_system!r} -%}}\n{CHAT_TEMPLATE}"
+    settings = f"{{%- set default_system = {spec.default_system!r} -%}}{{%- set thinks = {spec.thinks} -%}}"
+    template = f"{settings}\n{CHAT_TEMPLATE}"
     return getattr(hf, spec.processor)(image, tokenizer, video, chat_template=template)
 
 
@@ -231,6 +239,30 @@ def _text_qwen3_moe(size: Sizes) -> dict[str, Any]:
     return _text_qwen3(size) | mixture | {"moe_intermediate_size": size.text_mlp // 8}
 
 
+def _text_qwen3_5(size: Sizes) -> dict[str, Any]:
+    """Gated DeltaNet but in every fourth layer and the last; a quarter of a head rotates, its pairs dealt in turn."""
+    head, last = size.text_width // size.text_heads, size.text_layers - 1
+    pairs = head // 8
+    sections = [len(range(axis, pairs, 3)) for axis in range(3)]
+    rope = {"rope_type": "default", "rope_theta": 1e7, "mrope_section": sections, "mrope_interleaved": True}
+    full = [layer % 4 == 3 or layer == last for layer in range(size.text_layers)]
+    return {
+        "head_dim": head,
+        "rope_parameters": rope | {"partial_rotary_factor": 0.25},
+        "layer_types": ["full_attention" if each else "linear_attention" for each in full],
+        "linear_num_key_heads": size.text_kv_heads,
+        "linear_num_value_heads": size.text_heads,
+        "linear_key_head_dim": head,
+        "linear_value_head_dim": head,
+        "mamba_ssm_dtype": "float32",  # of the states in a server
+    }
+
+
+def _text_qwen3_5_moe(size: Sizes) -> dict[str, Any]:
+    mixture = {"num_experts": size.experts, "num_experts_per_tok": 2, "moe_intermediate_size": size.text_mlp // 8}
+    return _text_qwen3_5(size) | mixture | {"shared_expert_intermediate_size": size.text_mlp // 8}
+
+
 def _vision_qwen3(size: Sizes) -> dict[str, Any]:
     levels = range(min(size.vision_depth, size.text_layers, 3))
     return {"deepstack_visual_indexes": list(levels), "num_position_embeddings": 256}
@@ -251,6 +283,7 @@ _QWEN3: dict[str, Any] = {
     "video_area": (64 * 64, 32 * 256 * 256),
     "vision": _vision_qwen3,
 }
+_QWEN3_5 = _QWEN3 | {"vision": lambda _: {"num_position_embeddings": 256}, "thinks": True}
 FAMILIES = {
     "qwen2_5_vl": Family(
         name="Qwen2_5_VL",
@@ -265,6 +298,8 @@ FAMILIES = {
     ),
     "qwen3_vl": Family(name="Qwen3VL", text=_text_qwen3, **_QWEN3),
     "qwen3_vl_moe": Family(name="Qwen3VLMoe", text=_text_qwen3_moe, **_QWEN3),
+    "qwen3_5": Family(name="Qwen3_5", text=_text_qwen3_5, **_QWEN3_5),
+    "qwen3_5_moe": Family(name="Qwen3_5Moe", text=_text_qwen3_5_moe, **_QWEN3_5),
 }
 
 

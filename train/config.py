@@ -29,7 +29,9 @@ class LoraConfig:
     r: int | None = number(None, least=1)  # rank; null: no LoRA, all weights are trained
     alpha: int = number(128, least=1)
     dropout: float = number(0.05, least=0, below=1)
-    targets: str = ruled(r".*language_model.*\.(q|k|v|o|gate|up|down)_proj", Expression())  # over module names
+    targets: str = ruled(
+        r".*language_model.*\.(q|k|v|o|gate|up|down|in|out)_proj(_\w+)?", Expression()
+    )  # over module names
 
 
 @dataclass

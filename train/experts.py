@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+TURNED = ("qwen3_vl_moe",)  # families whose published experts are [experts, inputs, outputs]; others' are as in memory
 WIDTH_AT = {".mlp.experts.gate_up_proj": 1, ".mlp.experts.down_proj": 2}  # the dimension that is the hidden size
 
 
-def publish_experts(folder: Path, width: int) -> None:
-    """Lay the experts of a saved checkpoint out as published: [experts, inputs, outputs], `width` the hidden size.
+def publish_experts(folder: Path, config: Any) -> None:
+    """Lay the experts of a saved checkpoint out as the family of this Hugging Face configuration publishes them.
 
     transformers transposes them when it reads a checkpoint and not back when it writes one; servers read the published
     layout alone. Shards without experts are not read. ValueError for square experts, which do not tell how they lie.
     """
+    if config.model_type not in TURNED:
+        return
+    width = config.get_text_config().hidden_size
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             sides = {name: side for name in list(file.keys()) for end, side in WIDTH_AT.items() if name.endswith(end)}

@@ -9,7 +9,13 @@ from evs.adapters.qwen2_5_vl import Qwen25VL
 from evs.adapters.qwen3_vl import Qwen3VL
 from evs.adapters.vision import speed_up
 
-FAMILIES = {"qwen2_5_vl": Qwen25VL, "qwen3_vl": Qwen3VL, "qwen3_vl_moe": Qwen3VL}
+FAMILIES = {
+    "qwen2_5_vl": Qwen25VL,
+    "qwen3_vl": Qwen3VL,
+    "qwen3_vl_moe": Qwen3VL,
+    "qwen3_5": Qwen3VL,
+    "qwen3_5_moe": Qwen3VL,
+}
 
 __all__ = ["FAMILIES", "Adapter", "MediaBatch", "adapter_for", "check_family"]
 

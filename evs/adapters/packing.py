@@ -3,10 +3,14 @@
 FlashAttention and flex attention read the pack as it is. SDPA and eager would build an N x N block-diagonal mask, so
 the pack is laid out as right-padded rows when that is cheaper: under causal attention no token sees the padding to
 its right, and no mask is needed at all.
+
+Layers with a recurrent state (Qwen3.5's gated DeltaNet) separate samples only where kernels with variable lengths are
+installed and told the borders. Without them the pack is always rows: a recurrence does not see the padding behind it.
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -19,6 +23,7 @@ MASK_FREE = (
     "flex",
     "paged",
 )  # attention implementations that separate packed samples by position row 0
+VARLEN = ("fla", "causal_conv1d")  # packages whose kernels restart a recurrence and its convolution at given borders
 
 
 def index_in_segment(segment_N: Tensor) -> Tensor:
@@ -28,20 +33,39 @@ def index_in_segment(segment_N: Tensor) -> Tensor:
 
 def decode_packed(language_model: Any, x: DecoderInputs) -> Tensor:
     """[N, D] last hidden states of the text model `language_model` over the pack `x`."""
-    index_N = index_in_segment(x.segment_N)
-    if any(name in language_model.config._attn_implementation for name in MASK_FREE):
+    config, index_N = language_model.config, index_in_segment(x.segment_N)
+    separable = not recurrent_layers(config) or has_kernels()
+    if separable and any(name in config._attn_implementation for name in MASK_FREE):
         return _as_one_row(language_model, x, index_N)
     samples, longest = int(x.segment_N[-1]) + 1, int(index_N.max()) + 1
-    if samples > 1 and _cost(language_model.config, 1, len(index_N)) < _cost(language_model.config, samples, longest):
+    if separable and samples > 1 and _cost(config, 1, len(index_N)) < _cost(config, samples, longest):
         return _as_one_row(language_model, x, index_N)
     return _as_padded_rows(language_model, x, index_N, (samples, longest))
+
+
+def recurrent_layers(config: Any) -> int:
+    """How many layers of a text model carry a state from token to token, which no attention mask cuts."""
+    return (getattr(config, "layer_types", None) or []).count("linear_attention")
+
+
+def has_kernels() -> bool:
+    """Whether recurrences run in kernels that restart them at given borders."""
+    return all(find_spec(package) for package in VARLEN)
 
 
 def _as_one_row(language_model: Any, x: DecoderInputs, index_N: Tensor) -> Tensor:
     # Position row 0 counts every sample's *surviving* tokens from 0: a step other than one is read as the start of
     # another packed sample, which the preserved positions, full of gaps, would be.
     positions = torch.cat([index_N[None], x.positions_PN])[:, None]
-    return _run(language_model, x.embeds_ND[None], positions, x.visual_N[None], x.deepstack)[0]
+    borders = _borders(x.segment_N, index_N) if recurrent_layers(language_model.config) else {}
+    return _run(language_model, x.embeds_ND[None], positions, x.visual_N[None], x.deepstack, **borders)[0]
+
+
+def _borders(segment_N: Tensor, index_N: Tensor) -> dict[str, Tensor]:
+    """Where samples begin, as the recurrence's kernel and the convolution's ask: both restart there."""
+    starts = (index_N == 0).nonzero().squeeze(1)
+    ends = torch.cat([starts, starts.new_tensor([len(index_N)])])
+    return {"cu_seq_lens_q": ends.int(), "seq_idx": segment_N[None].int()}
 
 
 def _as_padded_rows(language_model: Any, x: DecoderInputs, index_N: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -56,15 +80,20 @@ def _as_padded_rows(language_model: Any, x: DecoderInputs, index_N: Tensor, shap
 
 
 def _run(
-    language_model: Any, embeds: Tensor, positions: Tensor, visual: Tensor, deepstack: tuple[Tensor, ...]
+    language_model: Any,
+    embeds: Tensor,
+    positions: Tensor,
+    visual: Tensor,
+    deepstack: tuple[Tensor, ...],
+    **borders: Tensor,
 ) -> Tensor:
     extra = {"visual_pos_masks": visual, "deepstack_visual_embeds": list(deepstack)} if deepstack else {}
     return language_model(
-        inputs_embeds=embeds, position_ids=positions, attention_mask=None, use_cache=False, **extra
+        inputs_embeds=embeds, position_ids=positions, attention_mask=None, use_cache=False, **extra, **borders
     ).last_hidden_state
 
 
 def _cost(config: Any, rows: int, length: int) -> float:
     """Multiply-adds of one decoder layer, up to a factor: projections and MLP, then attention."""
-    linear = 4 * config.hidden_size + 3 * config.intermediate_size
+    linear = 4 * config.hidden_size + 3 * getattr(config, "intermediate_size", config.hidden_size)
     return rows * length * (linear + 2 * length)

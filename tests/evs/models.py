@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
@@ -49,6 +57,16 @@ IDS = {
 }
 TOWER_3 = {**TOWER, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+HYBRID = {
+    "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+    "rope_parameters": {**TEXT["rope_parameters"], "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5},
+    "linear_num_key_heads": 1,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
+KERNELS = ("torch_chunk_gated_delta_rule", "causal_conv1d_fn")  # by these names the library calls them
+TOWER_3_5 = {**TOWER, "num_position_embeddings": 64}
 BUILDERS: dict[str, Any] = {
     "qwen2_5_vl": lambda: Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(
@@ -58,6 +76,16 @@ BUILDERS: dict[str, Any] = {
     "qwen3_vl": lambda: Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=TEXT, vision_config=TOWER_3, **IDS)),
     "qwen3_vl_moe": lambda: Qwen3VLMoeForConditionalGeneration(
         Qwen3VLMoeConfig(text_config={**TEXT, **MOE}, vision_config=TOWER_3, **IDS)
+    ),
+    "qwen3_5": lambda: Qwen3_5ForConditionalGeneration(
+        Qwen3_5Config(text_config={**TEXT, **HYBRID}, vision_config=TOWER_3_5, **IDS)
+    ),
+    "qwen3_5_moe": lambda: Qwen3_5MoeForConditionalGeneration(
+        Qwen3_5MoeConfig(
+            text_config={**TEXT, **HYBRID, **MOE, "shared_expert_intermediate_size": 16},
+            vision_config=TOWER_3_5,
+            **IDS,
+        )
     ),
 }
 
@@ -172,3 +200,33 @@ def stock_inputs(batch: Prompts) -> SimpleNamespace:
         "image_grid_thw": batch.image_grid_thw_I3 if len(batch.image_grid_thw_I3) else None,
     }
     return SimpleNamespace(**{name: value for name, value in kwargs.items() if value is not None})
+
+
+@contextmanager
+def one_row(model: Any, *, restart: bool = True) -> Iterator[None]:
+    """Packs are read as one row, as where kernels with variable lengths are installed.
+
+    In place of those of flash-linear-attention and causal-conv1d, which need a GPU, stand the library's own recurrence
+    and convolution, called between the borders that the kernels would be given; or, without `restart`, across them.
+    """
+    library: Any = sys.modules[type(model).__module__]
+    rule, convolution = (getattr(library, name, None) for name in KERNELS)
+
+    def rule_between(
+        *qkv: torch.Tensor, g: torch.Tensor, beta: torch.Tensor, cu_seqlens: torch.Tensor, **_: Any
+    ) -> Any:
+        lengths = cu_seqlens.diff().tolist() if restart else [len(qkv[0][0])]
+        pieces = zip(*(x.split(lengths, dim=1) for x in (*qkv, g, beta)))
+        outs = [rule(q, k, v, g=g, beta=b, use_qk_l2norm_in_kernel=True)[0] for q, k, v, g, b in pieces]
+        return torch.cat(outs, dim=1), None
+
+    def convolution_between(x: torch.Tensor, *weights: Any, activation: str, seq_idx: torch.Tensor, **_: Any) -> Any:
+        lengths = seq_idx[0].bincount().tolist() if restart else [x.shape[2]]
+        return torch.cat([convolution(x, *weights, activation=activation) for x in x.split(lengths, dim=2)], dim=2)
+
+    with patch.multiple("evs.adapters.packing", MASK_FREE=("sdpa",), VARLEN=()):
+        if rule is None:
+            yield
+        else:
+            with patch.multiple(library, **dict(zip(KERNELS, (rule_between, convolution_between)))):
+                yield

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3_5MoeConfig, Qwen3VLMoeConfig
 
 from data.media.processor import CALL
 from evs.policy import Policy, read
@@ -18,7 +18,7 @@ from train.state.checkpoint import complete
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"])
 def test_the_export_is_the_base_with_other_weights(words, checkpoint, questions, tmp_path, family):
     trained(*words(f"data.eval={questions}", "eval.limit=1", family=family))
     out = tmp_path / "out"
@@ -57,7 +57,15 @@ def test_what_was_trained_travels_with_the_export(words, tmp_path, capsys, famil
 def test_square_experts_are_refused(tmp_path):
     save_file({"model.layers.0.mlp.experts.gate_up_proj": torch.zeros(2, 8, 8)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="gate_up_proj is square"):
-        publish_experts(tmp_path, 8)
+        publish_experts(tmp_path, Qwen3VLMoeConfig(text_config={"hidden_size": 8}))
+
+
+def test_experts_of_qwen3_5_are_published_as_they_lie_in_memory(tmp_path):
+    weights = {"model.layers.0.mlp.experts.gate_up_proj": torch.zeros(2, 6, 8)}
+    save_file(weights, tmp_path / "model.safetensors")
+    publish_experts(tmp_path, Qwen3_5MoeConfig(text_config={"hidden_size": 8}))
+    assert load_file(tmp_path / "model.safetensors").keys() == weights.keys()
+    assert load_file(tmp_path / "model.safetensors")["model.layers.0.mlp.experts.gate_up_proj"].shape == (2, 6, 8)
 
 
 def test_a_lora_run_exports_merged(words, checkpoint, tmp_path):

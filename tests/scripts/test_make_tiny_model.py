@@ -64,8 +64,17 @@ def test_the_vision_tower_mixes_its_kinds_of_blocks(family, folder):
     vision = AutoModelForImageTextToText.from_pretrained(folder).config.vision_config
     if family == "qwen2_5_vl":
         assert 0 < len(vision.fullatt_block_indexes) < vision.depth
-    else:
+    elif family.startswith("qwen3_vl"):
         assert len(vision.deepstack_visual_indexes) > 0
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe"], scope="module")
+def test_a_hybrid_has_both_kinds_of_layers_and_writes_an_empty_thought(folder):
+    assert AutoModelForImageTextToText.from_pretrained(folder).config.text_config.layer_types == [
+        "linear_attention",
+        "full_attention",
+    ]
+    assert "<think>\n\n</think>\n\nred" in AutoProcessor.from_pretrained(folder).apply_chat_template(CHAT)
 
 
 def test_an_unknown_family_names_the_supported_ones(tmp_path):

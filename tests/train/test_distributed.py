@@ -28,10 +28,13 @@ def torchrun(*words: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero1", "zero2", "zero3"])
-def test_two_ranks_train_as_one_process_does(words, tmp_path, engine):
-    trained(*words(*FIXED, "train.accumulation=4", run_dir=tmp_path / "one"))
-    torchrun(*words(*FIXED, "train.accumulation=2", f"engine={engine}", run_dir=tmp_path / "two"))
+@pytest.mark.parametrize(
+    ("engine", "family"),
+    [*((engine, "qwen2_5_vl") for engine in ("ddp", "zero1", "zero2", "zero3")), ("zero3", "qwen3_5_moe")],
+)
+def test_two_ranks_train_as_one_process_does(words, tmp_path, engine, family):
+    trained(*words(*FIXED, "train.accumulation=4", family=family, run_dir=tmp_path / "one"))
+    torchrun(*words(*FIXED, "train.accumulation=2", f"engine={engine}", family=family, run_dir=tmp_path / "two"))
     for name in ("loss", "grad_norm"):
         assert metrics(tmp_path / "two", name) == pytest.approx(metrics(tmp_path / "one", name), rel=1e-3)
     export.main(export.Options(run=str(tmp_path / "two"), out=str(tmp_path / "out")))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from evs import FrameDelta
 from evs.adapters import adapter_for
-from tests.evs.models import alone, prompts, tiny_model
+from tests.evs.models import alone, one_row, prompts, tiny_model
 from train.task import UptrainTask
 
 side = st.integers(1, 3)
@@ -21,7 +20,7 @@ image = st.tuples(st.just("image"), st.tuples(st.just(1), side, side))
 sample = st.tuples(st.integers(1, 6), st.lists(st.one_of(video, image), max_size=2), st.integers(4, 9)).map(
     lambda parts: [parts[0], *parts[1], parts[2]]
 )
-FAMILIES = ["qwen2_5_vl", "qwen3_vl"]
+FAMILIES = ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_5_moe"]
 
 
 @functools.cache
@@ -51,16 +50,27 @@ def assert_same(one, other):
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=15, deadline=None)
 @given(layout=st.lists(sample, min_size=1, max_size=4), rate=st.floats(0, 0.95))
-def test_a_pack_a_padded_batch_and_single_samples_train_alike(family, layout, rate):
+def test_packed_padded_and_single_samples_train_alike(family, layout, rate):
     batch = prompts(family, layout)
     padded = gradients(family, [task(family)(batch, rate).loss_sum])
-    with patch("evs.adapters.packing.MASK_FREE", ("sdpa",)):  # one row with a block-diagonal mask
+    with one_row(task(family).model):
         packed = gradients(family, [task(family)(batch, rate).loss_sum])
     single = gradients(
         family, (task(family)(alone(batch, family, layout, i), rate).loss_sum for i in range(len(layout)))
     )
     assert_same(packed, padded)
     assert_same(single, padded)
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe"])
+def test_packed_samples_run_into_each_other_where_the_state_does_not_restart(family):
+    layout = [[3, ("video", (4, 2, 2)), 6], [2, ("video", (3, 2, 2)), 5]]
+    batch = prompts(family, layout)
+    padded = gradients(family, [task(family)(batch, 0.5).loss_sum])
+    with one_row(task(family).model, restart=False):
+        packed = gradients(family, [task(family)(batch, 0.5).loss_sum])
+    with pytest.raises(AssertionError):
+        assert_same(packed, padded)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -98,9 +98,12 @@ def test_broken_and_missing_videos_are_quarantined_with_a_reason(words, question
     assert all(row["reason"] and "\n" not in row["reason"] for row in lost)
 
 
+FAMILY_OF = {"qwen3": "qwen3_vl", "qwen35": "qwen3_5"}
+
+
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in EXPERIMENTS.glob("*.yaml")))
 def test_every_shipped_experiment_takes_a_step_with_a_tiny_model(words, experiment):
-    family = "qwen3_vl" if "qwen3" in experiment else "qwen2_5_vl"
+    family = FAMILY_OF.get(experiment.split("_")[0], "qwen2_5_vl")
     trained(*words("train.steps=1", "train.batch_size=1", family=family, experiment=experiment))
 
 

@@ -10,6 +10,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from evs.adapters.packing import recurrent_layers
+
 
 class Operations(NamedTuple):
     """By part of the model."""
@@ -40,7 +42,7 @@ def forward(config: Any, work: Work) -> Operations:
     return Operations(
         vision=2 * patches * _vision_weights(vision) + _vision_attention(vision, work.grids),
         merger=2 * patches / vision.spatial_merge_size**2 * _merger_weights(vision),
-        language=2 * sum(work.lengths) * _layer_weights(text) * text.num_hidden_layers
+        language=2 * sum(work.lengths) * (_language_weights(text) + _recurrence(text))
         + sum(_causal_attention(text, length) for length in work.lengths),
         head=2 * work.targets * text.hidden_size * text.vocab_size,
     )
@@ -63,20 +65,43 @@ def training(config: Any, work: Work, *, frozen: Collection[str] = (), lora: boo
     )
 
 
-def _layer_weights(text: Any) -> int:
-    """Weights that one token meets in one decoder layer."""
+def _language_weights(text: Any) -> int:
+    """Weights that one token meets in all decoder layers."""
+    width, recurrent = text.hidden_size, recurrent_layers(text)
+    sides = 3 if recurrent else 2  # queries and outputs, and in hybrids a gate
+    projections = width * _head(text) * (sides * text.num_attention_heads + 2 * text.num_key_value_heads)
+    whole = text.num_hidden_layers * _mlp_weights(text) + (text.num_hidden_layers - recurrent) * projections
+    if not recurrent:
+        return whole
+    keys = text.linear_num_key_heads * text.linear_key_head_dim
+    values = text.linear_num_value_heads * text.linear_value_head_dim
+    projections = width * (2 * keys + 3 * values + 2 * text.linear_num_value_heads)
+    return whole + recurrent * (projections + text.linear_conv_kernel_dim * (2 * keys + values))
+
+
+def _mlp_weights(text: Any) -> int:
     width = text.hidden_size
-    head = getattr(text, "head_dim", None) or width // text.num_attention_heads
-    projections = width * head * 2 * (text.num_attention_heads + text.num_key_value_heads)
     if experts := getattr(text, "num_experts_per_tok", None):
-        return projections + width * (text.num_experts + 3 * experts * text.moe_intermediate_size)
-    return projections + 3 * width * text.intermediate_size
+        shared = getattr(text, "shared_expert_intermediate_size", 0)
+        routed = text.num_experts + 3 * experts * text.moe_intermediate_size
+        return width * (routed + 3 * shared + bool(shared))
+    return 3 * width * text.intermediate_size
+
+
+def _recurrence(text: Any) -> int:
+    """Multiply-adds of one token with the states of all layers: read with the key, written, read with the query."""
+    if not (recurrent := recurrent_layers(text)):
+        return 0
+    return 3 * recurrent * text.linear_num_value_heads * text.linear_key_head_dim * text.linear_value_head_dim
 
 
 def _causal_attention(text: Any, length: int) -> float:
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     pairs = length * (length + 1) / 2
-    return 4 * pairs * head * text.num_attention_heads * text.num_hidden_layers
+    return 4 * pairs * _head(text) * text.num_attention_heads * (text.num_hidden_layers - recurrent_layers(text))
+
+
+def _head(text: Any) -> int:
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 
 def _vision_weights(vision: Any) -> int:

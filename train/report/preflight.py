@@ -16,6 +16,7 @@ from torch import nn
 
 from data.batching import BudgetPlan, Plan
 from data.sizes import KeptCounts, Sizes
+from evs.adapters.packing import has_kernels, recurrent_layers
 from train.config import Config
 from train.head import CHUNK
 
@@ -24,6 +25,7 @@ SPARE = 0.95  # of the memory that may be used
 # Of what comes and goes within a step, the share that glibc's malloc holds on top at the peak, measured by
 # `benchmark.py forecast`: blocks below 32 MB are not returned to the system, nor always fit the next request.
 RETAINED, RETAINED_ACTIVATIONS = 0.85, 0.2
+DELTA_CHUNK = 64  # tokens that transformers' gated delta rule takes at once
 
 Parameters: TypeAlias = Sequence[tuple[int, int, bool]]  # (numbers, bytes of one, whether it is trained)
 
@@ -90,7 +92,7 @@ def estimate(
         weights=0 if offloaded["param"] else weights + copies,
         gradients=sum(n * size for n, size, wanted in parameters if wanted) / shared[1],
         optimizer=0 if offloaded["optimizer"] else states / shared[0],
-        activations=_activations(config, hf_config, batch) * here,
+        activations=_activations(config, hf_config, batch) * here + _states(config, hf_config.get_text_config(), batch),
         logits=min(CHUNK, batch.text * hf_config.get_text_config().vocab_size) * (4 + 4 + here),
     )
     if config.engine.name == "ddp" and world > 1:
@@ -137,10 +139,21 @@ def _activations(config: Config, hf_config: Any, batch: Largest) -> float:
     return language + seen + pixels
 
 
+def _states(config: Config, text: Any, batch: Largest) -> float:
+    """Bytes that the library's own recurrence keeps, in float32 and chunks; kernels keep next to nothing."""
+    layers = recurrent_layers(text)
+    if not layers or has_kernels():
+        return 0
+    key, value = text.linear_key_head_dim, text.linear_value_head_dim
+    each = text.linear_num_value_heads * (9 * (key + value) + 4 * DELTA_CHUNK + 3.5 * key * value / DELTA_CHUNK)
+    again = config.model.gradient_checkpointing and "language" in config.model.checkpoint_towers
+    return 4 * batch.tokens * each * (1 if again else layers)
+
+
 def _mlp(text: Any) -> int:
     """Width of what one token opens up in the MLP."""
     if experts := getattr(text, "num_experts_per_tok", None):
-        return experts * text.moe_intermediate_size
+        return experts * text.moe_intermediate_size + getattr(text, "shared_expert_intermediate_size", 0)
     return text.intermediate_size
 
 

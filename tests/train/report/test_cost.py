@@ -1,12 +1,14 @@
 """The cost model against operations that torch itself counts, and what freezing saves."""
 
+import sys
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from evs import FrameDelta
 from evs.adapters import adapter_for
-from tests.evs.models import prompts, tiny_model
+from tests.evs.models import KERNELS, prompts, tiny_model
 from train.optim import freeze
 from train.report import cost
 from train.task import UptrainTask
@@ -14,12 +16,20 @@ from train.task import UptrainTask
 LAYOUT = [[3, ("video", (6, 4, 4)), 9], [2, ("video", (4, 4, 4)), 30]]
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def without_products(q, k, v, *, g, beta, **_):
+    return q + k + v * (g + beta)[..., None], None
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_5_moe"])
 @pytest.mark.parametrize("frozen", [(), ("vision",), ("vision", "merger")])
 def test_the_cost_model_counts_what_torch_counts_in_matrix_products(family, frozen, monkeypatch):
     for attention in ("_causal_attention", "_vision_attention"):  # torch counts it in one kernel and not in the other
         monkeypatch.setattr(cost, attention, lambda *_: 0)
     model, batch = tiny_model(family), prompts(family, LAYOUT)
+    if "qwen3_5" in family:  # its recurrence comes in whole chunks, its samples padded
+        batch = prompts(family, LAYOUT[:1])
+        monkeypatch.setattr(cost, "_recurrence", lambda *_: 0)
+        monkeypatch.setattr(sys.modules[type(model).__module__], KERNELS[0], without_products)
     freeze(model, list(frozen))
     task = UptrainTask(model, adapter_for(model), FrameDelta()).train()
     with FlopCounterMode(display=False) as counter:
@@ -47,3 +57,10 @@ def test_fewer_tokens_cost_less_and_long_ones_more_than_their_share():
     one, two, four = (cost.forward(config, cost.Work([], [n], 0)).language for n in (1000, 2000, 4000))
     assert 2 * one < two and 2 * two < four
     assert torch.tensor([one, two, four]).isfinite().all()
+
+
+def test_a_layer_with_a_state_costs_the_same_for_every_token():
+    config = tiny_model("qwen3_5").config
+    one, two, three = (cost.forward(config, cost.Work([], [n], 0)).language for n in (1000, 2000, 3000))
+    full = 4 * 1000 * 1000 * 16 * 2  # what the one attending layer adds: pairs, width of a head, heads
+    assert three - two - (two - one) == full
