@@ -30,6 +30,9 @@ class Policy:
     total_pixels: int | None = None  # of all frames of a video together
     times: str = "server"  # frame times given to the model: index / average rate, or real
     rates: dict[str, Any] = field(default_factory=dict)  # the distribution that pruning rates were drawn from
+    curve: dict[str, float] = field(default_factory=dict)  # accuracy by pruning rate; empty: not evaluated
+    weights: str = ""  # which checkpoint of which run was exported
+    package: str = ""  # version of evs-uptrain that wrote it, whose plugin serves it
 
     def write(self, folder: str | Path) -> Path:
         """Writes `folder`/evs.json and returns its path."""

@@ -67,7 +67,7 @@ class Options:
     told: bool = True  # whether the server is told the checkpoint's frame rate and limits, as `export.py` prints them
     chunks: list[int] = field(default_factory=lambda: [0])
     servers: list[str] = field(default_factory=lambda: ["plugin"])
-    scheme: str = "preserve"  # of our side; vllm is what a stock server does to Qwen2.5-VL
+    scheme: str | None = None  # of our side, default: as evs.json says; vllm: a stock server's (Qwen2.5-VL)
     dtype: str = "float32"
     device: str = "cpu"
     tolerance: float = 1e-3
@@ -120,7 +120,8 @@ def _asked(
 ) -> Iterator[tuple[Key, Answer, dict[str, Any]]]:
     """(key, our answer, the server's) to every prompt at every rate."""
     answers = [each for server in options.servers for each in serve(prompts, options, server, engine).items()]
-    ours = Ours(options.model, options.scheme, options.dtype, options.device)
+    scheme = options.scheme or beside(options.model).scheme
+    ours = Ours(options.model, scheme, options.dtype, options.device)
     batches = {prompt.name: prompt.batch for prompt in prompts}
     for key, theirs in answers:
         _, name, rate, _ = key

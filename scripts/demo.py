@@ -20,9 +20,8 @@ if not __package__:  # run as a file: imports start at the repository root, not 
 
 from data.synthetic.demo import generate
 from scripts.make_tiny_model import make
-from scripts.report import read
 from train import cli
-from train.report.curve import Curve, plot, table
+from train.report.curve import Curve, from_results, plot, table
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
@@ -102,7 +101,7 @@ class Demo:
         rates = f"rates=[{','.join(map(str, self.options.rates))}]"
         words = [rates, f"name='{name}'", f"out={result}", "fps=4", "batch_size=20", "dtype=float32"]
         _python("scripts/evaluate.py", f"model={model}", f"data={self.held_out}", *words)
-        return read(result)
+        return from_results(result)
 
 
 def sentence(base: Curve, uptrained: Curve, control: Curve) -> str:

@@ -1,36 +1,36 @@
 """A run's checkpoint as a stock Hugging Face folder: the base model's files and keys, the trained weights, a card.
 
-Beside them `evs.json` says what was trained and the processor's configuration the sizes; what is printed, how to serve.
+    python scripts/export.py run=DIR out=DIR [checkpoint=DIR] [results=[base.json,own.json]] [push=user/name]
 
-python scripts/export.py run=DIR out=DIR [checkpoint=DIR] [push=user/name]
+Beside the weights `evs.json` says what was trained and the processor's configuration the sizes; what is printed, how
+to serve. Given again for an export that is there, the command rewrites its card and curve, and pushes: not the weights.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shlex
-import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run as a file: imports start at the repository root, not in scripts/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import snapshot_download
 from omegaconf import OmegaConf
-from peft import PeftModel
-from safetensors import safe_open
-from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText
 
+from evs.policy import Policy, read
 from train import cli
 from train.config import Config
-from train.experts import publish_experts
-from train.report.card import model_card
-from train.report.curve import from_run, plot
+from train.hub import push
+from train.report.card import About, Measured, about_base, is_hub_id, model_card
+from train.report.curve import evaluations, from_results, plot
 from train.served import policy_of, serve_command, write_processor
-from train.state.checkpoint import complete
+from train.state.checkpoint import complete, step_of
+from train.state.manifest import NAME
+from train.weights import check_shapes, copy_companions, write_adapter, write_weights
 
 
 @dataclass
@@ -38,38 +38,47 @@ class Options:
     run: str
     out: str
     checkpoint: str | None = None  # default: the run's newest
+    results: list[str] = field(default_factory=list)  # JSON of scripts/evaluate.py for the card, this checkpoint's last
+    adapter: bool = False  # of a LoRA run the adapter alone, where it would be merged
     push: str | None = None  # user/name on the Hub
+    private: bool = False  # of a repository that is pushed to
+    base_model: str | None = None  # Hub id for the card; default: model.path, where it is one
+    license: str | None = None  # default: the base model's
+    datasets: list[str] = field(default_factory=list)  # Hub ids of what was trained on
 
 
 def main(options: Options) -> None:
+    check(options)
     run, out = Path(options.run), Path(options.out)
     config = run_config(run)
     checkpoint = Path(options.checkpoint) if options.checkpoint else newest(run)
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"out={out} is not empty: give a new folder")
-    out.mkdir(parents=True, exist_ok=True)
+    measured = measured_by(run, checkpoint, options.results)
+    policy = replace(policy_of(config), weights=identity(checkpoint, options.adapter), curve=by_rate(measured))
     base = base_folder(config)
-    write_weights(config, checkpoint, out)
-    copy_companions(base, out)
-    check_shapes(base, out)
-    policy = policy_of(config)
+    about = about_of(options, base, config.model.path)
+    if not exported(out, policy):
+        write(config, policy, base, checkpoint, out, about)
+    if measured.curves:
+        plot(measured.curves, out / "curve.png", "Accuracy by pruning rate")
+    model_card(config, policy, checkpoint.name, measured, about).save(out / "README.md")
     policy.write(out)
-    write_processor(out, policy)
-    curves = from_run(run)
-    if curves:
-        plot(curves, out / "curve.png", "Accuracy by pruning rate, before and after uptraining")
-    (out / "README.md").write_text(model_card(config, checkpoint.name, curves))
-    print(f"checkpoint: {out} (from {checkpoint})")
-    print(f"serve it: {serve_command(policy, shlex.quote(str(out)))}")
-    if policy.times == "real":
-        print(
-            "trained on data.times=real: servers give the model index / average rate, which differs at a variable rate"
-        )
+    explain(policy, measured, options, checkpoint)
     if options.push:
-        api = HfApi()
-        api.create_repo(options.push, exist_ok=True)
-        api.upload_folder(repo_id=options.push, folder_path=out)
-        print(f"pushed: {options.push}")
+        print(f"pushed: {push(out, options.push, options.private)}")
+
+
+def check(options: Options) -> None:
+    """Raise ValueError for what can be known before anything is read."""
+    named: dict[str, Sequence[str | None]] = {
+        "push": [options.push],
+        "base_model": [options.base_model],
+        "datasets": options.datasets,
+    }
+    for key, ids in named.items():
+        if wrong := [each for each in ids if each is not None and not is_hub_id(each)]:
+            raise ValueError(f"{key}={wrong[0]} is no Hub id: give user/name")
+    if options.private and options.push is None:
+        raise ValueError("private=true has no effect without push=user/name: give both")
 
 
 def run_config(run: Path) -> Config:
@@ -88,56 +97,78 @@ def newest(run: Path) -> Path:
     return found[-1]
 
 
+def measured_by(run: Path, checkpoint: Path, results: list[str]) -> Measured:
+    """What was measured on request, else during the run: at its beginning and at the checkpoint."""
+    if results:
+        curves = [from_results(Path(path)) for path in results]
+        return Measured(curves, curves[-1])
+    found, step = evaluations(run), step_of(checkpoint)
+    return Measured([found[each] for each in sorted({*list(found)[:1], step} & found.keys())], found.get(step))
+
+
+def by_rate(measured: Measured) -> dict[str, float]:
+    """The checkpoint's curve as `evs.json` holds it."""
+    return {f"{rate:g}": value for rate, value in sorted(measured.own.accuracy.items())} if measured.own else {}
+
+
+def identity(checkpoint: Path, adapter: bool) -> str:
+    """Other for every checkpoint of every run, and for an adapter."""
+    manifest = checkpoint / NAME
+    if not manifest.is_file():
+        raise ValueError(f"checkpoint={checkpoint} holds no {NAME}: give a finished one, .../checkpoints/step_NNNNNNNN")
+    digest = hashlib.blake2b(manifest.read_bytes(), digest_size=8).hexdigest()
+    return f"{checkpoint.name} {digest}{' adapter' if adapter else ''}"
+
+
+def exported(out: Path, policy: Policy) -> bool:
+    """Whether the folder holds these weights. ValueError where it holds anything else."""
+    if not out.exists() or not any(out.iterdir()):
+        return False
+    there = read(out)  # written last, so that the rest is whole
+    if there is None or there.weights != policy.weights:
+        held = f"holds {there.weights or 'another export'}" if there else "is not empty"
+        raise ValueError(f"out={out} {held}: give a new folder")
+    return True
+
+
 def base_folder(config: Config) -> Path:
     """The base model's files, from its folder or from the Hub's cache."""
     local = Path(config.model.path)
     return local if local.is_dir() else Path(snapshot_download(config.model.path, revision=config.model.revision))
 
 
-def write_weights(config: Config, checkpoint: Path, out: Path) -> None:
-    """The base model, read so that it remembers its keys and dtype, with the trained weights in place of its own."""
-    model = AutoModelForImageTextToText.from_pretrained(config.model.path, revision=config.model.revision, dtype="auto")
-    if config.model.lora.r is not None:
-        model = PeftModel.from_pretrained(model, str(checkpoint / "model")).merge_and_unload()
+def write(config: Config, policy: Policy, base: Path, checkpoint: Path, out: Path, about: About) -> None:
+    """All but the card and `evs.json`."""
+    out.mkdir(parents=True, exist_ok=True)
+    if about.adapter:
+        write_adapter(checkpoint / "model", out, about.base_model)
     else:
-        fill(model, checkpoint / "model")
-    model.save_pretrained(out)
-    publish_experts(out, model.config)
+        write_weights(config.model, checkpoint / "model", out)
+        check_shapes(base, out)
+    copy_companions(base, out)
+    write_processor(out, policy)
 
 
-def fill(model: Any, folder: Path) -> None:
-    """Overwrite every weight of the model from a folder of safetensors."""
-    left = set(model.state_dict())
-    for path in sorted(folder.glob("*.safetensors")):
-        missing, unexpected = model.load_state_dict(load_file(path), strict=False)
-        assert not unexpected, f"{path} holds {unexpected[0]}, which the model has not"
-        left &= set(missing)
-    left -= set(model.all_tied_weights_keys)
-    assert not left, f"{folder} lacks {sorted(left)[0]}"
+def about_of(options: Options, base: Path, path: str) -> About:
+    """What is known of the base, and what was given in its place."""
+    about = replace(about_base(base, path), datasets=tuple(options.datasets), adapter=options.adapter)
+    if options.license:
+        about = replace(about, license=options.license, license_name=None, license_link=None)
+    return replace(about, base_model=options.base_model or about.base_model)
 
 
-def copy_companions(base: Path, out: Path) -> None:
-    """Everything of the base that is no weight and no card, as it stands: configuration, processor, chat template."""
-    for path in sorted(base.iterdir()):
-        weights = ".safetensors" in path.name or path.suffix in {".bin", ".pth", ".pt"}
-        if path.is_file() and not weights and path.name not in {"README.md", ".gitattributes", "curve.png"}:
-            shutil.copyfile(path, out / path.name)
-
-
-def check_shapes(base: Path, out: Path) -> None:
-    """Raise unless the exported weights have the base's keys and shapes."""
-    theirs, ours = weight_shapes(base), weight_shapes(out)
-    if theirs and theirs != ours:
-        name = min(key for key, _ in theirs.items() ^ ours.items())
-        raise ValueError(f"{out}: keys or shapes differ from the base model's, e.g. {name}: update transformers")
-
-
-def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
-    return shapes
+def explain(policy: Policy, measured: Measured, options: Options, checkpoint: Path) -> None:
+    """Print what is there, how to serve it, and what is missing."""
+    out = shlex.quote(options.out)
+    print(f"checkpoint: {options.out} (from {checkpoint})")
+    print(f"serve it: {serve_command(policy, out, measured.recommended)}")
+    if measured.own is None:
+        print(f"not evaluated: python scripts/evaluate.py model={out} data=FILE out=curve.json, then add the curve:")
+        print(f"  python scripts/export.py run={shlex.quote(options.run)} out={out} results=[curve.json]")
+    if policy.times == "real":
+        print(
+            "trained on data.times=real: servers give the model index / average rate, which differs at a variable rate"
+        )
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ class Options:
     image: Any = None
     method: str | None = None  # these: as the checkpoint's evs.json says
     scheme: str | None = None
+    scorer_dtype: str | None = None
     fps: float | None = None
     min_frames: int | None = None
     max_frames: int | None = None
@@ -71,7 +72,7 @@ def main(options: Options) -> None:
     check_rate(options.rate)
     check_family(hf.AutoConfig.from_pretrained(options.model).model_type)
     options = filled(options, beside(options.model))
-    method = method_named(cast(str, options.method))
+    method = method_named(cast(str, options.method), options.scorer_dtype)
     processor = hf.AutoProcessor.from_pretrained(options.model)
     batch = read(options, processor)
     model: Any = hf.AutoModelForImageTextToText.from_pretrained(

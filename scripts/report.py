@@ -7,17 +7,15 @@ python scripts/report.py sweep=DIR [out=table.md]                              o
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run as a file: imports start at the repository root, not in scripts/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from train import cli
-from train.report.curve import Curve, from_run, plot
+from train.report.curve import from_results, from_run, plot
 from train.report.sweep import rows, table
 
 
@@ -39,19 +37,13 @@ def main(options: Options) -> None:
         return
     if options.out is None:
         raise ValueError("missing out=...: give a .png")
-    curves = [read(Path(path)) for path in options.results]
+    curves = [from_results(Path(path)) for path in options.results]
     if options.run is not None:
         curves += from_run(Path(options.run))
     if not curves:
         raise ValueError("nothing to plot: give results=[FILE.json,...] or run=DIR")
     plot(curves, Path(options.out), options.title)
     print(f"curve: {options.out}")
-
-
-def read(path: Path) -> Curve:
-    """A curve of scripts/evaluate.py's JSON."""
-    value: dict[str, Any] = json.loads(path.read_text())
-    return Curve(value["name"], {score["rate"]: score["accuracy"] for score in value["scores"]})
 
 
 if __name__ == "__main__":

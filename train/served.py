@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ def policy_of(config: Config) -> Policy:
         method=method.name,
         scorer_dtype=config.method.get("dtype"),
         rates={"name": _name(config.rate), **{key: value for key, value in config.rate.items() if key != "_target_"}},
+        package=version("evs-uptrain"),
         **asdict(frame_policy(config.data)),
     )
 
@@ -69,10 +71,14 @@ def write_processor(folder: Path, policy: Policy) -> None:
     _write(folder / VIDEO_PROCESSOR, own | entries)
 
 
-def serve_command(policy: Policy, model: str = "<this checkpoint>", rate: float = 0.75) -> str:
-    """The shell line that serves a checkpoint as it was trained. Sizes are read from its own files."""
+def serve_command(policy: Policy, model: str = "<this checkpoint>", rate: float | None = None) -> str:
+    """The shell line that serves a checkpoint as it was trained, `RATE` left open where no rate is given.
+
+    Sizes are read from the checkpoint's own files.
+    """
     off = "" if policy.scheme == "preserve" else "EVS_VLLM_PLUGIN=0 "
-    return f"{off}vllm serve {model} --video-pruning-rate {rate:g} --media-io-kwargs '{json.dumps(media_io(policy))}'"
+    shown = "RATE" if rate is None else f"{rate:g}"
+    return f"{off}vllm serve {model} --video-pruning-rate {shown} --media-io-kwargs '{json.dumps(media_io(policy))}'"
 
 
 def media_io(policy: Policy) -> dict[str, dict[str, Any]]:

@@ -2,20 +2,43 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3_5MoeConfig, Qwen3VLMoeConfig
 
 from data.media.processor import CALL
+from evs import FrameDelta
+from evs.adapters import adapter_for
 from evs.policy import Policy, read
 from scripts import export
-from tests.runs import trained
+from scripts.make_tiny_model import make
+from tests.runs import ROOT, composed, trained
+from train.build import build_run
+from train.config import ModelConfig
 from train.experts import publish_experts
+from train.loop import fit
+from train.model import build_model
 from train.state.checkpoint import complete
+from train.task import UptrainTask
+from train.weights import weight_shapes
 
 pytestmark = pytest.mark.slow
+PEAK = """\
+import sys
+from pathlib import Path
+from train.config import ModelConfig
+from train.weights import write_weights
+memory = lambda name: 1024 * int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0])
+before = memory("VmRSS")
+write_weights(ModelConfig(path=sys.argv[1]), Path(sys.argv[2], "model"), Path(sys.argv[2], "out"))
+print(memory("VmHWM") - before)
+"""
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"])
@@ -24,7 +47,7 @@ def test_the_export_is_the_base_with_other_weights(words, checkpoint, questions,
     out = tmp_path / "out"
     export.main(export.Options(run=str(tmp_path / "run"), out=str(out)))
     base = checkpoint(family)
-    assert export.weight_shapes(out) == export.weight_shapes(base)
+    assert weight_shapes(out) == weight_shapes(base)
     assert json.loads((out / "config.json").read_text()) == json.loads((base / "config.json").read_text())
     model = AutoModelForImageTextToText.from_pretrained(out)
     AutoProcessor.from_pretrained(out)
@@ -42,9 +65,10 @@ def test_what_was_trained_travels_with_the_export(words, tmp_path, capsys, famil
     out = tmp_path / "out"
     export.main(export.Options(run=str(tmp_path / "run"), out=str(out)))
     policy = read(out)
-    assert policy == Policy(fps=1.0, max_frames=8, max_pixels=12544, scorer_dtype="float32", rates=policy.rates)
-    assert policy.rates["name"] == "Uniform"
-    line = capsys.readouterr().out.splitlines()[-1]
+    other = {"rates": policy.rates, "weights": policy.weights, "package": policy.package}
+    assert policy == Policy(fps=1.0, max_frames=8, max_pixels=12544, scorer_dtype="float32", **other)
+    assert policy.rates["name"] == "Uniform" and policy.weights.startswith("step_00000001 ") and policy.package
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("serve it: "))
     told = json.loads(re.search(r"--media-io-kwargs '(.*)'", line)[1])
     assert f"vllm serve {out} " in line and told == {"video": {"fps": 1.0, "min_frames": 4, "max_frames": 8}}
     assert "--media-io-kwargs '{" in (out / "README.md").read_text()
@@ -72,10 +96,69 @@ def test_a_lora_run_exports_merged(words, checkpoint, tmp_path):
     trained(*words("model.lora.r=4", "model.lora.alpha=8", "optim.lr=0.1"))
     export.main(export.Options(run=str(tmp_path / "run"), out=str(tmp_path / "out")))
     base = checkpoint("qwen2_5_vl")
-    assert export.weight_shapes(tmp_path / "out") == export.weight_shapes(base)
+    assert weight_shapes(tmp_path / "out") == weight_shapes(base)
     ours, theirs = (AutoModelForImageTextToText.from_pretrained(path).state_dict() for path in (tmp_path / "out", base))
     changed = {name for name in ours if not torch.equal(ours[name], theirs[name])}
     assert changed and all("language_model" in name and "proj" in name for name in changed)
+
+
+@pytest.mark.parametrize("lora", [[], ["model.lora.r=4", "model.lora.alpha=8", "optim.lr=0.1"]], ids=["full", "lora"])
+def test_the_export_answers_as_the_trained_model_does(words, tmp_path, lora):
+    config = composed(*words("engine.precision=fp32", "train.steps=2", *lora))
+    run = build_run(config)
+    assert run is not None
+    fit(run.parts, run.steps, config, run.first_step)
+    export.main(export.Options(run=str(tmp_path / "run"), out=str(tmp_path / "out")))
+    (batch,) = next(iter(run.steps)).batches[:1]
+    ours = build_model(ModelConfig(path=str(tmp_path / "out"), gradient_checkpointing=False), torch.float32)
+    with torch.no_grad():
+        trained_logits = run.parts.task.eval()(batch, 0.0).logits_TV
+        logits = UptrainTask(ours, adapter_for(ours, "preserve"), FrameDelta()).eval()(batch, 0.0).logits_TV
+    assert torch.equal(logits, trained_logits) if not lora else torch.allclose(logits, trained_logits, atol=1e-4)
+
+
+def test_an_adapter_is_exported_alone(words, tmp_path):
+    trained(*words("train.steps=1", "model.lora.r=4"))
+    options = {"run": str(tmp_path / "run"), "out": str(tmp_path / "out"), "base_model": "user/base"}
+    export.main(export.Options(**options, adapter=True))
+    weights = [path.name for path in (tmp_path / "out").glob("*.safetensors")]
+    settings = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert weights == ["adapter_model.safetensors"] and settings["base_model_name_or_path"] == "user/base"
+    data = ModelCard.load(tmp_path / "out" / "README.md").data
+    assert (data.library_name, data.base_model, data.base_model_relation) == ("peft", "user/base", "adapter")
+
+
+def test_a_curve_is_added_to_an_export_that_is_there(words, checkpoint, tmp_path, capsys):
+    base = shutil.copytree(checkpoint("qwen2_5_vl"), tmp_path / "base")
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\n")
+    trained(*words("train.steps=1", f"model.path={base}"))
+    options = {"run": str(tmp_path / "run"), "out": str(tmp_path / "out"), "datasets": ["user/videos"]}
+    export.main(export.Options(**options))
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert "Not evaluated yet" in card.text and "--video-pruning-rate RATE" in card.text
+    assert "results=[curve.json]" in capsys.readouterr().out
+    written = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
+    scores = [{"rate": rate, "accuracy": accuracy} for rate, accuracy in ((0, 0.9), (0.5, 0.895), (0.75, 0.6))]
+    (tmp_path / "own.json").write_text(json.dumps({"name": "ours", "data": "held_out.jsonl", "scores": scores}))
+    export.main(export.Options(**options, results=[str(tmp_path / "own.json")]))
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert "Recommended rate: 0.5," in card.text and "--video-pruning-rate 0.5 " in card.text
+    assert read(tmp_path / "out").curve == {"0": 0.9, "0.5": 0.895, "0.75": 0.6}
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == written
+    data = card.data.to_dict()
+    assert (data["license"], data["datasets"]) == ("apache-2.0", ["user/videos"]) and "base_model" not in data
+    (metrics,) = data["model-index"][0]["results"]
+    assert [metric["value"] for metric in metrics["metrics"]] == [90.0, 89.5, 60.0]
+
+
+def test_an_export_holds_little_more_than_the_weights(tmp_path):
+    sizes = {"text_width": 1024, "text_layers": 10, "text_heads": 16, "text_mlp": 4096}
+    base = make("qwen2_5_vl", tmp_path / "base", 0, **sizes)
+    AutoModelForImageTextToText.from_pretrained(base).save_pretrained(tmp_path / "model", save_original_format=False)
+    weights = (base / "model.safetensors").stat().st_size
+    done = subprocess.run([sys.executable, "-c", PEAK, str(base), str(tmp_path)], capture_output=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert weights > 500e6 and int(done.stdout.split()[-1]) < 1.3 * weights
 
 
 def test_an_export_never_overwrites(tmp_path, words):

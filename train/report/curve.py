@@ -1,31 +1,70 @@
-"""Accuracy by pruning rate: what a run recorded, as a picture and as a table."""
+"""Accuracy by pruning rate: what a run or scripts/evaluate.py recorded, as a picture and as a table."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+POINT = 0.01  # of accuracy: what serving at a rate may cost
+ACCURACY = "eval/accuracy_at_"  # metrics.jsonl's name of it, before the rate
+STYLES = (  # Okabe and Ito's colours
+    *(("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", "-.")),
+    *(("#CC79A7", "D", ":"), ("#56B4E9", "v", "-"), ("#000000", "X", "--")),
+)
 
 
 @dataclass(frozen=True)
 class Curve:
     name: str
     accuracy: dict[float, float]  # by rate
+    interval: Mapping[float, tuple[float, float]] = field(default_factory=dict)  # by rate, where it is known
+    data: str = "held-out data"  # that it was measured on
+
+    def recommended(self) -> float | None:
+        """The highest rate within a point of rate 0, and above what rate 0 may be by chance; None without rate 0."""
+        if 0.0 not in self.accuracy:
+            return None
+        least = self.accuracy[0.0] - POINT
+        if 0.0 in self.interval:
+            least = max(least, self.interval[0.0][0])
+        return max(rate for rate, accuracy in self.accuracy.items() if accuracy >= least - 1e-12)
+
+
+def evaluations(run_dir: Path) -> dict[int, Curve]:
+    """A run's evaluations by step, oldest first."""
+    path = run_dir / "metrics.jsonl"
+    if not path.is_file():
+        raise ValueError(f"{run_dir} holds no metrics.jsonl: give the run_dir of a training run")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    found = {row["step"]: curve_of(f"step {row['step']}", row) for row in rows}
+    return {step: curve for step, curve in sorted(found.items()) if curve.accuracy}
+
+
+def curve_of(name: str, values: Mapping[str, Any]) -> Curve:
+    """What one report holds of a curve; empty for a report of a training step."""
+    named = {key.removeprefix(ACCURACY): value for key, value in values.items() if key.startswith(ACCURACY)}
+    return Curve(name, {float(rate): value for rate, value in named.items()})
 
 
 def from_run(run_dir: Path) -> list[Curve]:
     """A run's first and last evaluation; empty if it had none."""
-    path, prefix = run_dir / "metrics.jsonl", "eval/accuracy_at_"
-    if not path.is_file():
-        raise ValueError(f"{run_dir} holds no metrics.jsonl: give the run_dir of a training run")
-    by_step: dict[int, dict[float, float]] = {}
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        accuracy = {float(key.removeprefix(prefix)): value for key, value in row.items() if key.startswith(prefix)}
-        if accuracy:
-            by_step[row["step"]] = accuracy
-    return [Curve(f"step {step}", by_step[step]) for step in sorted({min(by_step), max(by_step)})] if by_step else []
+    found = evaluations(run_dir)
+    return [found[step] for step in sorted({min(found), max(found)})] if found else []
+
+
+def from_results(path: Path) -> Curve:
+    """Of the JSON that scripts/evaluate.py writes."""
+    try:
+        value = json.loads(path.read_text())
+        scores = {float(score["rate"]): score for score in value["scores"]}
+        accuracy = {rate: float(score["accuracy"]) for rate, score in scores.items()}
+        interval = {rate: (score["low"], score["high"]) for rate, score in scores.items() if "low" in score}
+        return Curve(value["name"], accuracy, interval, Path(value["data"]).stem)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not what scripts/evaluate.py out=... writes ({error!r}): give that file") from None
 
 
 def table(curves: Sequence[Curve]) -> str:
@@ -38,19 +77,31 @@ def table(curves: Sequence[Curve]) -> str:
     return "\n".join(lines)
 
 
-def plot(curves: Sequence[Curve], out: Path, title: str) -> None:
-    """Write the curves as a PNG."""
+def figure(curves: Sequence[Curve], title: str) -> Any:
+    """A matplotlib figure of the curves, each known by its marker and dashes as well as by its colour."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for curve in curves:
+    drawn = Figure(figsize=(7, 4.2), layout="constrained")
+    FigureCanvasAgg(drawn)
+    axes = drawn.add_subplot()
+    for i, curve in enumerate(curves):
+        colour, marker, dashes = STYLES[i % len(STYLES)]
         rates = sorted(curve.accuracy)
-        axes.plot(rates, [100 * curve.accuracy[rate] for rate in rates], marker="o", label=curve.name)
+        percent = [100 * curve.accuracy[rate] for rate in rates]
+        axes.plot(rates, percent, color=colour, marker=marker, linestyle=dashes, linewidth=2, label=curve.name)
+        bars = [rate for rate in rates if rate in curve.interval]
+        ends = [[100 * abs(curve.interval[rate][end] - curve.accuracy[rate]) for rate in bars] for end in (0, 1)]
+        if bars:
+            at = [100 * curve.accuracy[rate] for rate in bars]
+            axes.errorbar(bars, at, yerr=ends, fmt="none", ecolor=colour, capsize=3)
     axes.set(xlabel="pruning rate (fraction of video tokens removed)", ylabel="accuracy (%)", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
+    return drawn
+
+
+def plot(curves: Sequence[Curve], out: Path, title: str) -> None:
+    """Write the curves as a PNG."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=150)
+    figure(curves, title).savefig(out, dpi=150)
