@@ -43,6 +43,9 @@ class Turn:
 class Sample:
     id: str
     turns: tuple[Turn, ...]
+    kind: str = ""  # of question, by which evaluation also counts
+    metric: str | None = None  # of data.metrics, by which free answers are graded; None: as greedy decoding writes them
+    answers: tuple[str, ...] = ()  # accepted beside the assistant's
 
     @property
     def media(self) -> tuple[VideoRef | ImageRef, ...]:

@@ -6,7 +6,7 @@ Every generated token stands where it would without pruning: the first one at th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -64,8 +64,7 @@ def generate(
 
     `on_step` receives every step's new tokens, one a prompt. Raises ValueError for a rate outside [0, 1).
     """
-    decoding = decoding or Decoding()
-    eos = _eos_ids(model) if decoding.eos_ids is None else decoding.eos_ids
+    decoding = _ending(decoding or Decoding(), model)
     grids = adapter.grids(batch)
     x, features = adapter.see(batch, adapter.lay(batch, pruned=rate > 0))
     keep_N = keep_mask(x, features, grids, [check_rate(rate)] * len(grids), method or FrameDelta())
@@ -75,20 +74,68 @@ def generate(
         for ids in batch.input_ids_N.to(x.embeds_ND.device).split(sizes)
     ]
     pruned = prune(x, keep_N)
-    decoder = _Decoder(model, pruned, next_positions(adapter.scheme, x, pruned))
-    for step in range(1, decoding.max_new_tokens + 1):
-        tokens = [prompt.extend(logits, decoding, eos) for prompt, logits in zip(prompts, decoder.logits_BV())]
-        if on_step:
-            on_step(tokens)
-        if step == decoding.max_new_tokens or all(prompt.done for prompt in prompts):
-            break
-        decoder.feed(tokens)
+    _write(_Decoder(model, pruned, next_positions(adapter.scheme, x, pruned)), prompts, decoding, on_step=on_step)
     kept = x.segment_N[keep_N].bincount().tolist()
     frames = _kept_per_frame(x, keep_N, grids)
     return [
         Generation(tuple(prompt.tokens), tuple(prompt.logprobs), size, n, frames[i])
         for i, (prompt, size, n) in enumerate(zip(prompts, sizes, kept))
     ]
+
+
+@torch.no_grad()
+def continue_at(
+    model: Any, x: DecoderInputs, ends: list[int], decoding: Decoding, *, going: Callable[[bool], bool] = bool
+) -> list[tuple[int, ...]]:
+    """What follows in place of the tokens at `ends`, each read on its own with all of its sample before it.
+
+    `x` is pruned already, so that several answers of one conversation cost no further look at its media. `going` is
+    asked before every further step whether it goes on, given whether any answer has not ended: ranks that share the
+    model's parameters agree there.
+    """
+    device = x.embeds_ND.device
+    last_B = torch.tensor(ends, device=device) - 1
+    next_B = x.positions_PN[:, last_B].amax(0) + 1  # before an answer stands its header, which is text
+    prompts = [_Prompt(x.segment_N[:0], torch.Generator(device).manual_seed(decoding.seed)) for _ in ends]
+    _write(_Decoder(model, _before(x, last_B), next_B), prompts, _ending(decoding, model), going=going)
+    return [tuple(prompt.tokens) for prompt in prompts]
+
+
+def _before(x: DecoderInputs, last_B: Tensor) -> DecoderInputs:
+    """One sample for each of the tokens `last_B`: it, and those of its sample before it."""
+    lengths_B = index_in_segment(x.segment_N)[last_B] + 1
+    places = torch.cat([torch.arange(last + 1 - n, last + 1) for last, n in zip(last_B.tolist(), lengths_B.tolist())])
+    places = places.to(x.segment_N.device)
+    row_N = x.visual_N.cumsum(0) - 1
+    rows = row_N[places[x.visual_N[places]]]
+    return replace(
+        x,
+        embeds_ND=x.embeds_ND[places],
+        positions_PN=x.positions_PN[:, places],
+        segment_N=torch.arange(len(last_B), device=places.device).repeat_interleave(lengths_B),
+        labels_N=x.labels_N[places],
+        video_N=x.video_N[places],
+        visual_N=x.visual_N[places],
+        deepstack=tuple(level[rows] for level in x.deepstack),
+    )
+
+
+def _write(
+    decoder: _Decoder,
+    prompts: list[_Prompt],
+    decoding: Decoding,
+    *,
+    on_step: Callable[[list[int]], object] | None = None,
+    going: Callable[[bool], bool] = bool,
+) -> None:
+    """Extend every prompt until it ends, or is as long as it may be."""
+    for step in range(1, decoding.max_new_tokens + 1):
+        tokens = [prompt.extend(logits, decoding) for prompt, logits in zip(prompts, decoder.logits_BV())]
+        if on_step:
+            on_step(tokens)
+        if not going(step < decoding.max_new_tokens and not all(prompt.done for prompt in prompts)):
+            break
+        decoder.feed(tokens)
 
 
 @dataclass
@@ -101,7 +148,7 @@ class _Prompt:
     logprobs: list[dict[int, float]] = field(default_factory=list)
     done: bool = False
 
-    def extend(self, logits_V: Tensor, decoding: Decoding, eos: tuple[int, ...]) -> int:
+    def extend(self, logits_V: Tensor, decoding: Decoding) -> int:
         """The next token; nothing is recorded once the prompt has ended."""
         scores_1V = logits_V[None]
         if decoding.processors is not None:
@@ -115,7 +162,7 @@ class _Prompt:
             self.tokens.append(token)
             if decoding.logprobs:
                 self.logprobs.append(_top(logits_V, decoding.logprobs, token))
-            self.done = token in eos
+            self.done = token in (decoding.eos_ids or ())
         return token
 
 
@@ -170,9 +217,12 @@ def next_positions(scheme: str, full: DecoderInputs, pruned: DecoderInputs) -> T
     return highest_N.new_zeros(int(x.segment_N[-1]) + 1).scatter_reduce(0, x.segment_N, highest_N, "amax") + 1
 
 
-def _eos_ids(model: Any) -> tuple[int, ...]:
+def _ending(decoding: Decoding, model: Any) -> Decoding:
+    """`decoding` with the ids that end an answer."""
+    if decoding.eos_ids is not None:
+        return decoding
     eos = model.generation_config.eos_token_id
-    return () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
+    return replace(decoding, eos_ids=() if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,))
 
 
 def _top(logits_V: Tensor, n: int, chosen: int) -> dict[int, float]:

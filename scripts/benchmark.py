@@ -1,6 +1,7 @@
 """The harness behind every published figure: ours and the stock path side by side, in one process.
 
-python scripts/benchmark.py step|prefill|mask|batching|decode|forecast [shape=small] [rates=[0,0.5]] [out=FILE.json]
+python scripts/benchmark.py step|prefill|mask|evaluate [shape=small] [rates=[0,0.5]] [out=FILE.json]
+python scripts/benchmark.py batching|decode|forecast [out=FILE.json]
 python scripts/benchmark.py peers [peers=[trl,llamafactory,ms_swift,trainer]] [device=cpu|cuda] [folder=runs/peers]
 
 Medians over `rounds` rounds in which every contender runs once, after a warm-up. Weights are random, nothing is
@@ -23,6 +24,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from scripts.bench import data as bench_data
 from scripts.bench import step as bench_step
+from scripts.bench.evaluate import evaluate
 from scripts.bench.forecast import forecast
 from scripts.bench.models import ANSWER, PROMPT, build_shape, model_config
 from scripts.bench.peers import race
@@ -32,7 +34,7 @@ from train.config import ATTENTION
 from train.ranges import names, number, pruning_rates
 
 DATA = {"batching": bench_data.batching, "decode": bench_data.decode, "forecast": forecast}
-MODEL = {"step": bench_step.step, "prefill": bench_step.prefill, "mask": bench_step.mask}
+MODEL = {"step": bench_step.step, "prefill": bench_step.prefill, "mask": bench_step.mask, "evaluate": evaluate}
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 

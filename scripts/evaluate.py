@@ -1,37 +1,41 @@
-"""Accuracy by pruning rate of a checkpoint, as a table and as JSON.
+"""Accuracy by pruning rate of a checkpoint, and by kind of question, with 95 % intervals, from one look at each video.
 
-python scripts/evaluate.py model=DIR_OR_HUB_ID data=FILE rates=[0,0.5,0.75,0.9] [out=FILE.json]
+python scripts/evaluate.py model=DIR_OR_HUB_ID data=FILE rates=[0,0.5,0.75,0.9] [out=FILE.json] [compare=BASE.json]
 torchrun --nproc-per-node 8 scripts/evaluate.py ...                            shares the samples out
 
 Frames, pixels and positions are those that the checkpoint was trained on (evs.json beside its weights), unless given.
+Beside out=NAME.json every answer stands in NAME.jsonl as it comes: a run that was killed asks no question twice.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 if not __package__:  # run as a file: imports start at the repository root, not in scripts/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 from accelerate import Accelerator
+from transformers import AutoConfig
 
 from data.formats.columns import Columns
 from data.media.frames import TIMES, FramePolicy
 from evs.adapters import adapter_for
 from evs.methods import METHODS, method_named
 from train import cli
-from train.build import build_encoder, build_evaluation, build_model, read_file
+from train.build import ask_about, build_encoder, build_model, build_samples, read_file
 from train.config import ATTENTION, CELL, SCHEMES, DataConfig, EvalConfig, ModelConfig
-from train.evaluate import Score
+from train.evaluate import Evaluation, Outcome
+from train.evaluation.answers import Answer, Answers
+from train.evaluation.report import answers_of, words, write
+from train.evaluation.scores import Difference, differences, scores
 from train.ranges import names, number, pruning_rates
-from train.report.curve import Curve, table
 from train.served import beside, filled
+from train.state.manifest import checksum
 from train.task import UptrainTask
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -43,6 +47,7 @@ class Options:
     data: str
     rates: list[float] = pruning_rates(EvalConfig().rates)
     out: str | None = None  # JSON
+    compare: str | None = None  # another model's JSON on the same data
     name: str | None = None  # of the curve; default: the model's folder
     dtype: str = names("bfloat16", *DTYPES)  # the server's, for weights and scores
     attention: str = names("sdpa", *ATTENTION, pattern=".+/.+")
@@ -50,6 +55,9 @@ class Options:
     scheme: str | None = names(None, *SCHEMES)  # positions under pruning
     batch_size: int = number(1, least=1)
     limit: int | None = number(None, least=1)  # samples
+    new_tokens: int = number(64, least=1)  # of an answer that is written, for rows that name a metric
+    allow_missing: bool = False  # evaluate the rest where some samples' media are missing or broken
+    format: str = "auto"
     media_root: str | None = None
     columns: Columns = field(default_factory=Columns)  # their names in the data
     fps: float | None = number(None, above=0)
@@ -64,40 +72,99 @@ class Options:
 
 def main(options: Options) -> None:
     options = filled(options, beside(options.model))
-    scores = run(options)
-    name = options.name or Path(options.model).name
-    print(table([Curve(name, {score.rate: score.accuracy for score in scores})]))
-    for score in scores:
-        kept = f"{100 * score.kept:.1f} % of tokens kept"
-        print(f"rate {score.rate:g}: loss {score.loss:.4f}, {kept}, {score.answers} answers")
-    if options.out:
-        write(Path(options.out), options, name, scores)
-        print(f"scores: {options.out}")
+    base = answers_of(Path(options.compare)) if options.compare else None
+    engine = Accelerator(cpu=not torch.cuda.is_available())
+    evaluation = build(engine, options)
+    outcome = run(engine, evaluation, options)
+    check_all_asked(options, [lost.reason for lost in outcome.lost], len(evaluation.samples))
+    found = scores(outcome.answers, evaluation.by_key)
+    changes = compared(options, outcome.answers, base, evaluation) if base is not None else []
+    if engine.is_main_process:
+        name = options.name or Path(options.model).name
+        print(words(name, found, changes, options.compare))
+        if options.out:
+            about = {"name": name, "model": options.model, "data": options.data, "left_out": len(outcome.lost)}
+            write(Path(options.out), about, found, changes)
+            print(f"scores: {options.out}")
 
 
-def run(options: Options) -> list[Score]:
-    """One Score a rate."""
-    config = ModelConfig(path=options.model, attention=options.attention, gradient_checkpointing=False)
+def build(engine: Accelerator, options: Options) -> Evaluation:
+    """The questions, once all of their media are known to open."""
     data = DataConfig(
+        format=options.format,
         media_root=options.media_root,
         columns=options.columns,
         workers=options.workers,
-        **{each.name: getattr(options, each.name) for each in fields(FramePolicy)},
+        **frames(options),
     )
-    evaluation = EvalConfig(rates=options.rates, batch_size=options.batch_size, limit=options.limit)
-    engine = Accelerator(cpu=not torch.cuda.is_available())
-    encoder = build_encoder(config, data)
-    model = build_model(config, DTYPES[options.dtype]).to(engine.device)
-    method = method_named(cast(str, options.method), options.dtype)
-    task = UptrainTask(model, adapter_for(model, cast(str, options.scheme)), method).eval()
+    config = EvalConfig(
+        rates=options.rates, batch_size=options.batch_size, limit=options.limit, new_tokens=options.new_tokens
+    )
     samples = read_file(options.data, data)
-    return build_evaluation(engine, task, encoder, samples, data=data, config=evaluation)()
+    usable, lost, _ = build_samples(engine, samples, data)
+    if len(usable) < len(samples):
+        reasons = [each.reason for each in lost] or [f"{len(samples) - len(usable)} files"]
+        check_all_asked(options, reasons, len(samples))
+    return ask_about(engine, build_encoder(model_config(options), data), usable, data=data, config=config)
 
 
-def write(path: Path, options: Options, name: str, scores: Sequence[Score]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result = {"name": name, "model": options.model, "data": options.data, "scores": [s.as_dict() for s in scores]}
-    path.write_text(json.dumps(result, indent=1) + "\n")
+def run(engine: Accelerator, evaluation: Evaluation, options: Options) -> Outcome:
+    """Ask what the answers beside `out` do not hold yet."""
+    log = Answers(engine, Path(options.out).with_suffix(".jsonl"), setting(options)) if options.out else None
+    there = log.begin() if log else []
+    missing = evaluation.missing({answer.place for answer in there})
+    if there:
+        engine.print(f"{len(there)} answers are there already; {sum(map(len, missing.values()))} samples to ask")
+    outcome = evaluation.ask(task(engine, options), there, log) if missing else evaluation.recall(there)
+    if log:
+        log.finish(outcome.answers)
+    return outcome
+
+
+def compared(
+    options: Options, ours: Sequence[Answer], base: Sequence[Answer], evaluation: Evaluation
+) -> list[Difference]:
+    try:
+        return differences(ours, base, evaluation.by_key)
+    except ValueError as error:
+        raise ValueError(f"compare={options.compare} {error}") from None
+
+
+def task(engine: Accelerator, options: Options) -> UptrainTask:
+    model = build_model(model_config(options), DTYPES[options.dtype]).to(engine.device)
+    method = method_named(cast(str, options.method), options.dtype)
+    return UptrainTask(model, adapter_for(model, cast(str, options.scheme)), method)
+
+
+def check_all_asked(options: Options, reasons: Sequence[str], samples: int) -> None:
+    """ValueError, or with allow_missing=true a line, where samples could not be used."""
+    if reasons and not options.allow_missing:
+        raise ValueError(
+            f"{len(reasons)} of {samples} samples of {options.data} cannot be used (the first: {reasons[0]}): "
+            "fetch them, or evaluate the rest with allow_missing=true"
+        )
+    if reasons:
+        print(f"left out: {len(reasons)} of {samples} samples (the first: {reasons[0]})", file=sys.stderr)
+
+
+def setting(options: Options) -> dict[str, Any]:
+    """What answers depend on besides the question and the rate."""
+    chosen = ("dtype", "attention", "method", "scheme", "new_tokens")
+    return {"weights": weights(options.model)} | {key: getattr(options, key) for key in chosen} | frames(options)
+
+
+def weights(model: str) -> str:
+    """What tells a checkpoint from another, wherever it lies: its files' checksums, or its commit on the Hub."""
+    files = sorted(Path(model).glob("*.safetensors"))
+    return " ".join(map(checksum, files)) or str(AutoConfig.from_pretrained(model)._commit_hash)
+
+
+def model_config(options: Options) -> ModelConfig:
+    return ModelConfig(path=options.model, attention=options.attention, gradient_checkpointing=False)
+
+
+def frames(options: Options) -> dict[str, Any]:
+    return {each.name: getattr(options, each.name) for each in fields(FramePolicy)}
 
 
 if __name__ == "__main__":

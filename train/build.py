@@ -18,10 +18,10 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
-from data.batching import Budget, BudgetPlan, Plan, shards
+from data.batching import Budget, BudgetPlan, Plan
 from data.encode import Encoder
 from data.formats import load
-from data.loader import Step, shard_loader, step_loader
+from data.loader import Step, step_loader
 from data.sizes import KeptCounts, Sizes
 from data.sources.index import audit, measure
 from data.split import split
@@ -38,7 +38,8 @@ from train.config import (
     frame_policy,
 )
 from train.engine import build_engine, check_zero
-from train.evaluate import Score, evaluate
+from train.evaluate import Evaluation
+from train.evaluation.scores import Score
 from train.loop import Parts, StepRates
 from train.model import base_model, build_empty_model, build_model, build_processor, weight_dtype
 from train.optim import build_optimizer
@@ -247,12 +248,17 @@ def build_evaluation(
     config: EvalConfig,
 ) -> Callable[[], list[Score]]:
     """A function that scores the task as it then is on the samples, every one once over all ranks."""
-    samples, _, _ = build_samples(engine, samples, data)
-    samples = samples if config.limit is None else samples[: config.limit]
-    mine = shards(len(samples), config.batch_size, engine.num_processes, engine.process_index)
-    return lambda: evaluate(
-        engine, task, shard_loader(samples, encoder, mine, workers=data.workers), config.rates, len(mine)
-    )
+    usable, _, _ = build_samples(engine, samples, data)
+    return partial(ask_about(engine, encoder, usable, data=data, config=config).scores, task)
+
+
+def ask_about(
+    engine: Accelerator, encoder: Encoder, samples: Sequence[Sample], *, data: DataConfig, config: EvalConfig
+) -> Evaluation:
+    """The questions that the samples ask, the first of them up to the limit."""
+    limited = samples if config.limit is None else samples[: config.limit]
+    size = {"batch_size": config.batch_size, "workers": data.workers, "new_tokens": config.new_tokens}
+    return Evaluation(engine, encoder, limited, config.rates, **size)
 
 
 def build_rates(node: dict[str, Any]) -> RateDistribution:

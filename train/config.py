@@ -112,6 +112,7 @@ class EvalConfig:
     rates: list[float] = pruning_rates([0.0, 0.5, 0.75, 0.9])
     batch_size: int = number(1, least=1)
     limit: int | None = number(None, least=1)  # samples
+    new_tokens: int = number(64, least=1)  # of an answer that is written, for rows that name a metric
 
 
 @dataclass

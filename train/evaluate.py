@@ -1,90 +1,143 @@
-"""Held-out loss and accuracy at a fixed grid of rates.
+"""A model's answers to held-out questions at a grid of rates, from one look at each video.
 
-Accuracy needs no generation: an answer is right when every one of its tokens is the arg max given the right ones
-before it, which is when greedy decoding would write it. Where the question offers lettered options, the answer is
-the likeliest of the offered letters.
+Where a question offers lettered options, the answer is the likeliest of the offered letters ("choice"). A free answer
+is written and graded by the metric that its row names (data.metrics). Of rows that name none it is right when every
+one of its tokens is the arg max given the right ones before it, which is when greedy decoding would write it
+("greedy"); that needs no generation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from data.loader import Step
-from data.types import IGNORE, Batch
-from train.task import StepOutput
+from data.batching import shards
+from data.encode import Encoder
+from data.loader import Quarantined, shard_loader
+from data.metrics import METRICS
+from data.types import Batch, Sample
+from evs.generate import Decoding
+from train.evaluation.answers import Answer, Answers
+from train.evaluation.grades import grades
+from train.evaluation.questions import Question, questions
+from train.evaluation.scores import Score, scores
+from train.state.ranks import collected
+from train.state.storage import shares_parameters
+from train.task import Asked, View, answer_begins
 
 
 @dataclass(frozen=True)
-class Score:
-    """One rate's line of the curve."""
+class Outcome:
+    """All ranks' answers, in the order of the data, and the samples that could not be asked."""
 
-    rate: float
-    accuracy: float
-    loss: float  # per labelled token
-    kept: float  # fraction of all tokens, text included, that the language model read
-    answers: int
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
+    answers: list[Answer]
+    lost: list[Quarantined]
 
 
-@torch.no_grad()
-def evaluate(
-    engine: Accelerator, task: nn.Module, steps: Iterable[Step], rates: Sequence[float], total: int | None = None
-) -> list[Score]:
-    """One Score a rate, over all ranks; leaves `task` in evaluation mode.
+class Evaluation:
+    """Samples that a task is asked about; the same samples however often, and however many ranks share them."""
 
-    `steps` hold this rank's batches, equally many on every rank.
-    """
-    task.eval()
-    sums = torch.zeros(len(rates), 6, dtype=torch.float64, device=engine.device)
-    bar = tqdm(steps, total=total, desc="evaluate", disable=not engine.is_main_process, leave=False)
-    for step in bar:
-        for batch in step.batches:
-            for i, rate in enumerate(rates):
-                out = task(batch, float(rate))
-                sums[i] += _sums(out, batch)
-    sums = engine.reduce(sums, reduction="sum")
-    return [_score(float(rate), row) for rate, row in zip(rates, sums.tolist())]
+    def __init__(
+        self,
+        engine: Accelerator,
+        encoder: Encoder,
+        samples: Sequence[Sample],
+        rates: Sequence[float],
+        *,
+        batch_size: int = 1,
+        workers: int = 0,
+        new_tokens: int = 64,
+    ) -> None:
+        self.engine, self.encoder, self.rates = engine, encoder, tuple(map(float, rates))
+        self.batch_size, self.workers = batch_size, workers
+        self.decoding = Decoding(max_new_tokens=new_tokens)
+        self.samples, self.by_sample = questions(samples)
+        self.by_key = {question.key: question for question in chain.from_iterable(self.by_sample.values())}
 
+    def scores(self, task: nn.Module) -> list[Score]:
+        """One Score a rate of the task as it now is, on every rank; leaves it in evaluation mode."""
+        return scores(self.ask(task).answers, self.by_key)
 
-def _sums(out: StepOutput, batch: Batch) -> Tensor:
-    """correct, answers, loss, targets, kept, tokens of one batch."""
-    assert out.logits_TV is not None
-    correct = answers_correct(out.logits_TV, batch)
-    values = [correct.sum(), len(correct), out.loss_sum, out.targets, out.kept, out.tokens]
-    return torch.stack([torch.as_tensor(v, dtype=torch.float64, device=out.loss_sum.device) for v in values])
+    def ask(self, task: nn.Module, there: Sequence[Answer] = (), log: Answers | None = None) -> Outcome:
+        """Ask what is not `there` yet, and append it to `log` batch by batch. Every rank must call it."""
+        task.eval()
+        mine: list[Answer] = []
+        lost: list[Quarantined] = []
+        for answers, missed in self._batches(task, {answer.place for answer in there}):
+            mine += answers
+            lost += missed
+            if log is not None and answers:
+                log.append(answers)
+        return replace(self.recall([*there, *collected(mine)]), lost=collected(lost))
 
+    def recall(self, there: Sequence[Answer]) -> Outcome:
+        """What was answered before, where it is all that is asked."""
+        found = {answer.place: answer for answer in there}
+        return Outcome([found[key, rate] for key in self.by_key for rate in self.rates if (key, rate) in found], [])
 
-def _score(rate: float, sums: list[float]) -> Score:
-    correct, answers, loss, targets, kept, tokens = sums
-    if not answers:
-        raise ValueError("nothing to evaluate: no sample of the evaluation data has a usable answer")
-    return Score(rate, correct / answers, loss / targets, kept / tokens, int(answers))
+    def missing(self, there: set[tuple[str, float]]) -> dict[tuple[float, ...], list[int]]:
+        """Places of samples by the rates at which one of their questions has no answer yet."""
+        groups: dict[tuple[float, ...], list[int]] = defaultdict(list)
+        for place, asked in enumerate(self.by_sample.values()):
+            rates = tuple(r for r in self.rates if any((question.key, r) not in there for question in asked))
+            if rates:
+                groups[rates].append(place)
+        return groups
 
+    @torch.no_grad()
+    def _batches(
+        self, task: nn.Module, there: set[tuple[str, float]]
+    ) -> Iterator[tuple[list[Answer], tuple[Quarantined, ...]]]:
+        """What each of this rank's batches brings; batches of all ranks are equally many."""
+        rank, world = self.engine.process_index, self.engine.num_processes
+        plan = [
+            (rates, [places[i] for i in shard])
+            for rates, places in self.missing(there).items()
+            for shard in shards(len(places), self.batch_size, world, rank)
+        ]
+        steps = shard_loader(self.samples, self.encoder, [places for _, places in plan], workers=self.workers)
+        hidden = not self.engine.is_main_process
+        for (rates, _), step in zip(plan, tqdm(steps, total=len(plan), desc="evaluate", disable=hidden, leave=False)):
+            for batch in step.batches:
+                yield self._answers(task, batch, rates), step.quarantined
 
-def answers_correct(logits_TV: Tensor, batch: Batch) -> Tensor:
-    """[A] bool, one an assistant turn."""
-    places = (batch.labels_N != IGNORE).nonzero().squeeze(1)
-    labels_T = batch.labels_N[places].to(logits_TV.device)
-    if not len(places):
-        return torch.zeros(0, dtype=torch.bool, device=logits_TV.device)
-    starts = torch.cat(
-        [torch.ones(1, dtype=torch.bool), places.diff() > 1]
-    )  # turns never touch: a header stands between
-    answer_T = (starts.cumsum(0) - 1).to(logits_TV.device)
-    wrong = torch.zeros(int(starts.sum()), device=logits_TV.device).index_add(
-        0, answer_T, (logits_TV.argmax(-1) != labels_T).float()
-    )
-    correct = wrong == 0
-    for answer, (first, choices) in enumerate(zip(starts.nonzero().squeeze(1).tolist(), batch.choices)):
-        if choices:
-            offered = torch.tensor(choices, device=logits_TV.device)
-            correct[answer] = offered[logits_TV[first, offered].argmax()] == labels_T[first]
-    return correct
+    def _answers(self, task: nn.Module, batch: Batch, rates: tuple[float, ...]) -> list[Answer]:
+        asked = [question for id in batch.ids for question in self.by_sample[id]]
+        free = tuple(
+            i for i, (question, choices) in enumerate(zip(asked, batch.choices)) if question.metric and not choices
+        )
+        views = task(batch, Asked(rates, free, self.decoding, self._together()))
+        return [answer for rate, view in zip(rates, views) for answer in self._read(batch, asked, free, rate, view)]
+
+    def _read(
+        self, batch: Batch, asked: list[Question], free: tuple[int, ...], rate: float, view: View
+    ) -> Iterator[Answer]:
+        """The batch's answers at one rate."""
+        written = dict(zip(free, view.written))
+        tokens_S, segments = batch.segment_N.bincount().tolist(), batch.segment_N[answer_begins(batch.labels_N)]
+        kept_S = view.kept_S.tolist()
+        graded = grades(view.logits_TV, batch)
+        for i, (question, grade, segment) in enumerate(zip(asked, graded, segments.tolist())):
+            metric, score, text = grade.metric, grade.score, self._text(written.get(i, grade.tokens))
+            if i in written:
+                metric = str(question.metric)
+                score = METRICS[metric](text, question.accepted)
+            counts = {"targets": grade.targets, "kept": kept_S[segment], "tokens": tokens_S[segment]}
+            yield Answer(question.key, rate, question.sample, score, metric, text, grade.loss, **counts)
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return self.encoder.processor.tokenizer.decode(list(tokens), skip_special_tokens=True).strip()
+
+    def _together(self) -> Callable[[bool], bool] | None:
+        """Where a layer's parameters come from all ranks, none may stop before the others."""
+        if not (shares_parameters(self.engine) and any(question.metric for question in self.by_key.values())):
+            return None
+        device = self.engine.device
+        return lambda alive: bool(self.engine.reduce(torch.tensor(float(alive), device=device), reduction="sum") > 0)

@@ -18,7 +18,7 @@ from data.types import Batch
 from evs import draw
 from evs.rates import RateDistribution
 from train.config import Config
-from train.evaluate import Score
+from train.evaluation.scores import Score
 from train.optim import lr_factor, set_lr
 from train.report.meters import Meter, peak_operations
 from train.report.recorder import RATE_BUCKETS, Recorder, rate_bucket
@@ -222,6 +222,9 @@ def _evaluate(parts: Parts, step: int) -> None:
     values: dict[str, float] = {}
     scores = parts.evaluate()
     for score in scores:
-        values |= {f"eval/accuracy_at_{score.rate:g}": score.accuracy, f"eval/loss_at_{score.rate:g}": score.loss}
+        at = f"at_{score.rate:g}"
+        values |= {f"eval/accuracy_{at}": score.accuracy, f"eval/loss_{at}": score.loss}
+        values |= {f"eval/low_{at}": score.low, f"eval/high_{at}": score.high}
+        values |= {f"eval/kind_{at}/{kind}": part.accuracy for kind, part in score.kinds.items()}
     parts.recorder.report(step, None, **values)
     parts.checkpoints.score(step, fmean(score.accuracy for score in scores))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from data.types import IGNORE, Batch
 from evs import DecoderInputs, keep_mask, prune
 from evs.adapters import Adapter
+from evs.generate import Decoding, continue_at
 from evs.methods import Method
 from train.head import fuse_loss
 
@@ -27,6 +29,24 @@ class StepOutput(NamedTuple):
     logits_TV: Tensor | None  # at the labelled tokens, in evaluation only
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What an evaluation asks of a batch."""
+
+    rates: tuple[float, ...]
+    written: tuple[int, ...] = ()  # the batch's answers that are to be written, not scored
+    decoding: Decoding = field(default_factory=Decoding)
+    together: Callable[[bool], bool] | None = None  # evs.generate.continue_at's `going`, where ranks share parameters
+
+
+class View(NamedTuple):
+    """A batch read at one rate."""
+
+    logits_TV: Tensor  # at the labelled tokens
+    kept_S: Tensor  # tokens of each sample after pruning
+    written: list[tuple[int, ...]]
+
+
 class UptrainTask(nn.Module):
     """A Hugging Face model trained on what a pruning server would let it see."""
 
@@ -37,8 +57,10 @@ class UptrainTask(nn.Module):
         self.method = method
         self.fused_loss = fuse_loss(adapter.model.lm_head)
 
-    def forward(self, batch: Batch, rate: float | Sequence[float]) -> StepOutput:
-        """`rate`: one for all videos of the batch, or one a video."""
+    def forward(self, batch: Batch, rate: float | Sequence[float] | Asked) -> StepOutput | list[View]:
+        """`rate`: one for all videos of the batch, or one a video; or what an evaluation asks, in views."""
+        if isinstance(rate, Asked):
+            return self.views(batch, rate)
         grids = self.adapter.grids(batch)
         rates_V = [rate] * len(grids) if isinstance(rate, float | int) else rate
         laid = self.adapter.lay(batch, pruned=any(rates_V or [rate]))
@@ -47,6 +69,28 @@ class UptrainTask(nn.Module):
         hidden_TD, labels_T = labelled(self.adapter.read(x), x)
         loss_sum, correct, logits_TV = self.head(hidden_TD, labels_T)
         return StepOutput(loss_sum, correct, len(labels_T), len(full.segment_N), len(x.segment_N), logits_TV)
+
+    def views(self, batch: Batch, asked: Asked) -> list[View]:
+        """The batch at each of the rates, from one look at its media."""
+        grids = self.adapter.grids(batch)
+        full, features = self.adapter.see(batch, self.adapter.lay(batch))
+        views = []
+        for rate in asked.rates:
+            # Some schemes lay out unpruned prompts in another way; what is seen does not depend on it.
+            same = rate > 0 or self.adapter.scheme == "preserve"
+            at = full if same else replace(full, positions_PN=self.adapter.lay(batch, pruned=False).positions_PN)
+            x = prune(at, keep_mask(at, features, grids, [rate] * len(grids), self.method))
+            hidden_TD, _ = labelled(self.adapter.read(x), x)
+            views.append(View(self.adapter.model.lm_head(hidden_TD), x.segment_N.bincount(), self.written(x, asked)))
+        return views
+
+    def written(self, x: DecoderInputs, asked: Asked) -> list[tuple[int, ...]]:
+        """The answers that are asked to be written, as tokens."""
+        begins = answer_begins(x.labels_N)
+        ends = [begins[answer] for answer in asked.written]
+        if asked.together is not None:  # ranks call the same modules equally often, with or without a question
+            return continue_at(self.adapter.model, x, ends or [1], asked.decoding, going=asked.together)[: len(ends)]
+        return continue_at(self.adapter.model, x, ends, asked.decoding) if ends else []
 
     def head(self, hidden_TD: Tensor, labels_T: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """(summed loss, correct tokens, logits in evaluation only).
@@ -66,6 +110,13 @@ def labelled(hidden_ND: Tensor, x: DecoderInputs) -> tuple[Tensor, Tensor]:
     """([T, D] states that predict a labelled token, [T] those labels): each token is read off the one before it."""
     target = (x.labels_N != IGNORE).nonzero().squeeze(1)
     return hidden_ND[target - 1], x.labels_N[target]
+
+
+def answer_begins(labels_N: Tensor) -> list[int]:
+    """Place of every answer's first token; answers never touch, since a header stands between."""
+    target_N = labels_N != IGNORE
+    first_N = target_N & ~torch.cat([target_N.new_zeros(1), target_N[:-1]])
+    return first_N.nonzero().squeeze(1).tolist()
 
 
 def count_targets(batches: Sequence[Batch]) -> int:

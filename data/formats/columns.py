@@ -16,7 +16,8 @@ from data.formats.conversation import text_of, turns_of
 from data.types import RowError
 
 CONVERSATION = ("messages", "query", "response")
-COLUMNS = (*CONVERSATION, "system", "videos", "images", "id")
+GRADING = ("kind", "metric", "answers")
+COLUMNS = (*CONVERSATION, "system", "videos", "images", "id", *GRADING)
 MARKS = {"videos": "<video>", "images": "<image>"}
 
 
@@ -34,6 +35,9 @@ class Columns:
     videos: str | None = None
     images: str | None = None
     id: str | None = None
+    kind: str | None = None  # of question; this and the two below otherwise stand under their own names
+    metric: str | None = None
+    answers: str | None = None
     role: str = "role"
     content: str = "content"
     user: str = "user"  # values of the role
@@ -64,7 +68,9 @@ class Columns:
         turns = self._turns(found, where)
         if found.get("system"):
             turns.insert(0, {"role": "system", "content": found["system"]})
-        return {key: found[key] for key in ("id", "videos", "images") if key in found} | {"messages": turns}
+        grading = {key: row[key] for key in GRADING if key in row}
+        kept = {key: found[key] for key in ("id", "videos", "images", *GRADING) if key in found}
+        return grading | kept | {"messages": turns}
 
     def _turns(self, found: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
         if self.messages is None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.metrics import METRICS
 from data.types import ImageRef, RowError, Sample, VideoRef
 
 MARK = re.compile(r"\s*<(video|image)>\s*")  # white space around a mark is layout, not text
@@ -71,6 +72,16 @@ def role(name: Any, names: Mapping[str, str], where: str) -> str:
     if not isinstance(name, str) or name not in names:
         raise RowError(f"{where}: unknown role {name!r}; use one of {', '.join(names)}")
     return names[name]
+
+
+def graded(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What a row says of its grading: "kind", "metric" (data.metrics), "answers" accepted beside its own. RowError."""
+    kind, metric, answers = row.get("kind"), row.get("metric"), row.get("answers")
+    if metric is not None and metric not in METRICS:
+        raise RowError(f"{where}: metric {metric!r} is unknown; use one of {', '.join(METRICS)}")
+    listed = answers if isinstance(answers, list) else [] if answers is None else [answers]
+    accepted = tuple(text_of(each, "an accepted answer", where) for each in listed)
+    return {"kind": "" if kind is None else str(kind), "metric": metric, "answers": accepted}
 
 
 def finished(sample: Sample, where: str) -> Sample:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.formats.conversation import Media, finished, role, text_of, turns_of
+from data.formats.conversation import Media, finished, graded, role, text_of, turns_of
 from data.types import Sample, Turn
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -31,4 +31,4 @@ def sample(row: Mapping[str, Any], media_root: Path, where: str) -> Sample:
         name = role(turn.get("from"), ROLES, where)
         turns.append(Turn(name, media.split(text) if name == "user" else (text,)))
     media.check_all_taken()
-    return finished(Sample(str(row.get("id", where)), tuple(turns)), where)
+    return finished(Sample(str(row.get("id", where)), tuple(turns), **graded(row, where)), where)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.formats.conversation import Media, Part, finished, image, role, text_of, turns_of, video
+from data.formats.conversation import Media, Part, finished, graded, image, role, text_of, turns_of, video
 from data.types import RowError, Sample, Turn
 
 ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
@@ -34,7 +34,7 @@ def sample(row: Mapping[str, Any], media_root: Path, where: str) -> Sample:
             parts = media.split(text) if name == "user" else (text,)
         turns.append(Turn(name, parts))
     media.check_all_taken()
-    return finished(Sample(str(row.get("id", where)), tuple(turns)), where)
+    return finished(Sample(str(row.get("id", where)), tuple(turns), **graded(row, where)), where)
 
 
 def _parts(item: Any, media: Media, media_root: Path, name: str) -> tuple[Part, ...]:

@@ -10,8 +10,10 @@ from torch.nn.functional import cross_entropy
 
 from evs import FrameDelta
 from evs.adapters import adapter_for
+from evs.generate import Decoding
 from tests.evs.models import BUILDERS, MIXED, alone, prompts, stock_inputs, tiny_model
-from train.task import UptrainTask, count_targets
+from train.evaluation.grades import answer_lengths
+from train.task import Asked, UptrainTask, answer_begins, count_targets
 
 
 @pytest.fixture(params=BUILDERS)
@@ -70,3 +72,25 @@ def test_a_batch_without_labels_has_a_zero_loss_and_gradient(task, batch):
 def test_logits_come_in_evaluation_only(task, batch):
     assert task.train()(batch, 0.5).logits_TV is None
     assert task.eval()(batch, 0.5).logits_TV.shape == (count_targets([batch]), 32)
+
+
+def test_views_of_one_look_equal_a_pass_at_each_rate(task, batch, monkeypatch):
+    rates, looks = (0.0, 0.5, 0.9), []
+    tower = type(task.adapter)._tower
+    monkeypatch.setattr(type(task.adapter), "_tower", lambda *args: looks.append(1) or tower(*args))
+    views = task.eval()(batch, Asked(rates))
+    assert len(looks) == 1
+    for rate, view in zip(rates, views):
+        out = task(batch, rate)
+        torch.testing.assert_close(view.logits_TV, out.logits_TV, atol=0, rtol=0)
+        assert int(view.kept_S.sum()) == out.kept
+
+
+def test_an_answer_written_in_a_conversation_is_the_one_that_its_beginning_gets(task, batch):
+    """Greedy, so where the model is right token by token it goes on writing what teacher forcing predicts."""
+    decoding = Decoding(max_new_tokens=1, eos_ids=())
+    answers = tuple(range(len(answer_begins(batch.labels_N))))
+    for view in task.eval()(batch, Asked((0.0, 0.5), answers, decoding)):
+        lengths = answer_lengths(batch.labels_N)
+        firsts = [sum(lengths[:i]) for i in range(len(lengths))]
+        assert [tokens[0] for tokens in view.written] == view.logits_TV[firsts].argmax(-1).tolist()

@@ -31,7 +31,7 @@ class Manifest:
 def seal(engine: Accelerator, folder: Path, step: int, shape: dict[str, Any]) -> None:
     """Bring all files of a checkpoint to the disk and write its manifest. Ranks share the work."""
     mine = [[str(path.relative_to(folder)), *_sync(path)] for path in shared(engine, _files(folder))]
-    files = {name: [size, checksum] for name, size, checksum in sorted(collected(mine))}
+    files = {name: [size, found] for name, size, found in sorted(collected(mine))}
     if engine.is_main_process:
         body = asdict(Manifest(step, shape, files))
         (folder / NAME).write_text(json.dumps(body | {"checksum": _checksum_of(body)}, indent=1))
@@ -61,8 +61,8 @@ def faults(engine: Accelerator, checkpoint: Path, manifest: Manifest) -> list[st
         return sorted(set(everywhere))
     mine = [
         f"{name}: checksum differs"
-        for name, (_, checksum) in shared(engine, list(manifest.files.items()))
-        if _checksum(checkpoint / name) != checksum
+        for name, (_, expected) in shared(engine, list(manifest.files.items()))
+        if checksum(checkpoint / name) != expected
     ]
     return sorted(collected(mine))
 
@@ -82,7 +82,7 @@ def _sync(path: Path) -> tuple[int, str]:
     """(bytes, checksum) of a file that is on the disk when this returns."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    return path.stat().st_size, _checksum(path)
+    return path.stat().st_size, checksum(path)
 
 
 def sync_folder(folder: Path) -> None:
@@ -94,7 +94,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(1 << 22):

@@ -62,10 +62,10 @@ def fingerprint(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def _seen(sample: Sample) -> Any:
-    return sample.id, [(turn.role, [_part(part) for part in turn.parts]) for turn in sample.turns]
+    return sample.id, [(turn.role, [seen_part(part) for part in turn.parts]) for turn in sample.turns]
 
 
-def _part(part: str | VideoRef | ImageRef) -> Any:
+def seen_part(part: str | VideoRef | ImageRef) -> Any:
     return part if isinstance(part, str) else replace(part, path=part.path.rsplit("/", 1)[-1])
 
 

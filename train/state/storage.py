@@ -77,6 +77,11 @@ def sharded(engine: Accelerator) -> bool:
     return engine.distributed_type == DistributedType.DEEPSPEED
 
 
+def shares_parameters(engine: Accelerator) -> bool:
+    """Whether ranks must call the same modules equally often (ZeRO 3)."""
+    return sharded(engine) and engine.state.deepspeed_plugin.zero_stage == 3
+
+
 def _universal(source: Path, target: Path) -> None:
     from deepspeed.checkpoint.ds_to_universal import main
 

@@ -1,0 +1,121 @@
+"""The command as a user runs it: killed and started again, on several ranks, beside another model, on broken data."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["rates=[0,0.5,0.9]", "max_frames=8", "max_pixels=25088", "workers=0", "dtype=float32", "new_tokens=4"]
+QUESTIONS, RATES = 16, 3
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("evaluate")]
+
+
+@pytest.fixture
+def graded(questions) -> Path:
+    """The eight conversations, half of them with a metric for their free answers, of two kinds."""
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row |= {"kind": "first" if i < 4 else "second"} | ({"metric": "f1", "answers": ["5"]} if i % 2 else {})
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return questions
+
+
+@pytest.fixture
+def words(checkpoint, graded) -> Callable[..., list[str]]:
+    model = f"model={checkpoint('qwen3_vl')}"
+    return lambda out, *more: [str(ROOT / "scripts/evaluate.py"), model, f"data={graded}", f"out={out}", *SMALL, *more]
+
+
+def run(words: list[str], *launcher: str) -> str:
+    done = started(words, *launcher)
+    out, err = done.communicate(timeout=300)
+    assert done.returncode == 0, err[-3000:]
+    return out
+
+
+def started(words: list[str], *launcher: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *launcher, *words]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def refusal(words: list[str]) -> str:
+    done = started(words)
+    _, err = done.communicate(timeout=300)
+    (line,) = [line for line in err.splitlines() if line.startswith("error:")]
+    assert done.returncode == 2
+    return line
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()[1:] if path.exists() else []
+
+
+def test_a_killed_run_asks_nothing_twice_and_ends_with_the_same_table(words, tmp_path):
+    whole = run(words(tmp_path / "whole.json"))
+    first, log = started(words(tmp_path / "broken.json")), tmp_path / "broken.jsonl"
+    while len(lines(log)) < 3:
+        assert first.poll() is None, first.communicate()[1][-2000:]
+        time.sleep(0.002)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    there = lines(log)
+    assert 0 < len(there) < QUESTIONS * RATES
+    second = run(words(tmp_path / "broken.json"))
+    found = re.search(r"(\d+) answers are there already; (\d+) samples to ask", second)
+    assert found and int(found[1]) == len(there) and int(found[2]) == 8 - len(there) // (2 * RATES)
+    assert set(there) <= set(lines(log)) and len(set(lines(log))) == QUESTIONS * RATES
+    assert table(second) == table(whole)
+    third = run(words(tmp_path / "broken.json"))  # nothing is left to ask, and no model is loaded
+    assert "0 samples to ask" in third and table(third) == table(whole)
+
+
+def test_two_ranks_answer_as_one_does(words, tmp_path):
+    alone = run(words(tmp_path / "one.json"))
+    together = run(words(tmp_path / "two.json"), "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    assert table(together) == table(alone)
+    assert lines(tmp_path / "two.jsonl") == lines(tmp_path / "one.jsonl")
+    assert list(tmp_path.glob("*.rank*")) == []
+
+
+def test_a_model_is_no_better_than_itself(words, tmp_path):
+    run(words(tmp_path / "base.json"))
+    same = run(words(tmp_path / "again.json", f"compare={tmp_path / 'base.json'}"))
+    assert same.count("+0.0 points (+0.0 to +0.0) against") == RATES and same.count("p = 1,") == RATES
+    assert "another benchmark" in refusal(words(tmp_path / "less.json", "limit=2", f"compare={other(tmp_path)}"))
+
+
+def test_what_cannot_be_asked_is_one_line(words, graded, tmp_path):
+    rows = graded.read_text().splitlines()
+    graded.write_text("\n".join([rows[0].replace(".mp4", ".gone"), *rows[1:]]))
+    line = refusal(words(tmp_path / "x.json"))
+    assert "1 of 8 samples" in line and ".gone" in line and "allow_missing=true" in line
+    assert "42 answers" not in (out := run(words(tmp_path / "x.json", "allow_missing=true"))) and "14 answers" in out
+    graded.write_text("\n".join(row.replace('"f1"', '"bleu"') for row in rows))
+    line = refusal(words(tmp_path / "y.json"))
+    assert "metric 'bleu' is unknown" in line and "anls" in line
+
+
+def other(tmp_path: Path) -> Path:
+    """The results of a benchmark that shares no question."""
+    answers = [json.loads(line) for line in lines(tmp_path / "base.jsonl")]
+    path = tmp_path / "other.json"
+    path.write_text("{}")
+    rows = [{"setting": {}}, *({**each, "question": each["question"][::-1]} for each in answers)]
+    path.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def table(out: str) -> list[str]:
+    return [line for line in out.splitlines() if line.startswith(("|", "rate ", "serve "))]

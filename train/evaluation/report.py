@@ -1,0 +1,58 @@
+"""An evaluation in words and as JSON, and reading the JSON of another one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from train.evaluation.answers import Answer, read
+from train.evaluation.scores import Difference, Score, serving_rate
+from train.report.curve import Curve, table
+
+
+def words(name: str, found: Sequence[Score], changes: Sequence[Difference], base: str | None) -> str:
+    """The table, by kind of question too, a line a rate, and the rate to serve at."""
+    curves = [Curve(name, {score.rate: score.accuracy for score in found})]
+    for kind in sorted({kind for score in found for kind in score.kinds}):
+        curves.append(Curve(kind, {s.rate: s.kinds[kind].accuracy for s in found if kind in s.kinds}))
+    lines = [table(curves), *map(_line, found), *(_change(change, base) for change in changes), _advice(found)]
+    return "\n".join(lines)
+
+
+def _line(score: Score) -> str:
+    interval = f"{100 * score.accuracy:.1f} % ({100 * score.low:.1f} to {100 * score.high:.1f})"
+    kept = f"{100 * score.kept:.1f} % of tokens kept"
+    return f"rate {score.rate:g}: {interval}, loss {score.loss:.4f}, {kept}, {score.answers} answers"
+
+
+def _change(change: Difference, base: str | None) -> str:
+    points = f"{100 * change.difference:+.1f} points ({100 * change.low:+.1f} to {100 * change.high:+.1f})"
+    return f"rate {change.rate:g}: {points} against {base}, p = {change.p:.2g}, {change.answers} answers"
+
+
+def _advice(found: Sequence[Score]) -> str:
+    rate = serving_rate(found)
+    if rate is None:
+        return "no rate to serve at can be named without rate 0: add it to rates"
+    return f"serve at rate {rate:g}: the highest within one point of rate 0 and within its interval"
+
+
+def write(path: Path, about: dict[str, Any], found: Sequence[Score], changes: Sequence[Difference]) -> None:
+    """JSON; the answers stand beside it, under the same name with .jsonl."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result = {**about, "serve_at": serving_rate(found), "scores": [score.as_dict() for score in found]}
+    if changes:
+        result["compared"] = [asdict(change) for change in changes]
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def answers_of(path: Path) -> list[Answer]:
+    """The answers that stand beside an evaluation's JSON. ValueError where there are none."""
+    beside = path.with_suffix(".jsonl")
+    for file in (path, beside):
+        if not file.is_file():
+            raise ValueError(f"{file} does not exist: give the out= of a finished evaluate.py, its .jsonl beside it")
+    return read(beside)
