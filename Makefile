@@ -1,6 +1,7 @@
 # The environment's place: make test VENV=/elsewhere. The interpreter it is made of: PYTHON=python3.12.
 VENV ?= .venv
 PYTHON ?= python3
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 RUNS ?= runs
 BIN = $(VENV)/bin
 # DeepSpeed builds its CPU operators with the environment's ninja.
@@ -8,7 +9,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install demo check format test test-serving test-faults test-oldest clean
+.PHONY: help install demo check format test test-serving test-faults test-oldest test-pythons package clean
 
 help:
 	@echo "make demo          train, prune, uptrain and export a tiny model on the CPU; ends with the curve"
@@ -16,6 +17,8 @@ help:
 	@echo "make check         format, lint, types, layering, fast tests"
 	@echo "make test-serving  against a real vLLM, in an environment of its own"
 	@echo "make test-faults   kills, signals, full disks, broken checkpoints, launchers"
+	@echo "make test-pythons  the fast tests on each supported Python (PYTHONS), environments made and removed in turn"
+	@echo "make package       wheel and source distribution, in dist/"
 	@echo "make test-oldest   the tests with the oldest supported transformers, in an environment of its own"
 
 install: $(VENV)/installed
@@ -23,7 +26,7 @@ install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -e ".[train,dev]"
 	touch $@
 
 demo: install
@@ -51,8 +54,20 @@ test-faults: install
 
 test-oldest: pyproject.toml
 	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/python -m pip install --quiet -e ".[dev]" "transformers==5.18.0"
+	$(VENV)-oldest/bin/python -m pip install --quiet -e ".[train,dev]" "transformers==5.18.0"
 	$(VENV)-oldest/bin/python -m pytest -q -n 2 -m "not serving and not faults"
 
+test-pythons:
+	for python in $(PYTHONS); do \
+		rm -rf $(VENV)-python; \
+		$$python -m venv $(VENV)-python && \
+		$(VENV)-python/bin/python -m pip install --quiet -e ".[train,dev]" && \
+		$(VENV)-python/bin/python -m pytest -q -n 2 -m "not slow and not serving and not faults" || exit 1; \
+	done
+	rm -rf $(VENV)-python
+
+package: install
+	$(BIN)/python -m build --outdir dist .
+
 clean:
-	rm -rf $(VENV) $(VENV)-oldest build *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-python build dist *.egg-info

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, fields, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,9 +30,17 @@ def policy_of(config: Config) -> Policy:
         method=method.name,
         scorer_dtype=config.method.get("dtype"),
         rates={"name": _name(config.rate), **{key: value for key, value in config.rate.items() if key != "_target_"}},
-        package=version("evs-uptrain"),
+        package=package_version(),
         **asdict(frame_policy(config.data)),
     )
+
+
+def package_version() -> str:
+    """Of this package; empty where it runs from a clone that is not installed."""
+    try:
+        return version("evs-uptrain")
+    except PackageNotFoundError:
+        return ""
 
 
 def frames_of(policy: Policy) -> FramePolicy:

