@@ -104,11 +104,20 @@ class Encoder:
             [self._sparse(headers[ref].fps, places_T) for ref, places_T in zip(refs, wanted)],
             [self._one_token()] * len(images),
         )
-        fixed = len(self.labeller.tokens(text)) - sum(t for t, _ in grids) + sum(images) - len(images)
+        ids = self.labeller.tokens(text)
+        fixed = len(ids) - sum(t for t, _ in grids) + sum(images) - len(images)
         visual = sum(t * each for t, each in grids)
         self._check_length(sample, fixed + visual)
-        patches = (sum(images) + visual) * self.merge**2
-        return SampleSize(fixed, tuple(grids), patches, frames=max(map(len, wanted), default=0))
+        answers = sum(turn.role == "assistant" for turn in sample.turns)
+        cell = self.merge**2
+        return SampleSize(
+            fixed,
+            tuple(grids),
+            patches=(sum(images) + visual) * cell,
+            frames=max(map(len, wanted), default=0),
+            targets=int((self.labeller.labels(torch.tensor(ids), answers, sample.id) != IGNORE).sum()),
+            pairs=sum(t * (each * cell) ** 2 for t, each in (*grids, *((1, tokens) for tokens in images))),
+        )
 
     def _grid(self, info: VideoInfo, frames: int) -> tuple[int, int]:
         """(temporal grids, tokens of one) of a clip of `frames` frames."""

@@ -14,12 +14,14 @@ KeptCounts: TypeAlias = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
 
 @dataclass(frozen=True)
 class SampleSize:
-    """One sample: the tokens that no pruning touches, its videos' token grids, its patches, its longest clip."""
+    """One sample: the tokens that no pruning touches, its videos' token grids, and what its media ask of a tower."""
 
     fixed: int
     videos: tuple[tuple[int, int], ...]  # (temporal grids, tokens of one temporal grid)
     patches: int
-    frames: int
+    frames: int  # of the longest clip
+    targets: int  # tokens that carry loss
+    pairs: int  # of patches that share a temporal grid, or an image
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,9 @@ class Sizes:
 
     fixed_S: np.ndarray
     patches_S: np.ndarray
-    frames_S: np.ndarray  # of the longest clip
+    frames_S: np.ndarray
+    targets_S: np.ndarray
+    pairs_S: np.ndarray
     first_S: np.ndarray  # one entry more
     grids_V: np.ndarray  # temporal grids
     tokens_V: np.ndarray  # of one temporal grid
@@ -51,8 +55,7 @@ class Sizes:
             SampleSize(
                 int(self.fixed_S[s]),
                 tuple(zip(self.grids_V[a:b].tolist(), self.tokens_V[a:b].tolist())),
-                int(self.patches_S[s]),
-                int(self.frames_S[s]),
+                *(int(each[s]) for each in (self.patches_S, self.frames_S, self.targets_S, self.pairs_S)),
             )
             for s in places
             for a, b in [self.first_S[s : s + 2]]
@@ -68,6 +71,8 @@ def gather(samples: Iterable[SampleSize]) -> Sizes:
         fixed_S=np.array([sample.fixed for sample in each], dtype=np.int64),
         patches_S=np.array([sample.patches for sample in each], dtype=np.int64),
         frames_S=np.array([sample.frames for sample in each], dtype=np.int64),
+        targets_S=np.array([sample.targets for sample in each], dtype=np.int64),
+        pairs_S=np.array([sample.pairs for sample in each], dtype=np.int64),
         first_S=np.cumsum([0, *(len(sample.videos) for sample in each)]),
         grids_V=grids,
         tokens_V=tokens,

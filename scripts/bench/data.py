@@ -34,7 +34,8 @@ def mixture(samples: int = 50_000, seed: int = 0) -> Sizes:
     tokens = random.choice([48, 64, 96, 128, 192], samples)
     text = random.integers(40, 400, samples)
     return gather(
-        SampleSize(int(n), ((int(t), int(k)),), int(4 * t * k), int(2 * t)) for t, k, n in zip(grids, tokens, text)
+        SampleSize(int(n), ((int(t), int(k)),), int(4 * t * k), int(2 * t), int(n) // 2, int(t * (4 * k) ** 2))
+        for t, k, n in zip(grids, tokens, text)
     )
 
 

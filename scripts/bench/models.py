@@ -13,7 +13,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from data.types import IGNORE, Batch
 from evs import FrameDelta, Grid, keep_count
 from evs.adapters import adapter_for
-from train.report.cost import Work
+from train.report.cost import Work, batch_work
 from train.task import UptrainTask
 
 ROPE = {"rope_type": "default", "rope_theta": 1e6}
@@ -135,7 +135,7 @@ def work(shape: Shape, rate: float, clips: int | None = None) -> Work:
     clips = shape.clips if clips is None else clips
     t, h, w = shape.grid
     length = PROMPT + ANSWER + keep_count(Grid(t, h, w), rate)
-    return Work([(t, 2 * h, 2 * w)] * clips, [length] * clips, ANSWER * clips)
+    return batch_work([(t, 2 * h, 2 * w)] * clips, [length] * clips, ANSWER * clips)
 
 
 def our_task(model: Any) -> UptrainTask:

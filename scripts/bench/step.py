@@ -170,9 +170,8 @@ def _forecast(setting: Setting, rate: float, config: ModelConfig) -> float:
     with torch.device("meta"):
         model = fit_for_training(Qwen2_5_VLForConditionalGeneration(models.model_config(setting.shape)), config)
     work = models.work(setting.shape, rate)
-    text = len(work.lengths) * (models.PROMPT + models.ANSWER)
-    patches = sum(t * h * w for t, h, w in work.grids)
-    batch = preflight.Largest(sum(work.lengths), text, patches, frames=2 * setting.shape.grid[0])
+    text = setting.shape.clips * (models.PROMPT + models.ANSWER)
+    batch = preflight.Largest(work.tokens, text, work.patches, frames=2 * setting.shape.grid[0])
     parts = preflight.estimate(
         Config(model=config), model.to(setting.dtype), model.config, batch, world=1, device=setting.device
     )

@@ -34,7 +34,8 @@ def mixture(samples, seed=0):
         videos = tuple(
             (int(random.integers(2, 65)), int(random.choice([16, 32, 48]))) for _ in range(random.integers(3))
         )
-        return SampleSize(int(random.integers(20, 200)), videos, 4 * sum(t * n for t, n in videos), 128)
+        patches, pairs = sum(4 * t * n for t, n in videos), sum(t * (4 * n) ** 2 for t, n in videos)
+        return SampleSize(int(random.integers(20, 200)), videos, patches, 128, 10, pairs)
 
     return gather(row() for _ in range(samples))
 
@@ -62,7 +63,8 @@ def loads(each, planned, start=0):
 
 
 def test_tokens_of_a_sample_are_its_text_and_what_its_videos_keep():
-    sizes = gather([SampleSize(5, ((4, 3), (2, 10)), 128, 8), SampleSize(7, (), 0, 0), SampleSize(1, ((9, 9),), 4, 18)])
+    rows = [(5, ((4, 3), (2, 10)), 128, 8, 1, 0), (7, (), 0, 0, 1, 0), (1, ((9, 9),), 4, 18, 1, 0)]
+    sizes = gather(SampleSize(*row) for row in rows)
     assert sizes.tokens(np.array([2, 0, 1]), 0.5, kept).tolist() == [1 + 40, 5 + 6 + 10, 7]
     assert sizes.select([2, 1]).tokens(np.array([0, 1]), 0.0, kept).tolist() == [82, 7]
 

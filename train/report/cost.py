@@ -1,7 +1,7 @@
-"""Operations of a forward or training pass, counted from a Hugging Face configuration and a batch's sizes.
+"""Operations of a forward or training pass, counted from a Hugging Face configuration and the sizes of samples.
 
 A multiply-add counts as two. Attention counts the pairs it looks at: under the causal mask in the language model,
-within windows and temporal grids in the vision tower. Norms, activations, rotations and recomputation count nothing.
+within windows and temporal grids in the vision tower. Norms, activations and rotations count nothing.
 """
 
 from __future__ import annotations
@@ -10,57 +10,80 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from evs.adapters.packing import recurrent_layers
 
 
 class Operations(NamedTuple):
-    """By part of the model."""
+    """By part of the model: of a batch, or arrays of one entry a sample."""
 
-    vision: float
-    merger: float
-    language: float
-    head: float
+    vision: Any
+    merger: Any
+    language: Any
+    head: Any
 
     @property
-    def total(self) -> float:
+    def total(self) -> Any:
         return sum(self)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one batch asks of the model."""
+    """What a batch asks of the model; or many samples, each number then an array. Batches are sums of samples."""
 
-    grids: Sequence[tuple[int, int, int]]  # patches of every image and video: temporal grids, height, width
-    lengths: Sequence[int]  # tokens that the language model reads of every sample
-    targets: int  # tokens that the head predicts
+    patches: Any  # that the vision tower reads
+    pairs: Any  # of patches that share a temporal grid, or an image
+    tokens: Any  # that the language model reads
+    looks: Any  # from a token to one of its own sample that it sees
+    targets: Any  # tokens that the head predicts
+
+
+def batch_work(grids: Sequence[tuple[int, int, int]], lengths: Sequence[int], targets: int) -> Work:
+    """Of one batch: patches of every image and video (temporal grids, height, width), tokens of every sample."""
+    return Work(
+        patches=sum(t * h * w for t, h, w in grids),
+        pairs=sum(t * (h * w) ** 2 for t, h, w in grids),
+        tokens=sum(lengths),
+        looks=sum(map(causal, lengths)),
+        targets=targets,
+    )
+
+
+def causal(length: Any) -> Any:
+    """Looks within a sample of so many tokens."""
+    return length * (length + 1) / 2
 
 
 def forward(config: Any, work: Work) -> Operations:
     """Operations of one forward pass."""
     text, vision = config.get_text_config(), config.vision_config
-    patches = sum(t * h * w for t, h, w in work.grids)
     return Operations(
-        vision=2 * patches * _vision_weights(vision) + _vision_attention(vision, work.grids),
-        merger=2 * patches / vision.spatial_merge_size**2 * _merger_weights(vision),
-        language=2 * sum(work.lengths) * (_language_weights(text) + _recurrence(text))
-        + sum(_causal_attention(text, length) for length in work.lengths),
+        vision=2 * work.patches * _vision_weights(vision) + _vision_attention(vision, work),
+        merger=2 * work.patches / vision.spatial_merge_size**2 * _merger_weights(vision),
+        language=2 * work.tokens * (_language_weights(text) + _recurrence(text)) + _causal_attention(text, work),
         head=2 * work.targets * text.hidden_size * text.vocab_size,
     )
 
 
-def training(config: Any, work: Work, *, frozen: Collection[str] = (), lora: bool = False) -> Operations:
-    """Operations of forward and backward. `frozen` names towers (train.config.TOWERS); LoRA's own are left out.
+def training(
+    config: Any, work: Work, *, frozen: Collection[str] = (), lora: bool = False, recomputed: Collection[str] = ()
+) -> Operations:
+    """Operations of forward and backward. `frozen` and `recomputed` name towers (train.config.TOWERS); LoRA's own are
+    left out.
 
     Backward costs a forward for the gradients of the inputs and another for those of the weights; neither is made
-    below the first trained weight, and the second not for frozen ones.
+    below the first trained weight, and the second not for frozen ones. A tower whose activations are recomputed costs
+    one more forward where backward goes through it.
     """
     once = forward(config, work)
     vision, merger, language = (name not in frozen for name in ("vision", "merger", "language"))
     heavy = language and not lora
+    through = vision or merger or language or lora
     return Operations(
-        vision=once.vision * (3 if vision else 1),
+        vision=once.vision * ((3 + ("vision" in recomputed)) if vision else 1),
         merger=once.merger * (1 + (vision or merger) + merger),  # its own norm comes first
-        language=once.language * (1 + (vision or merger or language or lora) + heavy),
+        language=once.language * (1 + through * (1 + ("language" in recomputed)) + heavy),
         head=once.head * (2 + heavy),
     )
 
@@ -95,9 +118,9 @@ def _recurrence(text: Any) -> int:
     return 3 * recurrent * text.linear_num_value_heads * text.linear_key_head_dim * text.linear_value_head_dim
 
 
-def _causal_attention(text: Any, length: int) -> float:
-    pairs = length * (length + 1) / 2
-    return 4 * pairs * _head(text) * text.num_attention_heads * (text.num_hidden_layers - recurrent_layers(text))
+def _causal_attention(text: Any, work: Work) -> Any:
+    attending = text.num_hidden_layers - recurrent_layers(text)
+    return 4 * work.looks * _head(text) * text.num_attention_heads * attending
 
 
 def _head(text: Any) -> int:
@@ -112,13 +135,11 @@ def _vision_weights(vision: Any) -> int:
     return vision.depth * (4 * width**2 + matrices * width * vision.intermediate_size) + patch * width
 
 
-def _vision_attention(vision: Any, grids: Sequence[tuple[int, int, int]]) -> float:
+def _vision_attention(vision: Any, work: Work) -> Any:
     whole = getattr(vision, "fullatt_block_indexes", range(vision.depth))
     window = getattr(vision, "window_size", 0) // vision.patch_size
-    full_pairs = sum(t * (h * w) ** 2 for t, h, w in grids)
-    window_pairs = sum(t * h * w * min(window**2, h * w) for t, h, w in grids)
-    pairs = full_pairs * len(whole) + window_pairs * (vision.depth - len(whole))
-    return 4 * pairs * vision.hidden_size
+    within = np.minimum(window**2 * work.patches, work.pairs)  # windows are full, but where a picture is smaller
+    return 4 * (work.pairs * len(whole) + within * (vision.depth - len(whole))) * vision.hidden_size
 
 
 def _merger_weights(vision: Any) -> int:

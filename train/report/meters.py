@@ -94,7 +94,7 @@ class Meter:
         """
         grids = torch.cat([batch.image_grid_thw_I3, batch.video_grid_thw_V3]).tolist()
         lengths = [round(length * out.kept / out.tokens) for length in batch.segment_N.bincount().tolist()]
-        work = cost.Work([(t, h, w) for t, h, w in grids], lengths, out.targets)
+        work = cost.batch_work([(t, h, w) for t, h, w in grids], lengths, out.targets)
         done = cost.training(self.config, work, frozen=self.frozen, lora=self.lora)
         return {"patches": sum(t * h * w for t, h, w in grids), "operations": done.total}
 

@@ -2,6 +2,7 @@ import pickle
 
 from data.encode import Encoder
 from data.sources.index import audit, measure
+from data.types import IGNORE
 from tests.data.conftest import POLICY
 
 
@@ -24,6 +25,8 @@ def test_samples_are_measured_by_headers_alone_as_they_are_encoded(samples, enco
         assert (t, h * w // 4) == (found, each)
         assert sizes.fixed_S[place] + found * each == len(encoding.input_ids_N)
         assert sizes.patches_S[place] == len(encoding.pixel_values_videos) and sizes.frames_S[place] == 2 * t
+        assert sizes.targets_S[place] == (encoding.labels_N != IGNORE).sum()
+        assert sizes.pairs_S[place] == t * (h * w) ** 2
 
 
 def test_rows_that_are_too_long_are_left_out_before_planning(samples, processor):

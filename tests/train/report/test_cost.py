@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -38,13 +39,13 @@ def test_the_cost_model_counts_what_torch_counts_in_matrix_products(family, froz
     counted = {str(name): n for name, n in counter.get_flop_counts()["Global"].items()}
     products = sum(n for name, n in counted.items() if "attention" not in name and "convolution" not in name)
     grids = [tuple(grid) for grid in batch.video_grid_thw_V3.tolist()]
-    ours = cost.training(model.config, cost.Work(grids, [out.kept], out.targets), frozen=frozen)
+    ours = cost.training(model.config, cost.batch_work(grids, [out.kept], out.targets), frozen=frozen)
     assert products == pytest.approx(ours.total, rel=0.05)
 
 
 def test_lora_pays_for_the_gradients_way_but_not_for_frozen_weights():
     model = tiny_model("qwen2_5_vl")
-    work = cost.Work([(4, 8, 8)], [100], 10)
+    work = cost.batch_work([(4, 8, 8)], [100], 10)
     once = cost.forward(model.config, work)
     lora = cost.training(model.config, work, frozen=("vision", "merger", "language"), lora=True)
     assert lora == cost.Operations(once.vision, once.merger, 2 * once.language, 2 * once.head)
@@ -54,7 +55,7 @@ def test_lora_pays_for_the_gradients_way_but_not_for_frozen_weights():
 
 def test_fewer_tokens_cost_less_and_long_ones_more_than_their_share():
     config = tiny_model("qwen2_5_vl").config
-    one, two, four = (cost.forward(config, cost.Work([], [n], 0)).language for n in (1000, 2000, 4000))
+    one, two, four = (cost.forward(config, cost.batch_work([], [n], 0)).language for n in (1000, 2000, 4000))
     assert 2 * one < two and 2 * two < four
     assert torch.tensor([one, two, four]).isfinite().all()
 
@@ -70,6 +71,24 @@ def test_a_token_meets_every_weight_of_the_layers_when_all_experts_are_chosen(fa
 
 def test_a_layer_with_a_state_costs_the_same_for_every_token():
     config = tiny_model("qwen3_5").config
-    one, two, three = (cost.forward(config, cost.Work([], [n], 0)).language for n in (1000, 2000, 3000))
+    one, two, three = (cost.forward(config, cost.batch_work([], [n], 0)).language for n in (1000, 2000, 3000))
     full = 4 * 1000 * 1000 * 16 * 2  # what the one attending layer adds: pairs, width of a head, heads
     assert three - two - (two - one) == full
+
+
+def test_the_cost_of_samples_side_by_side_adds_up_to_their_batch():
+    config = tiny_model("qwen2_5_vl").config
+    grids, lengths, targets = [(4, 8, 8), (2, 24, 16)], [100, 70], [10, 3]
+    each = [cost.batch_work([grid], [n], k) for grid, n, k in zip(grids, lengths, targets)]
+    many = cost.Work(*(np.array(values) for values in zip(*(vars(work).values() for work in each))))
+    whole = cost.training(config, cost.batch_work(grids, lengths, sum(targets)))
+    assert cost.training(config, many).total.sum() == pytest.approx(whole.total)
+
+
+def test_recomputing_a_tower_costs_a_forward_where_backward_goes_through_it():
+    config, work = tiny_model("qwen2_5_vl").config, cost.batch_work([(4, 8, 8)], [100], 10)
+    once, both = cost.forward(config, work), ("vision", "language")
+    extra = cost.training(config, work, recomputed=both).total - cost.training(config, work).total
+    assert extra == pytest.approx(once.vision + once.language)
+    frozen = cost.training(config, work, frozen=("vision",), recomputed=both)
+    assert frozen.vision == once.vision and frozen.language == 4 * once.language

@@ -13,7 +13,7 @@ from tests.runs import composed, trained
 from train.report.preflight import Estimate, Largest, available, check, estimate, largest
 
 GPU = torch.device("cuda")
-SIZES = gather(SampleSize(10 * i, ((i, 4),), 16 * i, 2 * i) for i in range(1, 9))
+SIZES = gather(SampleSize(10 * i, ((i, 4),), 16 * i, 2 * i, 5, 256 * i) for i in range(1, 9))
 
 
 def kept(grids, tokens, rate):
