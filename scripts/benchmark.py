@@ -40,10 +40,10 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 @dataclass
 class Options:
-    shape: str = "small"
-    rates: list[float] = pruning_rates([0.0, 0.25, 0.5, 0.75, 0.9])
-    rounds: int = number(5, least=1)
-    dtype: str = names("bfloat16", *DTYPES)
+    shape: str = "small"  # one of scripts/bench/models.py
+    rates: list[float] = pruning_rates([0.0, 0.25, 0.5, 0.75, 0.9])  # pruning rates to measure
+    rounds: int = number(5, least=1)  # in each of which every contender runs once; medians over them
+    dtype: str = names("bfloat16", *DTYPES)  # of weights and activations
     attention: str = names("sdpa", *ATTENTION, pattern=".+/.+")
     out: str | None = None  # JSON
 
@@ -81,6 +81,8 @@ def describe(options: Options) -> dict[str, Any]:
 
 def main() -> None:
     what, *words = sys.argv[1:] or [""]
+    if what in ("-h", "--help"):
+        cli.parse(Options, [what])
     if what == "peers":
         cli.run(race.main, race.Options, words)
         return

@@ -59,18 +59,20 @@ Key = tuple[str, str, float, int]  # server, case, rate, chunk
 
 @dataclass(frozen=True)
 class Options:
-    model: str
-    vllm_python: str = os.environ.get("EVS_VLLM_PYTHON", "")
-    rates: list[float] = field(default_factory=lambda: [0.0, 0.5, 0.75])
-    cases: list[str] = field(default_factory=lambda: list(CASES))
+    model: str  # a checkpoint's folder or Hub id
+    vllm_python: str = os.environ.get(
+        "EVS_VLLM_PYTHON", ""
+    )  # of an environment with vLLM and this package; default: $EVS_VLLM_PYTHON
+    rates: list[float] = field(default_factory=lambda: [0.0, 0.5, 0.75])  # pruning rates
+    cases: list[str] = field(default_factory=lambda: list(CASES))  # of scripts/serving/cases.py
     videos: list[str] = field(default_factory=list)  # files, in place of the cases
     told: bool = True  # whether the server is told the checkpoint's frame rate and limits, as `export.py` prints them
-    chunks: list[int] = field(default_factory=lambda: [0])
-    servers: list[str] = field(default_factory=lambda: ["plugin"])
+    chunks: list[int] = field(default_factory=lambda: [0])  # tokens that the server prefills at a time; 0: all
+    servers: list[str] = field(default_factory=lambda: ["plugin"])  # plugin, stock or both
     scheme: str | None = None  # of our side, default: as evs.json says; vllm: a stock server's (Qwen2.5-VL)
-    dtype: str = "float32"
-    device: str = "cpu"
-    tolerance: float = 1e-3
+    dtype: str = "float32"  # of both sides; bfloat16 rounds differently in two implementations
+    device: str = "cpu"  # of our side: cpu or cuda
+    tolerance: float = 1e-3  # of log-probabilities
     table: str | None = None  # a file to write the table to
     engine: dict[str, Any] = field(default_factory=dict)  # as {tensor_parallel_size:2}
 

@@ -38,13 +38,15 @@ SIZES |= {"vision_width": 64, "vision_depth": 1, "vision_heads": 2, "vision_mlp"
 
 @dataclass
 class Options:
-    out: str = "runs/demo"
-    train_videos: int = 3200
-    eval_videos: int = 200
-    base_steps: int = 400
+    out: str = "runs/demo"  # a new folder
+    train_videos: int = 3200  # synthetic ones, each with several questions
+    eval_videos: int = 200  # held out
+    base_steps: int = 400  # of training without pruning
     steps: int = 220  # of uptraining, and of the control
-    rates: list[float] = field(default_factory=lambda: [0, 0.25, 0.5, 0.75, 0.8, 0.85, 0.9])
-    seed: int = 0
+    rates: list[float] = field(
+        default_factory=lambda: [0, 0.25, 0.5, 0.75, 0.8, 0.85, 0.9]
+    )  # at which all models are measured
+    seed: int = 0  # of videos, weights and training
 
 
 def main(options: Options) -> None:

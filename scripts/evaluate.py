@@ -43,9 +43,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass
 class Options:
-    model: str
-    data: str
-    rates: list[float] = pruning_rates(EvalConfig().rates)
+    model: str  # a checkpoint's folder or Hub id
+    data: str  # JSON, JSONL or Parquet, as for training
+    rates: list[float] = pruning_rates(EvalConfig().rates)  # pruning rates
     out: str | None = None  # JSON
     compare: str | None = None  # another model's JSON on the same data
     name: str | None = None  # of the curve; default: the model's folder

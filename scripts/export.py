@@ -35,8 +35,8 @@ from train.weights import check_shapes, copy_companions, write_adapter, write_we
 
 @dataclass
 class Options:
-    run: str
-    out: str
+    run: str  # the run_dir of a training run
+    out: str  # a new folder, or an earlier export of this checkpoint
     checkpoint: str | None = None  # default: the run's newest
     results: list[str] = field(default_factory=list)  # JSON of scripts/evaluate.py for the card, this checkpoint's last
     adapter: bool = False  # of a LoRA run the adapter alone, where it would be merged

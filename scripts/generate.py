@@ -39,11 +39,11 @@ from train.served import beside, filled
 
 @dataclass(frozen=True)
 class Options:
-    model: str
-    prompt: str
-    rate: float = 0.0
+    model: str  # a checkpoint's folder or Hub id
+    prompt: str  # the question; <video> and <image> say where media stand
+    rate: float = 0.0  # pruning rate: the fraction of video tokens to remove
     video: Any = None  # a file or a list of files
-    image: Any = None
+    image: Any = None  # a file or a list of files
     method: str | None = None  # these: as the checkpoint's evs.json says
     scheme: str | None = None
     scorer_dtype: str | None = None
@@ -55,17 +55,17 @@ class Options:
     total_pixels: int | None = None
     times: str | None = None
     dtype: str = "auto"  # the checkpoint's own
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"  # cpu or cuda
     attention: str = "sdpa"
-    max_new_tokens: int = 128
-    sample: bool = False
-    temperature: float = 1.0
+    max_new_tokens: int = 128  # the longest answer
+    sample: bool = False  # draw tokens; false: take the likeliest
+    temperature: float = 1.0  # of sampling
     top_k: int = 0  # 0 = off
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-    logprobs: int = 0
-    json: bool = False
+    top_p: float = 1.0  # sample among the likeliest tokens of this total probability
+    repetition_penalty: float = 1.0  # above 1: tokens that have occurred get less likely
+    seed: int = 0  # of sampling
+    logprobs: int = 0  # show the log-probabilities of so many likeliest tokens
+    json: bool = False  # print everything as one JSON object
 
 
 def main(options: Options) -> None:

@@ -25,18 +25,18 @@ from train.ranges import names, number
 
 @dataclass
 class Options:
-    out: str
-    split: str = names("train", *SPLITS)
-    videos: int = number(1000, least=1)
-    seed: int = number(0, least=0)
-    kinds: list[str] = names(list(KINDS), *KINDS)
+    out: str  # a new folder
+    split: str = names("train", *SPLITS)  # train and eval share no scene
+    videos: int = number(1000, least=1)  # how many
+    seed: int = number(0, least=0)  # of the scenes
+    kinds: list[str] = names(list(KINDS), *KINDS)  # of questions
     items: int = number(4, least=1)  # of different kinds in one video
     backgrounds: list[str] = field(default_factory=lambda: ["texture"])  # or clips that packages carry
-    cameras: list[str] = names(["fixed"], *CAMERAS)
-    qualities: list[str] = names(["normal"], *QUALITY)
+    cameras: list[str] = names(["fixed"], *CAMERAS)  # fixed or moving
+    qualities: list[str] = names(["normal"], *QUALITY)  # of the picture: noise and compression
     grids: list[int] = field(default_factory=lambda: [16])  # temporal grids, of two frames each
     lettered: bool = False  # four lettered options, not the answer itself
-    workers: int = number(2, least=1)
+    workers: int = number(2, least=1)  # processes
 
 
 def main(options: Options) -> None:

@@ -94,10 +94,10 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Options:
-    family: str
-    out: Path
-    seed: int = 0
-    sizes: Sizes = field(default_factory=Sizes)
+    family: str  # qwen2_5_vl, qwen3_vl, qwen3_vl_moe, qwen3_5 or qwen3_5_moe
+    out: Path  # a new folder
+    seed: int = 0  # of the weights
+    sizes: Sizes = field(default_factory=Sizes)  # widths and depths, as sizes.text_layers=3
 
 
 @dataclass(frozen=True)

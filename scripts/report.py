@@ -21,11 +21,11 @@ from train.report.sweep import rows, table
 
 @dataclass
 class Options:
-    out: str | None = None
-    results: list[str] = field(default_factory=list)
-    run: str | None = None
-    sweep: str | None = None
-    title: str = "Accuracy by pruning rate"
+    out: str | None = None  # what is written
+    results: list[str] = field(default_factory=list)  # JSON of scripts/evaluate.py, one curve each
+    run: str | None = None  # the run_dir of a training run
+    sweep: str | None = None  # the folder of a sweep
+    title: str = "Accuracy by pruning rate"  # of the picture
 
 
 def main(options: Options) -> None:

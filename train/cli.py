@@ -1,8 +1,8 @@
 """Command lines of `key=value` words for scripts/, checked against a dataclass.
 
 A dataclass is the whole declaration: field names are the keys, annotations the types, train.ranges what their values
-may be; a field without default is required. A field that is itself a dataclass must not be frozen (OmegaConf would
-refuse to set its keys).
+may be, the comments beside them what `--help` says; a field without default is required. A field that is itself a
+dataclass must not be frozen (OmegaConf would refuse to set its keys).
 Mistakes end in one line on stderr and exit status 2.
 """
 
@@ -12,16 +12,19 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, Field, fields
+from dataclasses import Field, fields
 from difflib import get_close_matches
 from typing import Any, NoReturn, TypeVar, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from train import usage
+from train.config import DataConfig, EvalConfig, ModelConfig
 from train.ranges import check_values
 
 T = TypeVar("T")
+EXPLAINED = (EvalConfig, DataConfig, ModelConfig)  # what explains the keys that scripts take over from them
 RENAMED = {"scorer": "method"}  # keys of train/run.py
 
 
@@ -45,7 +48,7 @@ def parse(schema: type[T], argv: Sequence[str] | None = None) -> T:
     words = list(sys.argv[1:] if argv is None else argv)
     known = fields(cast(Any, schema))
     if {"-h", "--help"} & set(words):
-        print("arguments:", "  ".join(_usage(field) for field in known))
+        print(usage.page(sys.modules[schema.__module__].__doc__ or "", schema, EXPLAINED))
         raise SystemExit(0)
     for word in words:
         _check_key(word, [field.name for field in known])
@@ -100,11 +103,6 @@ def _values(words: list[str], known: Sequence[Field[Any]]) -> DictConfig:
     values = OmegaConf.from_cli(["".join(pair) for pair in pairs if pair[0] not in texts])
     values.update({key: value for key, _, value in pairs if key in texts})
     return values
-
-
-def _usage(field: Field[Any]) -> str:
-    default = field.default_factory() if field.default_factory is not MISSING else field.default
-    return f"{field.name}=..." if default is MISSING else f"[{field.name}={default}]"
 
 
 def config_error(error: Exception, words: Sequence[str], known: Sequence[str]) -> str:

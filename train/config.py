@@ -27,8 +27,8 @@ CELL = 28 * 28  # pixels of the smallest visual token of any family
 @dataclass
 class LoraConfig:
     r: int | None = number(None, least=1)  # rank; null: no LoRA, all weights are trained
-    alpha: int = number(128, least=1)
-    dropout: float = number(0.05, least=0, below=1)
+    alpha: int = number(128, least=1)  # its scale is alpha / r
+    dropout: float = number(0.05, least=0, below=1)  # before the adapters
     targets: str = ruled(
         r".*language_model.*\.(q|k|v|o|gate|up|down|in|out)_proj(_\w+)?", Expression()
     )  # over module names
@@ -37,12 +37,12 @@ class LoraConfig:
 @dataclass
 class ModelConfig:
     path: str = MISSING  # a folder or a Hub id
-    revision: str | None = None
+    revision: str | None = None  # commit or branch on the Hub
     attention: str = names("sdpa", *ATTENTION, pattern=".+/.+")  # transformers' attn_implementation; a/b: a Hub kernel
     scheme: str = names("preserve", *SCHEMES)  # positions under pruning; vllm*: a stock server's (Qwen2.5-VL)
-    freeze: list[str] = names([], *TOWERS)
+    freeze: list[str] = names([], *TOWERS)  # towers that are not trained
     lora: LoraConfig = field(default_factory=LoraConfig)
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool = True  # less memory for a second forward pass
     checkpoint_towers: list[str] = names(["vision", "language"], "vision", "language")  # where it is on
     compile: bool = False  # torch.compile of the language model's layers; not under ZeRO 3
 
@@ -50,9 +50,9 @@ class ModelConfig:
 @dataclass
 class DataConfig:
     train: str = MISSING  # JSON or JSONL
-    eval: str | None = None
+    eval: str | None = None  # held-out data; its accuracy by rate is measured during the run
     eval_fraction: float | None = number(None, above=0, below=1)  # of data.train's rows, held out by video
-    format: str = "auto"
+    format: str = "auto"  # a layout of data/formats, found by its columns where it is auto
     columns: Columns = field(default_factory=Columns)  # names that differ in the data
     media_root: str | None = None  # default: the folder of the file
     fps: float = number(FramePolicy.fps, above=0)
@@ -63,45 +63,45 @@ class DataConfig:
     total_pixels: int | None = number(None, least=CELL)  # of all frames of a video together
     times: str = names(FramePolicy.times, *TIMES)  # frame times the model reads: index / average rate, or the real ones
     max_tokens: int | None = number(None, least=1)  # longer rows are dropped whole, and counted
-    workers: int = number(4, least=0)
+    workers: int = number(4, least=0)  # processes that decode; 0: this one
     audit: bool = True  # read every file's header before the first step
 
 
 @dataclass
 class OptimConfig:
-    lr: float = number(1e-5, above=0)
+    lr: float = number(1e-5, above=0)  # at the peak
     vision_lr: float | None = number(None, least=0)  # None: lr
-    merger_lr: float | None = number(None, least=0)
-    betas: tuple[float, float] = number((0.9, 0.98), least=0, below=1)
-    eps: float = number(1e-8, above=0)
-    weight_decay: float = number(0.0, least=0)
+    merger_lr: float | None = number(None, least=0)  # None: lr
+    betas: tuple[float, float] = number((0.9, 0.98), least=0, below=1)  # AdamW's
+    eps: float = number(1e-8, above=0)  # AdamW's
+    weight_decay: float = number(0.0, least=0)  # AdamW's
     warmup: float = number(0.03, least=0)  # fraction of the steps when below 1, else steps
     final_lr: float = number(0.1, least=0, most=1)  # of the peak, at the end of the cosine
-    clip: float = number(1.0, above=0)
+    clip: float = number(1.0, above=0)  # of the gradient norm
 
 
 @dataclass
 class EngineConfig:
-    name: str = names("none", *ENGINES)
-    precision: str = names("bf16", "bf16", "fp32")
+    name: str = names("none", *ENGINES)  # set by engine=
+    precision: str = names("bf16", "bf16", "fp32")  # of forward and backward passes
     timeout_minutes: float = number(30, above=0)  # without progress: every rank writes where it is, and the run ends
     zero: dict[str, Any] = field(default_factory=dict)  # DeepSpeed's zero_optimization, as is
 
 
 @dataclass
 class TrainConfig:
-    steps: int = number(MISSING, least=1)
+    steps: int = number(MISSING, least=1)  # of the optimizer
     batch_size: int = number(1, least=1)  # samples a rank and micro-batch; without effect under a token budget
     # What a micro-batch may hold: tokens that the language model reads (null: batch_size samples instead), and patches
     # that the vision tower reads (null: as many as come).
     token_budget: int | None = number(None, least=1)
-    patch_budget: int | None = number(None, least=1)
+    patch_budget: int | None = number(None, least=1)  # patches of a micro-batch; see token_budget
     lookahead: int = number(1024, least=1)  # samples among which the ones that fill a budget are looked for
     accumulation: int = number(1, least=1)  # micro-batches a step, each with its own rate
     rate_levels: int | None = number(64, least=2)  # rates that are ever drawn, so that lengths recur; null: any
-    save_every: int = number(500, least=1)
+    save_every: int = number(500, least=1)  # steps
     keep: int = number(2, least=1)  # checkpoints
-    log_every: int = number(10, least=1)
+    log_every: int = number(10, least=1)  # steps
     max_bad_steps: int = number(5, least=1)  # in a row whose loss or gradient is not finite: skipped, then the run ends
     signals: list[str] = names(["SIGTERM", "SIGUSR1", "SIGUSR2"], *SIGNALS)  # save, and exit with status 85
 
@@ -110,7 +110,7 @@ class TrainConfig:
 class EvalConfig:
     every: int = number(500, least=0)  # steps; 0: never
     rates: list[float] = pruning_rates([0.0, 0.5, 0.75, 0.9])
-    batch_size: int = number(1, least=1)
+    batch_size: int = number(1, least=1)  # samples that are read together
     limit: int | None = number(None, least=1)  # samples
     new_tokens: int = number(64, least=1)  # of an answer that is written, for rows that name a metric
 
@@ -118,10 +118,10 @@ class EvalConfig:
 @dataclass
 class TrackerConfig:
     wandb: bool = True  # offline unless a key is known and the network answers
-    tensorboard: bool = True
+    tensorboard: bool = True  # event files in the run's folder
     batches: bool = False  # list the samples and the rate of every micro-batch in batches.jsonl
-    project: str = "evs-uptrain"
-    name: str | None = None
+    project: str = "evs-uptrain"  # W&B's
+    name: str | None = None  # of the run in W&B and on the model card; default: its folder's
 
 
 @dataclass
@@ -135,14 +135,14 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
-    run_dir: str = MISSING
+    run_dir: str = MISSING  # default: runs/EXPERIMENT
     resume: str | None = None  # null: a fresh run; auto: from its newest checkpoint, if any; or a checkpoint's folder
-    # null: print the memory needed, stop if it cannot fit; only: print it and exit; off
     # What may differ from the run that is resumed: any of train.state.shape's keys that a refusal names.
     resume_changes: list[str] = names([], *RESUMABLE)
+    # null: print the memory needed, stop if it cannot fit; only: print it and exit; off
     preflight: str | None = names(None, "only", "off")
     show: bool = True  # print what is trained, and one row as the model reads it, before the first step
-    seed: int = number(0, least=0, below=2**63)
+    seed: int = number(0, least=0, below=2**63)  # of data order, rates, LoRA and dropout
 
 
 def check(config: Config) -> None:

@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from submitit.core.utils import UncompletedJobError
 
-from train import cli
+from train import cli, usage
 from train.config import Config, check
 from train.state import signals
 from train.state.failures import one_line_failures
@@ -103,7 +103,37 @@ def experiment() -> str:
     return chosen or "uptrain"
 
 
+KEYS = (  # that people change most
+    *("model.path", "data.train", "data.eval", "run_dir", "train.steps", "train.token_budget"),
+    *("train.accumulation", "optim.lr", "model.freeze", "resume"),
+)
+
+
+def explain(everything: bool) -> str:
+    """What `--help` prints; with `--help all` every key."""
+    groups = [f"  {name}={'|'.join(options)}" for name, options in choices().items()]
+    keys = usage.lines_of(Config, only=() if everything else KEYS)
+    return "\n".join([
+        str(__doc__).strip(),
+        "\nGroups, each a folder of configs/ (group.key=value sets one value of the chosen file, as rate.high=0.9):\n",
+        *groups,
+        f"\n{'All keys' if everything else 'The keys that people change most'}:\n",
+        *keys,
+        "\nThe rest: --help all; the file train/config.py; --cfg job prints what a command line composes to.",
+    ])  # fmt: skip
+
+
+def choices() -> dict[str, list[str]]:
+    """The configuration groups and their options."""
+    folder = Path(__file__).resolve().parents[1] / "configs"
+    found = {path.name: sorted(each.stem for each in path.glob("*.yaml")) for path in sorted(folder.iterdir())}
+    return {("+" if name == "experiment" else "") + name: options for name, options in found.items() if options}
+
+
 def main() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(explain("all" in sys.argv[1:]))
+        return
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's own handler prints several lines
     sys.argv[1:] = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]  # the deepspeed launcher's
     # Hydra finds the plugin's schema under the same name as our configs/hydra/launcher, as it should.

@@ -28,21 +28,21 @@ class Columns:
     With no column named, rows are left as they are.
     """
 
-    messages: str | None = None
+    messages: str | None = None  # column of the conversation
     query: str | None = None  # with response, in place of messages
-    response: str | None = None
+    response: str | None = None  # column of the answer, where it stands apart
     system: str | None = None  # a text before the first turn
-    videos: str | None = None
-    images: str | None = None
-    id: str | None = None
+    videos: str | None = None  # column of video paths
+    images: str | None = None  # column of image paths
+    id: str | None = None  # column of the name of a row
     kind: str | None = None  # of question; this and the two below otherwise stand under their own names
-    metric: str | None = None
-    answers: str | None = None
-    role: str = "role"
-    content: str = "content"
+    metric: str | None = None  # column of how an answer is graded
+    answers: str | None = None  # column of all right answers
+    role: str = "role"  # key of a turn that names who speaks
+    content: str = "content"  # key of a turn that holds its text
     user: str = "user"  # values of the role
-    assistant: str = "assistant"
-    system_role: str = "system"
+    assistant: str = "assistant"  # the role whose turns are learned
+    system_role: str = "system"  # the role of instructions
 
     @property
     def named(self) -> dict[str, str]:

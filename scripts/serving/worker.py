@@ -20,6 +20,8 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # so that an engin
 import numpy as np
 import torch
 
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: the evs that is installed is the one to be checked
+
 from scripts.serving.loading import loader_noted, messages, seen, unwatch_tower, watch_tower
 
 MASKS = ("compute_retention_mask", "select")  # what a server's model calls to prune: stock vLLM's, the plugin's

@@ -1,0 +1,51 @@
+"""`--help` of every command explains every key."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from tests.runs import ROOT
+from train import cli, usage
+from train.config import Config
+from train.run import KEYS, explain
+
+SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_key_of_a_script_is_explained(script, capsys):
+    module = importlib.import_module(f"scripts.{script}")
+    with pytest.raises(SystemExit) as stop:
+        cli.parse(module.Options, ["--help"])
+    page = capsys.readouterr().out
+    assert stop.value.code == 0 and module.__doc__.splitlines()[0] in page
+    blocks = page.partition("key=value:\n\n")[2].split("\n  ")
+    keys = [block for block in blocks if "   (" in block.splitlines()[0]]
+    assert keys and all("default" in key or "required" in key for key in keys)
+    mute = [key for key in module.Options.__dataclass_fields__ if not explained(module.Options, key)]
+    assert not mute
+
+
+def explained(schema: type, key: str) -> str:
+    return usage.explanation(schema, key, (*cli.EXPLAINED, usage.Policy, usage.FramePolicy))
+
+
+def test_the_help_of_training_shows_the_groups_and_the_keys_that_matter():
+    page = explain(everything=False)
+    assert "rate=beta|choice|constant" in page and "+experiment=demo|" in page
+    assert all(f"  {key}=" in page for key in KEYS) and len(KEYS) == 10
+
+
+def test_all_keys_of_training_are_listed_on_request():
+    page = explain(everything=True)
+    listed = [line for line in page.splitlines() if "   (" in line]
+    assert len(listed) > 60 and len(listed) == len(list(usage.lines_of(Config)))
+    assert "  train.accumulation=1   (int; at least 1; default 1)" in page
+
+
+def test_no_key_of_training_is_listed_without_a_word():
+    listed = list(usage.lines_of(Config))
+    mute = [each.split("=")[0].strip() for each in listed if "\n" not in each]
+    assert mute == []
