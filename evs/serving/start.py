@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+from vllm.platforms import current_platform
 
 from evs.policy import FILE, Policy, read
 
@@ -34,10 +36,11 @@ class Departure:
 
 
 class Checked(VerifyAndUpdateConfig):
-    """vLLM's hook for one architecture's configuration."""
+    """vLLM's hook for one architecture's configuration, after its own where it has one."""
 
-    @staticmethod
-    def verify_and_update_config(vllm_config: Any) -> None:
+    @classmethod
+    def verify_and_update_config(cls, vllm_config: Any) -> None:
+        super().verify_and_update_config(vllm_config)
         policy = policy_of(vllm_config.model_config)
         refuse(vllm_config, policy)
         if policy and (found := list(departures(vllm_config.model_config, policy))):
@@ -46,7 +49,11 @@ class Checked(VerifyAndUpdateConfig):
 
 
 def check_at_start(architecture: str) -> None:
-    MODELS_CONFIG_MAP.setdefault(architecture, Checked)
+    stock = MODELS_CONFIG_MAP.get(architecture)
+    if stock is None:
+        MODELS_CONFIG_MAP[architecture] = Checked
+    elif not issubclass(stock, Checked):
+        MODELS_CONFIG_MAP[architecture] = type("Checked", (Checked, stock), {})
 
 
 def policy_of(model_config: Any) -> Policy | None:
@@ -62,7 +69,14 @@ def policy_of(model_config: Any) -> Policy | None:
 
 
 def refuse(vllm_config: Any, policy: Policy | None) -> None:
-    """ValueError for a pruning server that would answer at wrong positions or with a mask that training never saw."""
+    """ValueError for a pruning server that would answer at wrong positions or with a mask that training never saw, and
+    for one that cannot answer at all."""
+    hybrid = "linear_attention" in (getattr(vllm_config.model_config.hf_text_config, "layer_types", None) or ())
+    if hybrid and current_platform.is_cpu() and vllm_config.model_config.dtype != torch.bfloat16:
+        raise ValueError(
+            f"--dtype {str(vllm_config.model_config.dtype).removeprefix('torch.')}: on a CPU vLLM runs gated DeltaNet "
+            "layers in bfloat16 alone; use --dtype bfloat16"
+        )
     pruning = vllm_config.model_config.multimodal_config.get_video_pruning_spec()
     if pruning is None:
         return

@@ -16,6 +16,8 @@ MODELS = {
     "Qwen2_5_VLForConditionalGeneration": "evs.serving.vllm_models:Qwen25VL",
     "Qwen3VLForConditionalGeneration": "evs.serving.vllm_models:Qwen3VL",
     "Qwen3VLMoeForConditionalGeneration": "evs.serving.vllm_models:Qwen3VLMoe",
+    "Qwen3_5ForConditionalGeneration": "evs.serving.vllm_qwen3_5:Qwen35",
+    "Qwen3_5MoeForConditionalGeneration": "evs.serving.vllm_qwen3_5:Qwen35Moe",
 }
 
 

@@ -1,0 +1,26 @@
+"""vLLM's Qwen3.5, which stock does not prune: its classes lack the name of the method. Positions are Qwen3-VL's.
+
+A file of its own, since other versions of vLLM may lack the family.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.model_executor.models.qwen3_5 import Qwen3_5ForConditionalGeneration, Qwen3_5MoeForConditionalGeneration
+
+from evs.serving.vllm_models import FrameByFrame
+
+
+class Prunes(FrameByFrame):
+    """Scores the merger output; there is no deepstack."""
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "model") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self._init_video_pruning(self.multimodal_config)  # type: ignore[attr-defined]
+
+
+class Qwen35(Prunes, Qwen3_5ForConditionalGeneration): ...
+
+
+class Qwen35Moe(Prunes, Qwen3_5MoeForConditionalGeneration): ...
