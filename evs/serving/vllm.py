@@ -33,7 +33,10 @@ def register() -> None:
         check_version(vllm.__version__)
     from evs.serving.start import check_at_start
 
+    known = vllm.ModelRegistry.get_supported_archs()
     for architecture, target in MODELS.items():
+        if architecture not in known:  # vLLM then says so itself, with those it has
+            continue
         check_at_start(architecture)
         # By name: importing a model class here would touch CUDA before vLLM forks.
         vllm.ModelRegistry.register_model(architecture, target)

@@ -22,7 +22,10 @@ class Verdict:
 
 
 def compare(ours: Answer, theirs: dict[str, Any], tolerance: float) -> Verdict:
-    """Lengths first, then positions, then the log-probabilities as long as the chosen tokens are the same."""
+    """Lengths first, then positions, then the log-probabilities as long as the chosen tokens are the same.
+
+    Where they part at two tokens that are equally likely within the tolerance, what follows is no difference.
+    """
     if "limit" in theirs:
         return Verdict("too long for the server", agrees=True, error=theirs["limit"], compared=False)
     if "error" in theirs:
@@ -39,8 +42,17 @@ def compare(ours: Answer, theirs: dict[str, Any], tolerance: float) -> Verdict:
     text = f"{worst:.1e}" + (f", tie of {choice.ties}" if choice.ties else "") + (f", {moved} moved" if moved else "")
     if choice.gap:
         text += f", kept others by {choice.gap:.0e} of score"
-    agrees = not moved and agreed == len(same) and worst <= tolerance
+    even = (
+        agreed < len(same) and _gap(said.logprobs[agreed], said.tokens[agreed], theirs["tokens"][agreed]) <= tolerance
+    )
+    text += f", first {agreed} tokens" * even
+    agrees = not moved and (even or agreed == len(same)) and worst <= tolerance
     return Verdict(text, agrees, ties=choice.ties, kept=sum(map(len, choice.kept)))
+
+
+def _gap(top: dict[int, float], mine: int, other: int) -> float:
+    """Between the log-probabilities of two tokens of one step."""
+    return abs(top[mine] - top.get(other, float("inf")))
 
 
 def share_of_ties(verdicts: Sequence[Verdict]) -> str:

@@ -188,9 +188,22 @@ def check_plugin(wanted: bool) -> None:
         set_pruning_flag_on_cpu()
 
 
+def check_architecture(model: str) -> None:
+    from transformers import PretrainedConfig
+    from vllm import ModelRegistry, __version__
+
+    asked = PretrainedConfig.get_config_dict(model)[0].get("architectures") or []
+    if not set(asked) & set(ModelRegistry.get_supported_archs()):
+        raise SystemExit(
+            f"error: vLLM {__version__} has no {' or '.join(asked)}: give vllm_python= of an environment with a newer "
+            "one, built by scripts/serving/vllm_env.sh DIR VERSION"
+        )
+
+
 def main(folder: Path) -> None:
     request = json.loads((folder / "request.json").read_text())
     media = np.load(folder / "media.npz")
+    check_architecture(request["model"])
     check_plugin(request["plugin"])
     answers: list[dict[str, Any]] = []
     for run in request["runs"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from scripts.serving.cases import ASK, CASES, LOOK, Case, Video
 pytestmark = pytest.mark.serving
 
 RATES = {"0.32.0": [0.0, 0.3, 0.5, 0.75, 0.9], "0.31.0": [0.0, 0.5, 0.9]}
+NOISE = 0.03  # of log-probabilities in bfloat16, where two implementations of the same layers round differently
 
 
 @pytest.mark.parametrize("version", SUPPORTED)
@@ -33,6 +35,22 @@ def test_a_mixture_of_experts_is_served_alike(environment, tmp_path) -> None:
     verdicts = check(Options(model, environment("0.32.0"), [0.0, 0.75], cases, chunks=[0, 64]))
     assert len(verdicts) == len(cases) * 2 * 2
     assert {key: verdict.text for key, verdict in verdicts.items() if not verdict.agrees} == {}
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe"])
+def test_gated_delta_net_is_served_within_the_noise_of_rate_zero(environment, tmp_path, family) -> None:
+    options = Options(str(make(family, tmp_path)), environment("0.32.0"), [0.0, 0.5, 0.75, 0.9], chunks=[0, 64])
+    verdicts = check(replace(options, dtype="bfloat16", tolerance=NOISE))
+    assert len(verdicts) == len(CASES) * 4 * 2
+    assert {key: verdict.text for key, verdict in verdicts.items() if not verdict.agrees} == {}
+
+
+def test_a_stock_server_raises_on_every_pruned_video_of_qwen3_5(environment, tmp_path) -> None:
+    model, cases = str(make("qwen3_5", tmp_path)), ["square", "two videos"]
+    options = Options(model, environment("0.32.0"), [0.0, 0.5], cases, servers=["stock"])
+    verdicts = check(replace(options, dtype="bfloat16", tolerance=NOISE))
+    assert all(verdict.agrees for (_, _, rate, _), verdict in verdicts.items() if rate == 0)
+    assert all("video_pruning_method" in verdict.error for (_, _, rate, _), verdict in verdicts.items() if rate)
 
 
 def test_a_stock_server_does_so_only_without_pruning(checkpoint, environment) -> None:
@@ -75,3 +93,10 @@ def test_bf16_positions_of_a_long_video_are_exact(checkpoint, environment, tmp_p
     assert int(visual[found].sum()) == keep_count(grid, rate)
     answered = served[:, length:]
     assert torch.equal(answered, torch.arange(following, following + answered.shape[1]).expand(3, -1))
+
+
+def test_a_family_that_this_vllm_lacks_is_one_line_with_the_remedy(environment, tmp_path) -> None:
+    config = make("qwen3_5", tmp_path) / "config.json"
+    config.write_text(config.read_text().replace("Qwen3_5ForConditionalGeneration", "Qwen9ForConditionalGeneration"))
+    with pytest.raises(ValueError, match=r"vLLM 0.32.0 has no Qwen9ForConditionalGeneration: give vllm_python= of"):
+        check(Options(str(tmp_path), environment("0.32.0"), [0.5], ["square"]))

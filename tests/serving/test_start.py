@@ -89,3 +89,15 @@ def test_what_differs_from_training_is_one_warning_with_the_flag_to_give(said, n
     (warning,) = said[name]["warnings"]
     assert words in warning
     assert "\n" not in warning
+
+
+@pytest.mark.parametrize("version", SUPPORTED)
+def test_gated_delta_net_in_float32_on_a_cpu_is_refused(environment, tmp_path, version) -> None:
+    model = str(make("qwen3_5", tmp_path / "checkpoint"))
+    asked = [{"model": model, "dtype": dtype, "enforce_eager": True} for dtype in ("float32", "bfloat16")]
+    refused, started = drive(environment(version), tmp_path / "job", {"configurations": asked})
+    assert (
+        "--dtype float32: on a CPU vLLM runs gated DeltaNet layers in bfloat16 alone; use --dtype bfloat16"
+        in (refused["error"])
+    )
+    assert started["error"] == ""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,6 +45,13 @@ def test_a_tie_hides_no_fault_beside_it() -> None:
 def test_other_tokens_kept_against_the_scores_are_named() -> None:
     moved = {**SERVED, "positions": [[0, 3, 5]] * 3}
     assert compare(ours(gap=0.02), moved, 1e-3).text == "0.0e+00, 1 moved, kept others by 2e-02 of score"
+
+
+def test_answers_may_part_where_two_tokens_are_equally_likely() -> None:
+    said = replace(SAID, logprobs=({7: -0.5}, {8: -0.25, 9: -0.27}))
+    answer, served = replace(ours(), generation=said), {**SERVED, "tokens": [7, 9]}
+    assert compare(answer, served, 0.03) == Verdict("0.0e+00, first 1 tokens", True)
+    assert not compare(answer, served, 0.01).agrees
 
 
 def test_a_limit_of_the_server_is_no_difference() -> None:
