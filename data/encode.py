@@ -144,8 +144,9 @@ class Encoder:
         """The chat template's text, one placeholder token for each medium; a prompt of a thinking model asks for the
         answer at once, as its rows were trained."""
         messages = [{"role": turn.role, "content": [_content(part) for part in turn.parts]} for turn in sample.turns]
+        thinks = "enable_thinking" in str(self.processor.chat_template)  # others would take the word for a processor's
         return self.processor.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generate, enable_thinking=False
+            messages, tokenize=False, add_generation_prompt=generate, **({"enable_thinking": False} if thinks else {})
         )
 
     def _expand(self, sample: Sample, text: str, videos: Sequence[Any], pictures: Sequence[Any]) -> str:

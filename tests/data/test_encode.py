@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoProcessor
 
 from data.encode import Encoder, TooLong, collate
 from data.media.container import probe
 from data.media.frames import FramePolicy
 from data.types import IGNORE, ImageRef, RowError, Sample, Turn, VideoRef
+from scripts.make_tiny_model import make
 from tests.data import videos
 
 POLICY = FramePolicy(fps=2.0, min_pixels=56 * 56, max_pixels=64 * 64)
@@ -150,3 +152,18 @@ def test_an_image_of_any_shape_is_encoded(processor, tmp_path):
     Image.fromarray(np.zeros((3, 200, 3), np.uint8)).save(tmp_path / "thin.png")
     turns = (Turn("user", (ImageRef(str(tmp_path / "thin.png")), "What?")), Turn("assistant", ("no",)))
     assert Encoder(processor, POLICY).encode(Sample("i", turns)).image_grid_thw_I3.shape == (1, 3)
+
+
+def test_a_template_without_thoughts_is_asked_for_none(processor, monkeypatch):
+    warned = []
+    monkeypatch.setattr("transformers.processing_utils.logger.warning", lambda *words: warned.append(words))
+    plain = copy.copy(processor)
+    plain.chat_template = "{{- messages[0].content[0].text -}}"
+    Encoder(plain, POLICY).chat(Sample("p", (Turn("user", ("hi",)),)), generate=True)
+    assert not warned
+
+
+def test_a_thinking_model_is_asked_for_the_answer_at_once(tmp_path):
+    thinking = AutoProcessor.from_pretrained(make("qwen3_5", tmp_path))
+    text = Encoder(thinking, POLICY).chat(Sample("p", (Turn("user", ("hi",)),)), generate=True)
+    assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
