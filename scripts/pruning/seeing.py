@@ -1,0 +1,93 @@
+"""One video and which of its tokens survive at some rates, by a model's own features or by differences of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from data.encode import Encoder, collate
+from data.media.container import VideoInfo
+from data.media.decode import decode
+from data.types import Sample, Turn, VideoRef
+from evs.adapters import adapter_for
+from evs.methods import method_named
+from evs.methods.evs import FIRST_FRAME
+from evs.select import select
+from evs.types import Grid
+from train.served import beside, frames_of
+
+CELL = 28  # pixels of a token's side in the size that the picture is pruned at
+WIDTH = 448
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is drawn: the first frame of each temporal grid, and the survivors by rate."""
+
+    frames_THWC: np.ndarray  # uint8 RGB
+    times_T: np.ndarray  # seconds
+    keep: dict[float, np.ndarray]  # by rate: [T, H, W] bool
+    scores: str  # what they were taken from, in words
+
+
+def seen_by_model(video: Path, model: str, rates: Sequence[float]) -> Shown:
+    """As the checkpoint's own vision tower and its evs.json have it."""
+    policy = beside(model)
+    encoder = Encoder(AutoProcessor.from_pretrained(model), frames_of(policy))
+    sample = Sample("video", (Turn("user", (VideoRef(str(video)), "?")),))
+    clips, _ = encoder.read(sample)
+    batch = collate([encoder.encode_clips(sample, clips, [], generate=True)], filler_token=0)
+    network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype="auto").eval()
+    adapter = adapter_for(network, policy.scheme)
+    with torch.no_grad():
+        _, features_MC = adapter.see(batch, adapter.lay(batch))
+    (grid,) = adapter.grids(batch)
+    method = method_named(policy.method, policy.scorer_dtype)
+    keep = {rate: method.keep(features_MC, grid, rate).numpy() for rate in rates}
+    step = encoder.temporal_patch
+    name = Path(model).name
+    return Shown(clips[0].frames_THWC[::step], clips[0].times_T[::step], keep, f"scores of {name}'s vision tower")
+
+
+def seen_by_pixels(video: Path, rates: Sequence[float], fps: float, most: int) -> Shown:
+    """As the mean difference of a cell's pixels from the same cell one temporal grid before has it."""
+    clip = decode(VideoRef(str(video)), partial(evenly, fps=fps, most=most))
+    pairs = len(clip.frames_THWC) // 2
+    grid, cells_THWC = cells(clip.frames_THWC[: 2 * pairs])
+    scores_THW = pixel_scores(cells_THWC)
+    keep = {rate: select(scores_THW, rate).numpy() for rate in rates}
+    assert scores_THW.shape == (grid.T, grid.H, grid.W)
+    return Shown(clip.frames_THWC[: 2 * pairs : 2], clip.times_T[: 2 * pairs : 2], keep, "pixel differences, no model")
+
+
+def evenly(info: VideoInfo, fps: float, most: int) -> np.ndarray:
+    """An even number of places at `fps`, at most `most`."""
+    count = min(most, max(2, int(info.readable / info.fps * fps)), info.readable) // 2 * 2
+    return info.first + np.linspace(0, info.readable - 1, count).round().astype(np.int64)
+
+
+def cells(frames_THWC: np.ndarray) -> tuple[Grid, Tensor]:
+    """The grid of tokens, and [T, H, W, C] the pixels of each: two frames averaged, CELL x CELL of them."""
+    height, width = frames_THWC.shape[1:3]
+    wide = max(1, round(WIDTH / CELL))
+    high = max(1, round(wide * height / width))
+    size = (wide * CELL, high * CELL)
+    small = [np.asarray(Image.fromarray(frame).resize(size), np.float32) for frame in frames_THWC]
+    pixels = torch.from_numpy(np.stack(small)).unflatten(0, (-1, 2)).mean(1)
+    split = pixels.view(len(pixels), high, CELL, wide, CELL, 3).permute(0, 1, 3, 2, 4, 5)
+    return Grid(len(pixels), high, wide), split.flatten(3)
+
+
+def pixel_scores(cells_THWC: Tensor) -> Tensor:
+    """[T, H, W], the first grid above all others."""
+    change = (cells_THWC[1:] - cells_THWC[:-1]).abs().mean(-1)
+    return torch.cat([torch.full_like(cells_THWC[:1, ..., 0], FIRST_FRAME + 1), change])

@@ -1,0 +1,51 @@
+"""What pruning drops from a video: frames with dropped tokens greyed, over a strip of kept tokens per frame.
+
+    python scripts/show_pruning.py video=FILE [model=DIR_OR_HUB_ID] [rates=[0.5,0.75,0.9]] [out=runs/pruning]
+
+Writes one PNG a rate and a GIF of all rates. With a model, its vision tower scores the tokens, on the frames and pixels
+that its evs.json names; without one, differences of pixels stand in for it, which every picture says.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # run as a file: imports start at the repository root, not in scripts/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from scripts.pruning.drawing import moving, still
+from scripts.pruning.seeing import seen_by_model, seen_by_pixels
+from train import cli
+from train.ranges import number, pruning_rates
+
+
+@dataclass
+class Options:
+    video: str  # a file
+    model: str | None = None  # a checkpoint's folder or Hub id; null: differences of pixels
+    rates: list[float] = pruning_rates([0.5, 0.75, 0.9])  # pruning rates to show
+    out: str = "runs/pruning"  # a folder for the pictures
+    fps: float = number(2.0, above=0, most=30)  # frames taken per second, without a model
+    max_frames: int = number(64, least=2)  # that are taken, without a model
+
+
+def main(options: Options) -> None:
+    video, out = Path(options.video), Path(options.out)
+    if not video.is_file():
+        raise ValueError(f"video={video} does not exist: give a video file")
+    if options.model is not None:
+        shown = seen_by_model(video, options.model, options.rates)
+    else:
+        shown = seen_by_pixels(video, options.rates, options.fps, options.max_frames)
+    out.mkdir(parents=True, exist_ok=True)
+    for rate in options.rates:
+        still(shown, rate, picture := out / f"{video.stem}_rate_{rate:g}.png")
+        print(f"picture: {picture}")
+    moving(shown, animation := out / f"{video.stem}.gif")
+    print(f"animation: {animation}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)

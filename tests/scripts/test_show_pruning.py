@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scripts import show_pruning
+from scripts.pruning.drawing import greyed
+from scripts.pruning.seeing import cells, pixel_scores
+
+
+def test_dropped_tokens_lose_their_colour_and_kept_ones_nothing():
+    frame = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+    keep = np.array([[True, False, False], [False, False, True]])
+    shown = greyed(frame, keep)
+    assert np.array_equal(shown[:30, :30], frame[:30, :30]) and np.array_equal(shown[30:, 60:], frame[30:, 60:])
+    assert (np.ptp(shown[:30, 30:].astype(int), axis=-1) == 0).all()
+
+
+def test_pixels_that_change_score_above_those_that_stand_still():
+    frames = np.zeros((6, 56, 112, 3), np.uint8)
+    frames[4:, 28:, 56:84] = 200
+    grid, seen = cells(frames)
+    scores = pixel_scores(seen)
+    assert (grid.T, scores.shape) == (3, (3, grid.H, grid.W))
+    assert (scores[0] > scores[1:].max()).all() and torch.equal(scores[1], torch.zeros_like(scores[1]))
+    assert scores[2, -1, 3 * grid.W // 5] > 0 and scores[2, 0, 0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [None, "qwen2_5_vl"])
+def test_every_rate_is_a_picture_and_all_together_an_animation(clips, checkpoint, tmp_path, family):
+    model = None if family is None else str(checkpoint(family))
+    show_pruning.main(show_pruning.Options(video=str(clips[0]), model=model, rates=[0.5, 0.75], out=str(tmp_path)))
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".gif", ".png", ".png"]
+    for path in tmp_path.glob("*.png"):
+        assert min(Image.open(path).size) > 200
+    assert Image.open(next(tmp_path.glob("*.gif"))).n_frames > 1
