@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from data.sizes import KeptCounts, Sizes
+from data.sources.mixture import Mixture, order
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Plan:
     rank: int
     seed: int
     shuffle: bool = True
+    mixture: Mixture | None = None  # None: every sample once an epoch
 
     def __post_init__(self) -> None:
         for name in ("samples", "batch_size", "accumulation", "world"):
@@ -53,13 +55,7 @@ class Plan:
 
     def _sample(self, place: int) -> int:
         epoch, within = divmod(place, self.samples)
-        return int(_order(self.samples, self.seed, epoch)[within]) if self.shuffle else within
-
-
-@lru_cache(maxsize=4)
-def _order(samples: int, seed: int, epoch: int) -> np.ndarray:
-    """The epoch's permutation of the samples."""
-    return np.random.default_rng((seed, epoch)).permutation(samples)
+        return int(order(self.mixture or self.samples, self.seed, epoch)[within]) if self.shuffle else within
 
 
 def shards(samples: int, batch_size: int, world: int, rank: int) -> tuple[tuple[int, ...], ...]:
@@ -107,6 +103,7 @@ class BudgetPlan:
     world: int
     rank: int
     seed: int
+    mixture: Mixture | None = None  # None: every sample once an epoch
 
     def micro_batches(self, step: int) -> tuple[tuple[int, ...], ...]:
         """Sample indices of this rank's micro-batches in `step` (from 0), one tuple for each of its rates."""
@@ -184,7 +181,7 @@ class _Planner:
         if len(self.waiting) > lookahead // 2:
             return
         until = min(samples, self.read + lookahead - len(self.waiting))
-        new = _order(samples, self.plan.seed, self.epoch)[self.read : until]
+        new = order(self.plan.mixture or samples, self.plan.seed, self.epoch)[self.read : until]
         self.read = until
         self.waiting = np.concatenate([self.waiting, new])
         self.costs = np.concatenate([self.costs, self._price(new, rate)], axis=1)

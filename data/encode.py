@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import blake2b
+from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,17 +16,35 @@ import torch
 from torch import Tensor
 
 from data.labels import Labeller
-from data.media.container import VideoInfo
 from data.media.decode import decode, places
 from data.media.frames import FramePolicy, Sampler
 from data.media.images import load_image
 from data.media.processor import CALL, configured, frame_patches
 from data.sizes import SampleSize
-from data.types import IGNORE, Batch, Clip, Encoding, ImageRef, RowError, Sample, VideoRef
+from data.types import IGNORE, Batch, Clip, Encoding, ImageRef, MediaError, RowError, Sample, VideoRef
 
 
 class TooLong(RowError):
     """A row of more tokens than fit; it is left out whole, never cut."""
+
+
+@dataclass(frozen=True)
+class _Sketch:
+    """What a medium's header says of it: its text with one token a grid, its grids (an image is one), their tokens."""
+
+    text: str
+    grids: int
+    tokens: int
+    frames: int
+
+
+@dataclass(frozen=True)
+class _Outline:
+    """A sample's text with one token for each grid of its media."""
+
+    text: str
+    videos: tuple[_Sketch, ...]
+    images: tuple[_Sketch, ...]
 
 
 class Encoder:
@@ -45,6 +66,21 @@ class Encoder:
         self.placeholder = re.compile(
             f"(?P<video>{re.escape(processor.video_token)})|(?P<image>{re.escape(processor.image_token)})"
         )
+
+    @cached_property
+    def identity(self) -> str:
+        """Changes when the costs of samples may: with the processor, the frames, or the libraries that read them."""
+        tokenizer = self.processor.tokenizer
+        made_of = (
+            self.processor.to_json_string(),
+            self.processor.chat_template,
+            tokenizer.chat_template,
+            tokenizer.backend_tokenizer.to_str(),
+            self.policy,
+            self.max_tokens,
+            *(version(name) for name in ("transformers", "tokenizers", "av", "pillow")),
+        )
+        return blake2b(repr(made_of).encode(), digest_size=16).hexdigest()
 
     def encode(self, sample: Sample) -> Encoding:
         """The sample with its answers labelled. MediaError or RowError if it cannot be used, TooLong if it is."""
@@ -70,7 +106,12 @@ class Encoder:
         """The sample with media that are already decoded; with `generate`, open for an answer and without labels."""
         videos = [self._video(clip) for clip in clips]
         pictures = [self._image(image) for image in images]
-        text = self._expand(sample, self.chat(sample, generate=generate), videos, pictures)
+        text = self._expand(
+            sample,
+            self.chat(sample, generate=generate),
+            [self.processor.replace_video_token(video, 0) for video in videos],
+            [self.processor.replace_image_token(picture, 0) for picture in pictures],
+        )
         ids = self.labeller.tokens(text)
         self._check_length(sample, len(ids))
         answers = 0 if generate else sum(turn.role == "assistant" for turn in sample.turns)
@@ -92,49 +133,70 @@ class Encoder:
 
         Exact, but that real times of a video of variable rate are not known here. TooLong as `encode`.
         """
-        self.labeller.check(sample)
-        parts = [part for turn in sample.turns for part in turn.parts]
-        refs = [part for part in parts if isinstance(part, VideoRef)]
-        wanted = [places(ref, headers[ref], self.sample) for ref in refs]
-        grids = [self._grid(headers[ref], len(places_T)) for ref, places_T in zip(refs, wanted)]
-        images = [self._image_tokens(*headers[part]) for part in parts if isinstance(part, ImageRef)]
-        text = self._expand(
-            sample,
-            self.chat(sample),
-            [self._sparse(headers[ref].fps, places_T) for ref, places_T in zip(refs, wanted)],
-            [self._one_token()] * len(images),
-        )
-        ids = self.labeller.tokens(text)
-        fixed = len(ids) - sum(t for t, _ in grids) + sum(images) - len(images)
-        visual = sum(t * each for t, each in grids)
-        self._check_length(sample, fixed + visual)
-        answers = sum(turn.role == "assistant" for turn in sample.turns)
-        cell = self.merge**2
-        return SampleSize(
-            fixed,
-            tuple(grids),
-            patches=(sum(images) + visual) * cell,
-            frames=max(map(len, wanted), default=0),
-            targets=int((self.labeller.labels(torch.tensor(ids), answers, sample.id) != IGNORE).sum()),
-            pairs=sum(t * (each * cell) ** 2 for t, each in (*grids, *((1, tokens) for tokens in images))),
-        )
+        outline = self._outline(sample, {ref: self._sketch(ref, headers[ref]) for ref in sample.media})
+        return self._size(sample, outline, self.labeller.tokens(outline.text))
 
-    def _grid(self, info: VideoInfo, frames: int) -> tuple[int, int]:
-        """(temporal grids, tokens of one) of a clip of `frames` frames."""
-        patches = frame_patches(self.video_processor, frames, info.height, info.width)
-        return -(-frames // self.temporal_patch), patches // self.merge**2
+    def costs(
+        self, samples: Sequence[Sample], headers: Mapping[VideoRef | ImageRef, Any]
+    ) -> list[SampleSize | MediaError | RowError]:
+        """`cost` of each sample, or why it cannot be used; tokenised in one call, media that recur looked at once."""
+        found: list[Any] = []
+        sketches: dict[VideoRef | ImageRef, _Sketch] = {}
+        for sample in samples:
+            try:
+                sketches.update((ref, self._sketch(ref, headers[ref])) for ref in sample.media if ref not in sketches)
+                found.append(self._outline(sample, sketches))
+            except (MediaError, RowError) as error:
+                found.append(error)
+        ids = iter(self.labeller.batch([each.text for each in found if isinstance(each, _Outline)]))
+        for place, (sample, outline) in enumerate(zip(samples, found)):
+            if isinstance(outline, _Outline):
+                try:
+                    found[place] = self._size(sample, outline, next(ids))
+                except RowError as error:
+                    found[place] = error
+        return found
+
+    def _sketch(self, ref: VideoRef | ImageRef, header: Any) -> _Sketch:
+        """A medium by its header. MediaError where it cannot be used."""
+        if isinstance(header, MediaError):
+            raise header
+        if isinstance(ref, ImageRef):
+            picture = {"image_grid_thw": torch.tensor([[1, self.merge, self.merge]])}
+            return _Sketch(self.processor.replace_image_token(picture, 0), 1, self._image_tokens(*header), 0)
+        places_T = places(ref, header, self.sample)
+        grids = -(-len(places_T) // self.temporal_patch)
+        metadata = SimpleNamespace(fps=header.fps, frames_indices=places_T.tolist())
+        video = {"video_grid_thw": torch.tensor([[grids, self.merge, self.merge]]), "video_metadata": [metadata]}
+        patches = frame_patches(self.video_processor, len(places_T), header.height, header.width)
+        return _Sketch(self.processor.replace_video_token(video, 0), grids, patches // self.merge**2, len(places_T))
+
+    def _outline(self, sample: Sample, sketches: Mapping[VideoRef | ImageRef, _Sketch]) -> _Outline:
+        """RowError where the text cannot be used."""
+        self.labeller.check(sample)
+        videos = [sketches[ref] for ref in sample.media if isinstance(ref, VideoRef)]
+        images = [sketches[ref] for ref in sample.media if isinstance(ref, ImageRef)]
+        text = self._expand(sample, self.chat(sample), [each.text for each in videos], [each.text for each in images])
+        return _Outline(text, tuple(videos), tuple(images))
+
+    def _size(self, sample: Sample, outline: _Outline, ids: Sequence[int]) -> SampleSize:
+        """With the token ids of the outline's text, in which every grid has one token."""
+        media = [(each.grids, each.tokens) for each in (*outline.videos, *outline.images)]
+        visual = sum(t * each for t, each in media)
+        text = len(ids) - sum(t for t, _ in media)
+        self._check_length(sample, text + visual)
+        answers, cell = sum(turn.role == "assistant" for turn in sample.turns), self.merge**2
+        return SampleSize(
+            text + sum(each.tokens for each in outline.images),
+            tuple(media[: len(outline.videos)]),
+            patches=visual * cell,
+            frames=max((each.frames for each in outline.videos), default=0),
+            targets=int((self.labeller.labels(torch.tensor(ids), answers, sample.id) != IGNORE).sum()),
+            pairs=sum(t * (each * cell) ** 2 for t, each in media),
+        )
 
     def _image_tokens(self, height: int, width: int) -> int:
         return self.processor.image_processor.get_number_of_image_patches(height, width, {}) // self.merge**2
-
-    def _sparse(self, fps: float, places_T: np.ndarray) -> dict[str, Any]:
-        """A video with its times and one token a temporal grid, which is enough to write its text."""
-        grids = -(-len(places_T) // self.temporal_patch)
-        metadata = SimpleNamespace(fps=fps, frames_indices=places_T.tolist())
-        return {"video_grid_thw": torch.tensor([[grids, self.merge, self.merge]]), "video_metadata": [metadata]}
-
-    def _one_token(self) -> dict[str, Tensor]:
-        return {"image_grid_thw": torch.tensor([[1, self.merge, self.merge]])}
 
     def _check_length(self, sample: Sample, tokens: int) -> None:
         if self.max_tokens is not None and tokens > self.max_tokens:
@@ -149,12 +211,9 @@ class Encoder:
             messages, tokenize=False, add_generation_prompt=generate, **({"enable_thinking": False} if thinks else {})
         )
 
-    def _expand(self, sample: Sample, text: str, videos: Sequence[Any], pictures: Sequence[Any]) -> str:
-        """`text` with each placeholder repeated, and timestamps written, as the processor does."""
-        runs: dict[str, Iterator[str]] = {
-            "video": (self.processor.replace_video_token(video, 0) for video in videos),
-            "image": (self.processor.replace_image_token(picture, 0) for picture in pictures),
-        }
+    def _expand(self, sample: Sample, text: str, videos: Sequence[str], pictures: Sequence[str]) -> str:
+        """`text` with each placeholder replaced by what the processor writes for its medium."""
+        runs = {"video": iter(videos), "image": iter(pictures)}
         found = [match.lastgroup for match in self.placeholder.finditer(text)]
         for kind, media in (("video", videos), ("image", pictures)):
             if found.count(kind) != len(media):

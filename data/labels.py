@@ -31,6 +31,11 @@ class Labeller:
     def tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    def batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`tokens` of each text, by the tokenizer's own threads."""
+        encodings = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
     def check(self, sample: Sample) -> None:
         """RowError if text holds what the model would read as a special token."""
         for text in (part for turn in sample.turns for part in turn.parts if isinstance(part, str)):

@@ -42,24 +42,34 @@ class Sizes:
 
     def tokens(self, places: np.ndarray, rate: float, kept: KeptCounts) -> np.ndarray:
         """Tokens that the language model reads of each of the samples at `places`."""
-        counts = self.first_S[places + 1] - self.first_S[places]
-        owner = np.repeat(np.arange(len(places)), counts)
-        within = np.arange(len(owner)) - np.repeat(counts.cumsum() - counts, counts)
-        videos = self.first_S[places][owner] + within
+        videos, first = ragged(self.first_S, places)
+        owner = np.repeat(np.arange(len(places)), np.diff(first))
         of_videos = kept(self.grids_V[videos], self.tokens_V[videos], rate)
         return self.fixed_S[places] + np.bincount(owner, of_videos, len(places)).astype(np.int64)
 
-    def select(self, places: Sequence[int]) -> Sizes:
+    def select(self, places: np.ndarray) -> Sizes:
         """Those of some samples, in the given order."""
-        return gather(
-            SampleSize(
-                int(self.fixed_S[s]),
-                tuple(zip(self.grids_V[a:b].tolist(), self.tokens_V[a:b].tolist())),
-                *(int(each[s]) for each in (self.patches_S, self.frames_S, self.targets_S, self.pairs_S)),
-            )
-            for s in places
-            for a, b in [self.first_S[s : s + 2]]
-        )
+        videos, first_S = ragged(self.first_S, places)
+        each = {name: values[videos if name.endswith("_V") else places] for name, values in _columns(self)}
+        return Sizes(**each, first_S=first_S)
+
+
+def ragged(first_S: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of items that lie sample by sample, s's from first_S[s] on: which belong to the samples at `places`, and where
+    each of these begins among them."""
+    counts = first_S[places + 1] - first_S[places]
+    first = np.append(0, counts.cumsum())
+    return np.arange(first[-1]) + np.repeat(first_S[places] - first[:-1], counts), first
+
+
+def joined(parts: Sequence[Sizes]) -> Sizes:
+    """Many samples' sizes, part after part."""
+    each = {name: np.concatenate([getattr(part, name) for part in parts]) for name, _ in _columns(parts[0])}
+    return Sizes(**each, first_S=np.append(0, np.concatenate([np.diff(part.first_S) for part in parts]).cumsum()))
+
+
+def _columns(sizes: Sizes) -> list[tuple[str, np.ndarray]]:
+    return [(name, values) for name, values in vars(sizes).items() if name != "first_S"]
 
 
 def gather(samples: Iterable[SampleSize]) -> Sizes:

@@ -5,7 +5,7 @@ Axis legend: N tokens, V videos, I images, T frames of a clip, H W C pixels, R p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
@@ -22,15 +22,26 @@ class RowError(ValueError):
 
 
 @dataclass(frozen=True)
+class Span:
+    """A medium that lies within another file, as in an archive."""
+
+    file: str
+    begin: int  # bytes
+    size: int
+
+
+@dataclass(frozen=True)
 class VideoRef:
-    path: str
+    path: str  # of the file; of a medium that lies elsewhere, its name there
     start: float | None = None  # seconds; None = the file's beginning
     end: float | None = None  # seconds; None = the file's end
+    content: Span | bytes | None = field(default=None, repr=False)  # None = the file at `path`
 
 
 @dataclass(frozen=True)
 class ImageRef:
     path: str
+    content: Span | bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

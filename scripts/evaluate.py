@@ -27,13 +27,14 @@ from data.media.frames import TIMES, FramePolicy
 from evs.adapters import adapter_for
 from evs.methods import METHODS, method_named
 from train import cli
-from train.build import ask_about, build_encoder, build_model, build_samples, read_file
+from train.build import ask_about, build_encoder, build_model
 from train.config import ATTENTION, CELL, SCHEMES, DataConfig, EvalConfig, ModelConfig
 from train.evaluate import Evaluation, Outcome
 from train.evaluation.answers import Answer, Answers
 from train.evaluation.report import answers_of, words, write
 from train.evaluation.scores import Difference, differences, scores
 from train.ranges import names, number, pruning_rates
+from train.rows import read_index, usable
 from train.served import beside, filled
 from train.state.manifest import checksum
 from train.task import UptrainTask
@@ -100,12 +101,10 @@ def build(engine: Accelerator, options: Options) -> Evaluation:
     config = EvalConfig(
         rates=options.rates, batch_size=options.batch_size, limit=options.limit, new_tokens=options.new_tokens
     )
-    samples = read_file(options.data, data)
-    usable, lost, _ = build_samples(engine, samples, data)
-    if len(usable) < len(samples):
-        reasons = [each.reason for each in lost] or [f"{len(samples) - len(usable)} files"]
-        check_all_asked(options, reasons, len(samples))
-    return ask_about(engine, build_encoder(model_config(options), data), usable, data=data, config=config)
+    encoder = build_encoder(model_config(options), data)
+    collection, index = read_index(engine, "data", options.data, data, encoder)
+    check_all_asked(options, [each.reason for each in index.lost], len(collection.samples))
+    return ask_about(engine, encoder, usable(collection, index).samples, data=data, config=config)
 
 
 def run(engine: Accelerator, evaluation: Evaluation, options: Options) -> Outcome:

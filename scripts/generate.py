@@ -27,6 +27,7 @@ from torch import Tensor
 
 from data.encode import Encoder, collate
 from data.formats.conversation import MARK, Media
+from data.formats.roots import Folder
 from data.media.frames import FramePolicy
 from data.types import Batch, Sample, Turn
 from evs.adapters import adapter_for, check_family
@@ -107,7 +108,7 @@ def read(options: Options, processor: Any) -> Batch:
     text = options.prompt
     if not MARK.search(text):
         text = "<image>" * len(images) + "<video>" * len(videos) + text
-    media = Media({"video": videos, "image": images}, Path(), "prompt")
+    media = Media({"video": videos, "image": images}, Folder(""), "prompt")
     parts = media.split(text)
     media.check_all_taken()
     policy = FramePolicy(**{each.name: getattr(options, each.name) for each in fields(FramePolicy)})

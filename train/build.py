@@ -13,19 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
 from data.batching import Budget, BudgetPlan, Plan
 from data.encode import Encoder
-from data.formats import load
 from data.loader import Step, step_loader
-from data.sizes import KeptCounts, Sizes
-from data.sources.index import audit, measure
-from data.split import split
-from data.types import Quarantined, Sample
+from data.sizes import KeptCounts
+from data.types import Sample
 from evs.adapters import adapter_for
 from evs.methods import Method
 from evs.rates import RateDistribution
@@ -48,10 +44,11 @@ from train.report.memory import Memory, watch
 from train.report.meters import Meter
 from train.report.preflight import Largest, largest
 from train.report.recorder import build_recorder
+from train.rows import Usable, read_usable
 from train.state.checkpoint import Checkpoints, candidates
 from train.state.health import Health
 from train.state.resume import Origin, on_as_many_ranks, open_run
-from train.state.shape import fingerprint, shape_of
+from train.state.shape import shape_of
 from train.state.watchdog import Watchdog
 from train.task import UptrainTask
 
@@ -74,9 +71,8 @@ class Prepared:
     encoder: Encoder
     method: Method
     rates: StepRates
-    samples: Sequence[Sample]
-    lost: Sequence[Quarantined]
-    held_out: Sequence[Sample] | None
+    learned: Usable
+    held_out: Usable | None
     plan: Plan | BudgetPlan
     origin: Origin
     shape: dict[str, Any]  # train.state.shape
@@ -104,21 +100,20 @@ def prepare(config: Config) -> Prepared:
     origin = Origin() if config.preflight == "only" else open_run(engine, run_dir, found)
     shape = shape_of(config, world, empty)
     origin.check(engine, shape, config.resume_changes)
-    learned, held_out = read_samples(config.data, config.seed)
-    samples, lost, sizes = build_samples(engine, learned, config.data, encoder)
-    shape["data"] = fingerprint(samples)
+    learned, held_out = read_usable(engine, config.data, encoder, config.seed)
+    shape["data"] = learned.fingerprint
     origin.check(engine, shape, config.resume_changes)
     kept = partial(kept_counts, method)
-    plan = build_plan(config, engine, samples, sizes, rates=rates, kept=kept)
+    plan = build_plan(config, engine, learned, rates=rates, kept=kept)
     forecast = None
-    if sizes is not None and config.preflight != "off":
-        forecast = check_memory(config, engine, empty, largest(plan, sizes, rates.lowest(), kept))
+    if config.data.audit and config.preflight != "off":
+        forecast = check_memory(config, engine, empty, largest(plan, learned.index.sizes, rates.lowest(), kept))
     if config.show and engine.is_main_process:
         places = chain.from_iterable(plan.micro_batches(origin.step))
         print(show.parameters(empty))
-        print(show.first_row(encoder, (samples[place] for place in places), rates.typical(), method))
+        print(show.first_row(encoder, (learned.samples[place] for place in places), rates.typical(), method))
     return Prepared(
-        config, engine, encoder, method, rates, samples, lost, held_out, plan, origin, shape, forecast
+        config, engine, encoder, method, rates, learned, held_out, plan, origin, shape, forecast
     )  # fmt: skip
 
 
@@ -126,7 +121,7 @@ def assemble(ready: Prepared) -> Run:
     """Read the weights, let the engine wrap them, and continue from where the run was."""
     config, engine, origin, run_dir = ready.config, ready.engine, ready.origin, Path(ready.config.run_dir)
     recorder = build_recorder(engine, config, origin.step)
-    recorder.quarantine(ready.lost)
+    recorder.quarantine(ready.learned.lost if engine.is_main_process else ())
     memory = watch(engine.device)
     model = build_model(config.model, weight_dtype(config), config.seed)
     bare = UptrainTask(model, adapter_for(base_model(model), config.model.scheme), ready.method)
@@ -135,10 +130,12 @@ def assemble(ready: Prepared) -> Run:
     if origin.checkpoint and origin.saved:
         checkpoints.load(origin.checkpoint, origin.saved)
     span = {"first_step": origin.step, "last_step": config.train.steps}
-    steps = step_loader(ready.samples, ready.encoder, ready.plan, **span, workers=config.data.workers)
+    steps = step_loader(ready.learned.samples, ready.encoder, ready.plan, **span, workers=config.data.workers)
     evaluate = None
     if ready.held_out is not None:
-        evaluate = build_evaluation(engine, task, ready.encoder, ready.held_out, data=config.data, config=config.eval)
+        evaluate = build_evaluation(
+            engine, task, ready.encoder, ready.held_out.samples, data=config.data, config=config.eval
+        )
     meter = build_meter(engine, config, base_model(model), memory)
     vocabulary = meter.config.get_text_config().vocab_size
     health = Health(engine, run_dir / "health.jsonl", config.train.max_bad_steps, vocabulary)
@@ -158,45 +155,10 @@ def build_meter(engine: Accelerator, config: Config, model: Any, memory: Memory)
     return meter
 
 
-def read_samples(config: DataConfig, seed: int) -> tuple[Sequence[Sample], Sequence[Sample] | None]:
-    """(to train on, to evaluate on if anything is): two files, or one file's videos shared out."""
-    samples = read_file(config.train, config)
-    if config.eval_fraction is not None:
-        return split(samples, config.eval_fraction, seed)
-    return samples, read_file(config.eval, config) if config.eval is not None else None
-
-
-def read_file(path: str, config: DataConfig) -> Sequence[Sample]:
-    """The rows of one file as samples."""
-    return load(path, format=config.format, media_root=config.media_root, columns=config.columns)
-
-
-def build_samples(
-    engine: Accelerator, samples: Sequence[Sample], config: DataConfig, encoder: Encoder | None = None
-) -> tuple[Sequence[Sample], list[Quarantined], Sizes | None]:
-    """(usable samples, the same on every rank; on the main rank what was put aside; what each costs, if audited).
-
-    Without an `encoder` files are only opened; with it, samples are measured too.
-    """
-    if not config.audit:
-        return samples, [], None
-    found: list[Any] = [None]
-    if engine.is_main_process:
-        audited, sizes = audit(samples), None
-        if encoder is not None:
-            audited, sizes = measure(audited, encoder, workers=config.workers)
-        found = [(audited.samples, audited.lost, sizes)]
-    usable, lost, sizes = broadcast_object_list(found)[0]
-    if not len(usable):
-        raise ValueError(f"none of {len(samples)} samples is usable; first reason: {lost[0].reason}")
-    return usable, list(lost) if engine.is_main_process else [], sizes
-
-
 def build_plan(
     config: Config,
     engine: Accelerator,
-    samples: Sequence[Sample],
-    sizes: Sizes | None,
+    learned: Usable,
     *,
     rates: StepRates,
     kept: KeptCounts,
@@ -204,11 +166,11 @@ def build_plan(
     """Which samples share a step: to a budget if there is one, else by number."""
     train, world, rank = config.train, engine.num_processes, engine.process_index
     if train.token_budget is None:
-        return Plan(len(samples), train.batch_size, train.accumulation, world, rank, config.seed)
-    assert sizes is not None
+        samples = len(learned.samples)
+        return Plan(samples, train.batch_size, train.accumulation, world, rank, config.seed, mixture=learned.mixture)
     budget = Budget(train.token_budget, train.patch_budget, train.lookahead)
-    plan = BudgetPlan(sizes, budget, rates, kept, world, rank, config.seed)
-    plan.check(rates.lowest(), lambda place: samples[place].id)
+    plan = BudgetPlan(learned.index.sizes, budget, rates, kept, world, rank, config.seed, learned.mixture)
+    plan.check(rates.lowest(), lambda place: learned.samples[place].id)
     return plan
 
 
@@ -248,8 +210,7 @@ def build_evaluation(
     config: EvalConfig,
 ) -> Callable[[], list[Score]]:
     """A function that scores the task as it then is on the samples, every one once over all ranks."""
-    usable, _, _ = build_samples(engine, samples, data)
-    return partial(ask_about(engine, encoder, usable, data=data, config=config).scores, task)
+    return partial(ask_about(engine, encoder, samples, data=data, config=config).scores, task)
 
 
 def ask_about(

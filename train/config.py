@@ -13,6 +13,7 @@ from omegaconf import MISSING
 
 from data.formats.columns import Columns
 from data.media.frames import TIMES, FramePolicy
+from data.sources.spec import parts_of
 from train.ranges import Expression, check_values, names, number, pruning_rates, ruled
 
 ENGINES = ("none", "ddp", "zero1", "zero2", "zero3", "zero3_offload")
@@ -49,12 +50,13 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    train: str = MISSING  # JSON or JSONL
-    eval: str | None = None  # held-out data; its accuracy by rate is measured during the run
+    train: Any = MISSING  # a file, list, glob or dataset, or a mapping of them to weights: see data/sources/spec.py
+    eval: Any = None  # held-out data, named likewise; its accuracy by rate is measured during the run
     eval_fraction: float | None = number(None, above=0, below=1)  # of data.train's rows, held out by video
     format: str = "auto"  # a layout of data/formats, found by its columns where it is auto
     columns: Columns = field(default_factory=Columns)  # names that differ in the data
-    media_root: str | None = None  # default: the folder of the file
+    media_root: str | None = None  # where relative media paths start, and which none may leave; null: the file's folder
+    cache: str | None = None  # folder of the index; null: beside the data, or the user's where that is read-only
     fps: float = number(FramePolicy.fps, above=0)
     min_frames: int = number(FramePolicy.min_frames, least=2)
     max_frames: int = number(FramePolicy.max_frames, least=2)  # the server's default; max_tokens keeps memory in check
@@ -153,10 +155,9 @@ def check(config: Config) -> None:
             raise ValueError(message)
     frame_policy(config.data)
     config.data.columns.check()
-    for key in ("train", "eval"):
-        path = getattr(config.data, key)
-        if path is not None and not Path(path).is_file():
-            raise ValueError(f"data.{key}={path} does not exist: give a .json or .jsonl file")
+    parts_of("data.train", config.data.train)
+    if config.data.eval is not None:
+        parts_of("data.eval", config.data.eval)
     if config.data.media_root is not None and not Path(config.data.media_root).is_dir():
         raise ValueError(
             f"data.media_root={config.data.media_root} is no folder: give the one that media paths start at"

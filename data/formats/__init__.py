@@ -1,1 +1,0 @@
-from data.formats.rows import load as load

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from xxhash import xxh3_64_hexdigest
+
+from data.formats.roots import Root
 from data.metrics import METRICS
-from data.types import ImageRef, RowError, Sample, VideoRef
+from data.types import ImageRef, RowError, Sample, Span, VideoRef
 
 MARK = re.compile(r"\s*<(video|image)>\s*")  # white space around a mark is layout, not text
 
@@ -18,10 +20,10 @@ Part = str | VideoRef | ImageRef
 class Media:
     """The media that a row lists beside its text, handed out in order as their marks come up."""
 
-    def __init__(self, row: Mapping[str, Any], media_root: Path, where: str) -> None:
+    def __init__(self, row: Mapping[str, Any], root: Root, where: str) -> None:
         self.where = where
-        self.videos = [video(entry, row, media_root, where) for entry in _listed(row, "video", "videos")]
-        self.images = [image(entry, media_root, where) for entry in _listed(row, "image", "images")]
+        self.videos = [video(entry, row, root, where) for entry in _listed(row, "video", "videos")]
+        self.images = [image(entry, root, where) for entry in _listed(row, "image", "images")]
         self.taken = {"video": 0, "image": 0}
 
     def split(self, text: str) -> tuple[Part, ...]:
@@ -51,20 +53,19 @@ class Media:
         return listed[place]
 
 
-def video(entry: Any, row: Mapping[str, Any], media_root: Path, where: str) -> VideoRef:
-    """A reference from a path or {"video" | "path" | "url": path}; "video_start", "video_end" in seconds, in the entry
-    or for all videos of the row."""
+def video(entry: Any, row: Mapping[str, Any], root: Root, where: str) -> VideoRef:
+    """A reference from a path or {"video" | "path" | "url": path}, or {"bytes": content}; "video_start", "video_end" in
+    seconds, in the entry or for all videos of the row."""
     fields = entry if isinstance(entry, Mapping) else {"video": entry}
-    path = next((fields[key] for key in ("video", "path", "url") if key in fields), None)
     start, end = (_seconds(fields.get(key, row.get(key)), key, where) for key in ("video_start", "video_end"))
-    return VideoRef(_resolve(path, "video", media_root, where), start, end)
+    path, content = _found(fields, "video", root, where)
+    return VideoRef(path, start, end, content)
 
 
-def image(entry: Any, media_root: Path, where: str) -> ImageRef:
-    """A reference from a path or {"image" | "path" | "url": path}."""
+def image(entry: Any, root: Root, where: str) -> ImageRef:
+    """A reference from a path or {"image" | "path" | "url": path}, or {"bytes": content}."""
     fields = entry if isinstance(entry, Mapping) else {"image": entry}
-    path = next((fields[key] for key in ("image", "path", "url") if key in fields), None)
-    return ImageRef(_resolve(path, "image", media_root, where))
+    return ImageRef(*_found(fields, "image", root, where))
 
 
 def role(name: Any, names: Mapping[str, str], where: str) -> str:
@@ -119,12 +120,16 @@ def _listed(row: Mapping[str, Any], *keys: str) -> list[Any]:
     return [entry for value in values for entry in (value if isinstance(value, list) else [value])]
 
 
-def _resolve(path: Any, kind: str, media_root: Path, where: str) -> str:
+def _found(fields: Mapping[str, Any], kind: str, root: Root, where: str) -> tuple[str, Span | bytes | None]:
+    """Name and content of a medium."""
+    path = next((fields[key] for key in (kind, "path", "url") if fields.get(key) is not None), None)
+    if isinstance(content := fields.get("bytes"), bytes):
+        return f"{path or kind}#{xxh3_64_hexdigest(content)}", content  # a name that only the same content has
     if not isinstance(path, str) or not path:
         raise RowError(f"{where}: {kind} is {path!r:.60}; give the path of a file")
     if re.match(r"(https?|s3|gs|data):", path):
         raise RowError(f"{where}: {kind} {path[:60]!r} is not a local file; fetch it first and give its path")
-    return str(media_root / path.removeprefix("file://"))  # an absolute path stays as it is
+    return root.find(path.removeprefix("file://"), where)
 
 
 def _seconds(value: Any, key: str, where: str) -> float | None:

@@ -11,18 +11,18 @@ video, as in LLaVA-Video-178K.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from data.formats.conversation import Media, finished, graded, role, text_of, turns_of
+from data.formats.roots import Root
 from data.types import Sample, Turn
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
-def sample(row: Mapping[str, Any], media_root: Path, where: str) -> Sample:
+def sample(row: Mapping[str, Any], root: Root, where: str) -> Sample:
     """One row as a Sample. RowError, naming `where`, if it cannot be used."""
-    media = Media(row, media_root, where)
+    media = Media(row, root, where)
     turns = []
     for turn in turns_of(row, "conversations", where):
         text = text_of(turn.get("value"), "a turn's value", where)

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import floor
-from pathlib import Path
 
 import av
 import numpy as np
@@ -15,6 +14,7 @@ from av.error import FFmpegError
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from data.media.content import content
 from data.types import MediaError, VideoRef
 
 SEEK_BACK = 16  # frames before the end to which OpenCV seeks to see whether a header counts right
@@ -56,9 +56,8 @@ def probe(ref: VideoRef) -> VideoInfo:
 @contextmanager
 def opened(ref: VideoRef) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The file's container and first moving picture; every decoder failure becomes a MediaError."""
-    check_file(ref.path)
     try:
-        with av.open(ref.path) as container:
+        with content(ref) as file, av.open(file, "r") as container:
             streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
             if not streams:
                 raise MediaError(f"{ref.path}: holds no video stream; leave its rows out")
@@ -170,11 +169,3 @@ def _tagged(stream: VideoStream) -> float:
     except ValueError:
         return 0.0
     return 3600 * hours + 60 * minutes + seconds
-
-
-def check_file(path: str) -> None:
-    """MediaError, in our words, for what no decoder needs to be asked about."""
-    if not Path(path).is_file():
-        raise MediaError(f"{path}: no such file; correct the row or data.media_root")
-    if Path(path).stat().st_size == 0:
-        raise MediaError(f"{path}: the file is empty; fetch it again or leave its rows out")

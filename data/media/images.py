@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.media.container import check_file
+from data.media.content import content
 from data.types import ImageRef, MediaError
 
 ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on bad files
@@ -29,10 +29,10 @@ def probe_image(ref: ImageRef) -> tuple[int, int]:
 @contextmanager
 def _opened(ref: ImageRef) -> Iterator[Image.Image]:
     """An opened image; every failure of Pillow inside becomes a MediaError."""
-    check_file(ref.path)
-    try:
-        with Image.open(ref.path) as image:
-            yield image
-    except ERRORS as error:
-        reason = " ".join(str(error).split())
-        raise MediaError(f"{ref.path}: {reason}; make the image again or leave its rows out") from None
+    with content(ref) as file:
+        try:
+            with Image.open(file) as image:
+                yield image
+        except ERRORS as error:
+            reason = " ".join(str(error).split())
+            raise MediaError(f"{ref.path}: {reason}; make the image again or leave its rows out") from None

@@ -1,90 +1,97 @@
-"""What is known of all samples before the first step: which can be used, and what each costs."""
+"""What is known of all samples before the first step: which can be used, and what each costs.
+
+Made in chunks that ranks, workers and other runs share, and kept beside the data: a later start reads it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+import xxhash
 
 from data.encode import Encoder
-from data.loader import START
-from data.media.container import VideoInfo, probe
-from data.media.images import probe_image
-from data.sizes import SampleSize, Sizes, gather
-from data.sources.base import Selection
-from data.types import ImageRef, MediaError, Quarantined, RowError, Sample, VideoRef
-
-
-def audit(samples: Sequence[Sample], *, threads: int = 16, progress: bool = True) -> Audit:
-    """Opens every medium once, to read its header; nothing is decoded."""
-    refs = list(dict.fromkeys(ref for sample in samples for ref in sample.media))
-    with ThreadPoolExecutor(threads) as pool:
-        opened = tqdm(pool.map(_header, refs), "checking media", len(refs), unit="file", disable=not progress)
-        found = dict(zip(refs, opened))
-    kept, lost = [], []
-    for place, sample in enumerate(samples):
-        if faults := [str(found[ref]) for ref in sample.media if isinstance(found[ref], MediaError)]:
-            lost.append(Quarantined(sample.id, faults[0]))
-        else:
-            kept.append(place)
-    return Audit(_selected(samples, kept), tuple(lost), found)
-
-
-def measure(audited: Audit, encoder: Encoder, *, workers: int = 0, progress: bool = True) -> tuple[Audit, Sizes]:
-    """The audit less the samples that cannot be encoded or are too long, and what each of the others costs."""
-    workers = workers if len(audited.samples) > 256 * workers else 0  # fewer rows are measured before they start
-    costs = DataLoader(
-        Costs(audited, encoder),
-        batch_size=256,
-        collate_fn=list,
-        num_workers=workers,
-        multiprocessing_context=START if workers else None,
-        generator=torch.Generator(),
-    )
-    found = list(chain.from_iterable(tqdm(costs, "measuring", unit="256 rows", disable=not progress)))
-    kept = [place for place, cost in enumerate(found) if isinstance(cost, SampleSize)]
-    lost = tuple(cost for cost in found if isinstance(cost, Quarantined))
-    return Audit(_selected(audited.samples, kept), audited.lost + lost, audited.headers), gather(found[k] for k in kept)
-
-
-class Costs(Dataset[SampleSize | Quarantined]):
-    """Item k: what sample k costs, or why it cannot be used."""
-
-    def __init__(self, audited: Audit, encoder: Encoder) -> None:
-        self.audited, self.encoder = audited, encoder
-
-    def __len__(self) -> int:
-        return len(self.audited.samples)
-
-    def __getitem__(self, place: int) -> SampleSize | Quarantined:
-        sample = self.audited.samples[place]
-        try:
-            return self.encoder.cost(sample, self.audited.headers)
-        except (MediaError, RowError) as error:
-            return Quarantined(sample.id, str(error))
-
-
-def _selected(samples: Sequence[Sample], places: list[int]) -> Sequence[Sample]:
-    return samples if len(places) == len(samples) else Selection(samples, np.array(places, dtype=np.int64))
+from data.sizes import Sizes, joined, ragged
+from data.sources.chunks import ROWS, Chunk, stat
+from data.sources.collection import VERSION, Collection, Reading, named
+from data.sources.shared import complete
+from data.types import Quarantined
 
 
 @dataclass(frozen=True)
-class Audit:
-    """Samples whose media have usable headers, the others, and the headers or what is wrong with them."""
+class Index:
+    """The usable samples of a collection (S); the media (M) of sample s go from first_S[s] to first_S[s + 1]."""
 
-    samples: Sequence[Sample]
+    places_S: np.ndarray  # in the collection, ascending
+    digests_S: np.ndarray  # uint64, of what training sees of the row
+    sizes: Sizes
+    first_S: np.ndarray
+    media_M: np.ndarray  # uint64, of a medium's name
     lost: tuple[Quarantined, ...]
-    headers: Mapping[VideoRef | ImageRef, VideoInfo | tuple[int, int] | MediaError]
+
+    def __len__(self) -> int:
+        return len(self.places_S)
+
+    def select(self, chosen: np.ndarray) -> Index:
+        """Those of some of the usable samples, in the given order."""
+        media, first_S = ragged(self.first_S, chosen)
+        sizes = self.sizes.select(chosen)
+        return Index(self.places_S[chosen], self.digests_S[chosen], sizes, first_S, self.media_M[media], self.lost)
+
+    @property
+    def digest(self) -> str:
+        """Of all that training sees, in order."""
+        return xxhash.xxh3_64_hexdigest(self.digests_S.tobytes())
 
 
-def _header(ref: VideoRef | ImageRef) -> VideoInfo | tuple[int, int] | MediaError:
-    try:
-        return probe(ref) if isinstance(ref, VideoRef) else probe_image(ref)
-    except MediaError as error:
-        return error
+def build_index(collection: Collection, encoder: Encoder | None, reading: Reading) -> Index:
+    """The index of all rows; without an encoder media are not looked at and every size is 0.
+
+    ValueError where nothing is usable.
+    """
+    stat.cache_clear()
+    chunks = [chunk.current() for chunk in _chunks(collection, encoder, reading)]
+    if not any(chunk.path.exists() for chunk in chunks):
+        _report_other_version(chunks[0].path.parent)
+    complete(chunks, "measuring samples", workers=min(reading.workers, len(chunks)), progress=reading.progress)
+    index = _merged(chunks)
+    if not len(index):
+        rows = len(collection.samples)
+        raise ValueError(f"none of {rows} samples is usable; first reason: {index.lost[0].reason}")
+    return index
+
+
+def _chunks(collection: Collection, encoder: Encoder | None, reading: Reading) -> Iterator[Chunk]:
+    how = (asdict(reading.format), reading.media_root, None if encoder is None else encoder.identity)
+    for samples in collection.samples.parts:
+        for begin in range(0, len(samples), ROWS):
+            rows = range(begin, min(begin + ROWS, len(samples)))
+            path = samples.kept / (named(samples.rows.identity, how, rows) + ".index")
+            yield Chunk(samples, rows, encoder, path)
+
+
+def _merged(chunks: list[Chunk]) -> Index:
+    """The chunks' parts, one after the other."""
+    names = [each.name for each in fields(Sizes)]
+    parts: dict[str, list[Any]] = {"sizes": []}
+    lost: list[Quarantined] = []
+    first = 0
+    for chunk in chunks:
+        arrays, notes = chunk.load()
+        lost += [Quarantined(id, reason) for _, id, reason in notes["lost"]]
+        parts["sizes"].append(Sizes(**{name: arrays.pop(name) for name in names}))
+        arrays["usable"] += first
+        for name, values in arrays.items():
+            parts.setdefault(name, []).append(values)
+        first += len(chunk.rows)
+    of = {name: np.concatenate(values) for name, values in parts.items() if name != "sizes"}
+    first_S = np.append(0, of["media_counts"].cumsum())
+    return Index(of["usable"], of["digests"], joined(parts["sizes"]), first_S, of["media"], tuple(lost))
+
+
+def _report_other_version(folder: Path) -> None:
+    if others := sorted(other.name for other in folder.parent.glob("v*") if other.name != f"v{VERSION}"):
+        print(f"{folder.parent}: its index is of version {others[-1][1:]}, not {VERSION}: making it anew")

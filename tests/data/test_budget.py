@@ -66,7 +66,7 @@ def test_tokens_of_a_sample_are_its_text_and_what_its_videos_keep():
     rows = [(5, ((4, 3), (2, 10)), 128, 8, 1, 0), (7, (), 0, 0, 1, 0), (1, ((9, 9),), 4, 18, 1, 0)]
     sizes = gather(SampleSize(*row) for row in rows)
     assert sizes.tokens(np.array([2, 0, 1]), 0.5, kept).tolist() == [1 + 40, 5 + 6 + 10, 7]
-    assert sizes.select([2, 1]).tokens(np.array([0, 1]), 0.0, kept).tolist() == [82, 7]
+    assert sizes.select(np.array([2, 1])).tokens(np.array([0, 1]), 0.0, kept).tolist() == [82, 7]
 
 
 @settings(max_examples=30, deadline=None)

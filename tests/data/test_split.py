@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.sizes import SampleSize, gather
+from data.sources.index import Index
 from data.split import split
-from data.types import Sample, Turn, VideoRef
 
 
-def rows(videos: list[list[int]]) -> list[Sample]:
-    turns = [tuple(VideoRef(f"{video}.mp4") for video in each) for each in videos]
-    return [Sample(str(i), (Turn("user", refs), Turn("assistant", ("yes",)))) for i, refs in enumerate(turns)]
-
-
-def paths(samples) -> set[str]:
-    return {ref.path for sample in samples for ref in sample.media}
+def rows(videos: list[list[int]]) -> Index:
+    """What is known of samples with these videos, of which no two are alike."""
+    media = [name for each in videos for name in each]
+    first_S = np.cumsum([0, *map(len, videos)])
+    digests = np.array([hash((tuple(each), videos[:i].count(each))) for i, each in enumerate(videos)])
+    sizes = gather([SampleSize(1, (), 0, 0, 0, 0)] * len(videos))
+    return Index(np.arange(len(videos)), digests, sizes, first_S, np.array(media, dtype=np.uint64), ())
 
 
 @given(
@@ -30,16 +32,16 @@ def test_no_video_is_on_both_sides_and_no_row_is_lost(videos, fraction, seed):
         train, held = split(samples, fraction, seed)
     except ValueError:
         return
-    assert not paths(train) & paths(held)
-    assert sorted([*train.places, *held.places]) == list(range(len(samples)))
+    assert not set(train.media_M.tolist()) & set(held.media_M.tolist())
+    assert sorted([*train.places_S, *held.places_S]) == list(range(len(samples)))
     assert 0 < len(held) <= fraction * len(samples)
 
 
 def test_the_split_follows_the_seed_and_not_the_order_of_rows():
-    samples = rows([[i // 4] for i in range(80)])
-    ids = [{sample.id for sample in split(each, 0.25, 0)[1]} for each in (samples, samples[::-1])]
-    assert ids[0] == ids[1] and len(ids[0]) == 20
-    assert ids[0] != {sample.id for sample in split(samples, 0.25, 1)[1]}
+    videos = [[i // 4] for i in range(80)]
+    held = [set(split(rows(each), 0.25, 0)[1].media_M.tolist()) for each in (videos, videos[::-1])]
+    assert held[0] == held[1] and len(held[0]) == 5
+    assert held[0] != set(split(rows(videos), 0.25, 1)[1].media_M.tolist())
 
 
 def test_a_fraction_that_holds_no_whole_video_is_refused():

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data.formats import load
 from data.media.decode import decode
 from data.synthetic.demo import CELL, FRAMES, QUESTIONS, generate, plan, render
 from data.synthetic.video import COLORS
 from data.types import VideoRef
 from tests.data import videos
+from tests.data.reading import read
 
 
 def nearest(pixels: np.ndarray) -> str:
@@ -36,7 +36,7 @@ def test_a_video_is_a_function_of_seed_and_number(data, tmp_path):
 
 def test_every_row_asks_all_questions_in_some_order(data):
     orders = set()
-    for sample in load(str(data)):
+    for sample in read(str(data)):
         asked = [turn.parts[-1].strip() for turn in sample.turns if turn.role == "user"]
         assert sorted(asked) == sorted(QUESTIONS.values())
         orders.add(tuple(asked))
@@ -44,7 +44,7 @@ def test_every_row_asks_all_questions_in_some_order(data):
 
 
 def test_colors_survive_the_codec(data):
-    for number, sample in enumerate(load(str(data))):
+    for number, sample in enumerate(read(str(data))):
         scene = plan(np.random.default_rng([3, number]))
         ref = next(part for turn in sample.turns for part in turn.parts if isinstance(part, VideoRef))
         frames = decode(ref, videos.every).frames_THWC

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data.formats import load
 from data.media.decode import decode
 from data.synthetic import footage
 from data.synthetic.items import BEAT, CELL, KINDS
@@ -16,6 +15,7 @@ from data.synthetic.suite import Suite, generate, plan, render
 from data.synthetic.video import COLORS
 from data.types import VideoRef
 from tests.data import videos
+from tests.data.reading import read
 
 ALL = Suite(items=len(KINDS), qualities=("clean",))
 
@@ -111,7 +111,7 @@ def test_files_hold_what_was_painted(tmp_path):
     suite = replace(ALL, split="held_out", grids=grids, backgrounds=backgrounds, qualities=("normal",))
     data = generate(tmp_path, 4, suite, workers=1)
     rows = [json.loads(line) for line in data.read_text().splitlines()]
-    assert {row["kind"] for row in rows} == set(KINDS) and len(load(str(data))) == len(rows)
+    assert {row["kind"] for row in rows} == set(KINDS) and len(read(str(data))) == len(rows)
     for number in range(4):
         answers, frames = painted(suite, number)
         decoded = decode(VideoRef(str(tmp_path / f"videos/{number:05d}.mp4")), videos.every).frames_THWC
@@ -129,7 +129,7 @@ def test_a_lettered_question_names_the_answer(tmp_path):
 
 
 def test_a_training_row_asks_all_questions_of_its_video(tmp_path):
-    (sample,) = load(str(generate(tmp_path, 1, ALL, workers=1)))
+    (sample,) = read(str(generate(tmp_path, 1, ALL, workers=1)))
     assert len(sample.media) == 1 and len(sample.turns) == 2 * len(KINDS)
 
 

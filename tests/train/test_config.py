@@ -44,7 +44,7 @@ def test_every_experiment_is_a_short_diff_with_a_header(experiment):
         ("train.steps=0", "train.steps=0 must be at least 1"),
         ("data.eval_fraction=1", "data.eval_fraction=1.0 must be above 0 and below 1"),
         ("data.columns.query=q", "data.columns names query: give messages, or query and response"),
-        ("data.train=/no/such/file.jsonl", "does not exist: give a .json or .jsonl file"),
+        ("data.train=/no/such/file.jsonl", "does not exist: give a .json, .jsonl, .parquet"),
         ("engine.precision=fp8", "engine.precision=fp8 is unknown: use one of bf16, fp32"),
         ("optim.lr=-1.0", "optim.lr=-1.0 must be above 0"),
         ("train.patch_budget=9", "train.patch_budget needs train.token_budget"),

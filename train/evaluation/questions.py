@@ -9,8 +9,8 @@ from typing import Any
 
 import xxhash
 
+from data.sources.chunks import seen_part
 from data.types import Sample
-from train.state.shape import seen_part
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any, TypeVar
 
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 T = TypeVar("T")
+POLL, SPEAK = 0.2, 30.0  # seconds
+_meetings = count()  # all ranks meet in the same order
 
 
 def on_main(engine: Accelerator, function: Callable[[], T]) -> T | None:
@@ -32,3 +37,18 @@ def shared(engine: Accelerator, items: Sequence[Any]) -> Sequence[Any]:
 def collected(rows: list[Any]) -> list[Any]:
     """All ranks' rows, on every rank."""
     return list(gather_object(rows))
+
+
+def together(what: str, value: str) -> list[str]:
+    """Every rank's `value`. Looks for the others' as long as their disks take, which a collective would not wait."""
+    if not dist.is_initialized():
+        return [value]
+    store = dist.PrefixStore(f"{what} {next(_meetings)}", dist.distributed_c10d._get_default_store())
+    store.set(str(dist.get_rank()), value)
+    missing, spoken = [str(rank) for rank in range(dist.get_world_size())], time.monotonic()
+    while missing := [rank for rank in missing if not store.check([rank])]:
+        if time.monotonic() - spoken > SPEAK:
+            print(f"{what}: rank {dist.get_rank()} waits for rank {', '.join(missing)}", flush=True)
+            spoken = time.monotonic()
+        time.sleep(POLL)
+    return [store.get(str(rank)).decode() for rank in range(dist.get_world_size())]

@@ -7,15 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
 import xxhash
 from torch import nn
 
-from data.types import ImageRef, Sample, VideoRef
 from train.config import Config
 
 FIXED = ("model", "engine")  # a checkpoint cannot be loaded into another one of these
-ENOUGH = 100_000  # samples that a fingerprint looks at
 
 
 def shape_of(config: Config, world: int, empty: nn.Module) -> dict[str, Any]:
@@ -50,23 +47,6 @@ def _state(engine: str) -> str:
 def _fingerprint_of(model: nn.Module) -> str:
     named = sorted((name, tuple(p.shape), p.requires_grad) for name, p in model.named_parameters())
     return xxhash.xxh3_64(repr(named).encode()).hexdigest()
-
-
-def fingerprint(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Of what training sees of the rows: text and media names, not where they lie. Beyond 100 000, of so many."""
-    places = np.unique(np.linspace(0, len(samples) - 1, ENOUGH).astype(int)) if len(samples) > ENOUGH else None
-    digest = xxhash.xxh3_64()
-    for place in range(len(samples)) if places is None else places.tolist():
-        digest.update(repr(_seen(samples[place])).encode())
-    return {"samples": len(samples), "rows": digest.hexdigest()}
-
-
-def _seen(sample: Sample) -> Any:
-    return sample.id, [(turn.role, [seen_part(part) for part in turn.parts]) for turn in sample.turns]
-
-
-def seen_part(part: str | VideoRef | ImageRef) -> Any:
-    return part if isinstance(part, str) else replace(part, path=part.path.rsplit("/", 1)[-1])
 
 
 def check_same(then: dict[str, Any], now: dict[str, Any], changes: Sequence[str], checkpoint: str) -> None:

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from data.formats import load
 from data.formats.columns import Columns
 from data.types import ImageRef, RowError, VideoRef
+from tests.data import reading
 
 DIALOG = {
     "key": "7",
@@ -22,7 +22,7 @@ TAGS = {"role": "who", "content": "says", "user": "human", "assistant": "bot"}
 
 def read(tmp_path, row, **names):
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    return load(str(tmp_path / "rows.jsonl"), columns=Columns(**names))[0]
+    return reading.read(str(tmp_path / "rows.jsonl"), columns=Columns(**names))[0]
 
 
 def test_turns_and_media_are_found_under_other_names(tmp_path):

@@ -1,11 +1,10 @@
-from pathlib import Path
-
 import pytest
 
 from data.formats.llava import sample
+from data.formats.roots import Folder
 from data.types import ImageRef, RowError, Sample, Turn, VideoRef
 
-ROOT = Path("/media")
+ROOT = Folder("/media")
 
 
 def row(**fields):

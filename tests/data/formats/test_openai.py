@@ -1,11 +1,10 @@
-from pathlib import Path
-
 import pytest
 
 from data.formats.openai import sample
+from data.formats.roots import Folder
 from data.types import ImageRef, RowError, Turn, VideoRef
 
-ROOT = Path("/media")
+ROOT = Folder("/media")
 ANSWER = {"role": "assistant", "content": "A dog."}
 
 

@@ -1,34 +1,141 @@
+"""What is kept of the rows is what reading and encoding them gives, whoever makes it and whenever it is read."""
+
+import json
+import os
 import pickle
 
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from data.encode import Encoder
-from data.sources.index import audit, measure
-from data.types import IGNORE
+from data.media.container import probe
+from data.sources import chunks
+from data.sources.collection import Reading
+from data.sources.index import build_index
+from data.types import IGNORE, MediaError, RowError, Sample, Turn, VideoRef
 from tests.data.conftest import POLICY
+from tests.data.reading import collected
+
+QUIET = Reading(progress=False)
 
 
-def test_the_audit_finds_unusable_files_before_training(samples):
-    audited = audit(samples, progress=False)
-    kept, lost = audited.samples, audited.lost
-    assert [sample.id for sample in kept] == ["0", "1", "2", "4", "6", "7", "8"]
-    assert [each.id for each in lost] == ["3", "5"]
-    assert [sample.id for sample in kept[1:3]] == ["1", "2"] and pickle.loads(pickle.dumps(kept))[-1].id == "8"
-    again = audit(kept, progress=False)
-    assert again.samples is kept and again.lost == ()
+def row(video, number):
+    turns = [("human", f"<video>What {number}?"), ("gpt", "yes " * number)]
+    return {"id": str(number), "video": str(video), "conversations": [{"from": a, "value": b} for a, b in turns]}
 
 
-def test_samples_are_measured_by_headers_alone_as_they_are_encoded(samples, encoder):
-    audited, sizes = measure(audit(samples, progress=False), encoder, progress=False)
-    assert len(sizes) == len(audited.samples) == 7
-    for place, sample in enumerate(audited.samples):
-        encoding = encoder.encode(sample)
-        (t, h, w), (found, each) = encoding.video_grid_thw_V3[0].tolist(), (sizes.grids_V[place], sizes.tokens_V[place])
+@pytest.fixture
+def rows(clip, tmp_path):
+    """A file of nine rows, of which number 3 has a video that is missing, 5 one that is none, and 7 no answer."""
+    (tmp_path / "noise.mp4").write_bytes(b"\0" * 999)
+    each = [row(clip, i + 1) | {"id": str(i)} for i in range(9)]
+    each[3]["video"], each[5]["video"], each[7]["conversations"] = "gone.mp4", "noise.mp4", each[7]["conversations"][:1]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in each))
+    return path
+
+
+def test_unusable_rows_are_put_aside_with_a_reason(rows, encoder):
+    index = build_index(collected(str(rows)), encoder, QUIET)
+    assert index.places_S.tolist() == [0, 1, 2, 4, 6, 8]
+    assert [lost.id for lost in index.lost] == ["3", "5", f"{rows}:8"]
+    assert ["no such file" in index.lost[0].reason, "no assistant turn" in index.lost[2].reason] == [True, True]
+
+
+def test_sizes_are_those_of_the_encoded_samples(rows, encoder):
+    collection = collected(str(rows))
+    index = build_index(collection, encoder, QUIET)
+    for place, sizes in zip(index.places_S, range(len(index))):
+        encoding = encoder.encode(collection.samples[int(place)])
+        t, h, w = encoding.video_grid_thw_V3[0].tolist()
+        found, each = index.sizes.grids_V[sizes], index.sizes.tokens_V[sizes]
         assert (t, h * w // 4) == (found, each)
-        assert sizes.fixed_S[place] + found * each == len(encoding.input_ids_N)
-        assert sizes.patches_S[place] == len(encoding.pixel_values_videos) and sizes.frames_S[place] == 2 * t
-        assert sizes.targets_S[place] == (encoding.labels_N != IGNORE).sum()
-        assert sizes.pairs_S[place] == t * (h * w) ** 2
+        assert index.sizes.fixed_S[sizes] + found * each == len(encoding.input_ids_N)
+        assert index.sizes.patches_S[sizes] == len(encoding.pixel_values_videos)
+        assert index.sizes.frames_S[sizes] == 2 * t and index.sizes.pairs_S[sizes] == t * (h * w) ** 2
+        assert index.sizes.targets_S[sizes] == (encoding.labels_N != IGNORE).sum()
 
 
-def test_rows_that_are_too_long_are_left_out_before_planning(samples, processor):
-    audited, sizes = measure(audit(samples, progress=False), Encoder(processor, POLICY, max_tokens=9), progress=False)
-    assert len(sizes) == 0 and "data.max_tokens=9" in audited.lost[-1].reason
+TEXT = st.text(min_size=1, max_size=40)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(TEXT, TEXT, st.integers(0, 2)), min_size=1, max_size=6))
+def test_samples_counted_together_cost_what_each_costs_alone(clip, encoder, texts):
+    ref, gone = VideoRef(str(clip)), VideoRef("gone.mp4")
+    headers = {ref: probe(ref), gone: MediaError("gone.mp4: no such file")}
+    media = [(), (ref,), (ref, gone)]
+    samples = [
+        Sample(str(i), (Turn("user", (*media[kind], asked)), Turn("assistant", (answer,))))
+        for i, (asked, answer, kind) in enumerate(texts)
+    ]
+    for sample, found in zip(samples, encoder.costs(samples, headers)):
+        try:
+            assert found == encoder.cost(sample, headers)
+        except (MediaError, RowError) as error:
+            assert str(found) == str(error)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Names of the files of the chunks that were made, as they are."""
+    names = []
+    make = chunks.Chunk.make
+    monkeypatch.setattr(chunks.Chunk, "make", lambda chunk, path: (names.append(chunk.path.name), make(chunk, path)))
+    return names
+
+
+def test_a_later_start_reads_what_an_earlier_one_kept(rows, encoder, made, tmp_path):
+    first = build_index(collected(str(rows)), encoder, QUIET)
+    again = build_index(collected(str(rows)), encoder, QUIET)
+    assert len(made) == 1 and again.digest == first.digest and again.lost == first.lost
+    assert np.array_equal(again.sizes.fixed_S, first.sizes.fixed_S)
+    assert (tmp_path / ".evs" / "v1" / made[0]).exists()
+
+
+def test_only_what_a_change_touches_is_made_anew(rows, clip, encoder, processor, made, monkeypatch):
+    monkeypatch.setattr("data.sources.index.ROWS", 4)
+    build_index(collected(str(rows)), encoder, QUIET)
+    assert len(made) == 3
+    (rows.parent / "gone.mp4").write_bytes(clip.read_bytes())  # of the first chunk
+    index = build_index(collected(str(rows)), encoder, QUIET)
+    assert len(made) == 4 and 3 in index.places_S
+    build_index(collected(str(rows)), encoder, QUIET)
+    assert len(made) == 4
+    build_index(collected(str(rows)), Encoder(processor, POLICY, max_tokens=99), QUIET)
+    assert len(made) == 7
+    os.utime(rows)
+    build_index(collected(str(rows)), encoder, QUIET)
+    assert len(made) == 10
+
+
+def test_rows_that_are_too_long_are_left_out(rows, processor):
+    with pytest.raises(ValueError, match=r"none of 9 samples is usable; first reason: .*data.max_tokens=9"):
+        build_index(collected(str(rows)), Encoder(processor, POLICY, max_tokens=9), QUIET)
+
+
+def test_without_an_encoder_media_are_not_looked_at(rows):
+    index = build_index(collected(str(rows)), None, QUIET)
+    assert len(index) == 8 and not index.sizes.fixed_S.any()
+
+
+def test_what_another_version_kept_is_named(rows, encoder, capsys, tmp_path):
+    (tmp_path / ".evs" / "v0").mkdir(parents=True)
+    build_index(collected(str(rows)), encoder, QUIET)
+    assert "is of version 0, not 1: making it anew" in capsys.readouterr().out
+
+
+def test_a_source_without_usable_rows_is_named(rows, encoder, tmp_path):
+    (tmp_path / "empty.jsonl").write_text(json.dumps(row("gone.mp4", 1)) + "\n")
+    collection = collected({str(rows): 1, str(tmp_path / "empty.jsonl"): 2})
+    index = build_index(collection, encoder, QUIET)
+    with pytest.raises(ValueError, match=r"source .*empty.jsonl is empty: none of its 1 rows can be used"):
+        collection.mixture(index.places_S)
+
+
+def test_samples_and_index_travel_to_workers(rows, encoder):
+    collection = collected(str(rows))
+    again = pickle.loads(pickle.dumps(collection.samples))
+    assert again[0] == collection.samples[0]

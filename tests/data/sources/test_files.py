@@ -3,8 +3,8 @@ import pickle
 
 import pytest
 
-from data.formats import load
 from data.types import RowError, VideoRef
+from tests.data.reading import read
 
 ROWS = [
     {
@@ -30,53 +30,77 @@ def file(request, tmp_path):
 
 
 def test_rows_of_both_formats_share_a_file(file):
-    samples = load(str(file))
+    samples = read(str(file))
     assert [sample.turns[-1].parts for sample in samples] == [("x]",), ("yo",)]
     assert samples[0].turns[0].parts[0] == VideoRef(str(file.parent / "a.mp4"))
     assert samples[0].id == "é" and samples[-1].id.endswith(("rows.jsonl:3", "rows.json[1]"))
 
 
 def test_media_root_replaces_the_files_folder(file):
-    assert load(str(file), media_root="/media")[0].turns[0].parts[0] == VideoRef("/media/a.mp4")
+    assert read(str(file), media_root="/media")[0].turns[0].parts[0] == VideoRef("/media/a.mp4")
 
 
 def test_samples_hold_places_not_rows_and_travel_to_workers(file):
-    samples = load(str(file))
+    samples = read(str(file))
     assert pickle.loads(pickle.dumps(samples))[0] == samples[0]
     assert [sample.id for sample in samples[:1]] == ["é"]
-
-
-def test_parquet_rows_are_read_too(tmp_path):
-    from datasets import Dataset
-
-    Dataset.from_list([ROWS[0]]).to_parquet(str(tmp_path / "rows.parquet"))
-    assert load(str(tmp_path / "rows.parquet"))[0].turns[1].parts == ("x]",)
 
 
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("a.jsonl", '{"messages": 1}\n{oops', r'a\.jsonl:1: "messages" is int'),
-        ("a.jsonl", "\n{oops", r"a\.jsonl:2: is no valid JSON"),
-        ("a.jsonl", "[1]", r"a\.jsonl:1: is list, not an object"),
-        ("a.jsonl", '{"text": 1}', r"has keys \['text'\] but neither"),
         ("a.json", '{"a": 1}', "no list of rows"),
         ("a.json", "[{}, {", "no valid JSON"),
         ("a.json", "[]", "holds no rows"),
+        ("a.jsonl", "\n \n", "holds no rows"),
         ("a.csv", "a,b", r"cannot read \.csv"),
     ],
 )
 def test_a_bad_file_is_named_in_one_line(tmp_path, name, text, words):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=words) as error:
-        load(str(tmp_path / name))
+        read(str(tmp_path / name))
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_file_and_an_unknown_format_are_named(file):
-    with pytest.raises(ValueError, match=r"gone\.jsonl: no such data file"):
-        load("gone.jsonl")
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"messages": 1}', r'a\.jsonl:2: "messages" is int'),
+        ("{oops", r"a\.jsonl:2: is no valid JSON"),
+        ("[1]", r"a\.jsonl:2: is list, not an object"),
+        ('{"text": 1}', r"has keys \['text'\] but neither"),
+    ],
+)
+def test_a_bad_row_is_named_when_it_is_read(tmp_path, text, words):
+    (tmp_path / "a.jsonl").write_text(f"\n{text}\n")
+    with pytest.raises(RowError, match=words) as error:
+        read(str(tmp_path / "a.jsonl"))[0]
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_format_is_named(file):
     with pytest.raises(ValueError, match="'rows' is unknown; use auto, llava, openai"):
-        load(str(file), format="rows")
+        read(str(file), format="rows")
     with pytest.raises(RowError, match='"conversations" is NoneType'):
-        load(str(file), format="llava")
+        read(str(file), format="llava")[1]
+
+
+def test_files_are_joined_in_the_order_given(file):
+    samples = read([str(file), str(file)])
+    assert len(samples) == 4 and samples[2] == samples[0] and samples[-1].turns[-1].parts == ("yo",)
+
+
+def test_media_root_is_a_fence(file, tmp_path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "link.mp4").symlink_to("/etc/hostname")
+    for name, good in {"a.mp4": 1, "x/../a.mp4": 1, "../a.mp4": 0, "/etc/a.mp4": 0, "link.mp4": 0}.items():
+        file.write_text(
+            json.dumps([ROWS[0] | {"video": name}])[slice(1, -1) if file.suffix == ".jsonl" else slice(None)]
+        )
+        samples = read(str(file), media_root=str(tmp_path / "root"))
+        if good:
+            assert samples[0].media[0].path == str(tmp_path / "root" / name)
+        else:
+            with pytest.raises(RowError, match=f"{name}' leads out of data.media_root="):
+                samples[0]

@@ -1,0 +1,171 @@
+"""The index's parts: some rows of one file, read, their media's headers opened and their tokens counted.
+
+A chunk's file is named by all that it follows from. Where one of its media has changed since, it is made anew, under a
+name that says so too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import xxhash
+
+from data.encode import Encoder
+from data.media.container import VideoInfo, probe
+from data.media.images import probe_image
+from data.sizes import SampleSize, gather
+from data.sources.base import Samples
+from data.types import ImageRef, MediaError, Quarantined, RowError, Sample, VideoRef
+
+ROWS = 2048  # of a chunk
+BATCH = 64  # rows whose media are in memory together, where they are bytes of the rows
+THREADS = 16  # files that are opened at once
+UNUSABLE = SampleSize(0, (), 0, 0, 0, 0)
+
+Ref: TypeAlias = VideoRef | ImageRef
+Header: TypeAlias = VideoInfo | tuple[int, int] | MediaError
+Stats: TypeAlias = dict[str, list[int] | None]  # size and time of change of files, None where there is none
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of one file, and where what is known of them is kept. Without an encoder, media are not looked at."""
+
+    samples: Samples
+    rows: range
+    encoder: Encoder | None
+    path: Path
+
+    def make(self, path: Path) -> None:
+        found: list[Sample | Quarantined] = []
+        headers: dict[Ref, Header] = {}
+        with ThreadPoolExecutor(THREADS) as pool:
+            for begin in range(0, len(self.rows), BATCH):
+                batch = [_sample(self.samples, place) for place in self.rows[begin : begin + BATCH]]
+                if self.encoder is not None:
+                    refs = list(dict.fromkeys(ref for sample in _usable(batch) for ref in sample.media))
+                    headers.update(zip(map(_light, refs), pool.map(_header, refs)))
+                found += [_lightened(each) if isinstance(each, Sample) else each for each in batch]
+        known = list(_usable(found))  # also those that turn out to be unusable, until their media change
+        sizes = self._sizes(found, headers)
+        stats = _stats(each for sample in known for each in _files(sample))
+        kept: dict[str, Any] = _arrays(found, sizes, stats)
+        with path.open("wb") as file:
+            np.savez(file, **kept)
+
+    def _sizes(self, found: list[Sample | Quarantined], headers: Mapping[Ref, Header]) -> list[SampleSize]:
+        """One for each row; rows that turn out to be unusable are put aside in `found`."""
+        sizes = [UNUSABLE] * len(found)
+        if self.encoder is None:
+            return sizes
+        places = [place for place, each in enumerate(found) if isinstance(each, Sample)]
+        for place, cost in zip(places, self.encoder.costs(list(_usable(found)), headers)):
+            if isinstance(cost, SampleSize):
+                sizes[place] = cost
+            else:
+                found[place] = Quarantined(found[place].id, str(cost))
+        return sizes
+
+    def current(self) -> Chunk:
+        """The chunk under the name that is right for its media as they are now."""
+        chunk = self
+        while chunk.path.exists():
+            noted = chunk.load()[1]["media"]
+            now = _stats(noted)
+            if now == noted:
+                break
+            name = xxhash.xxh3_128_hexdigest(f"{chunk.path.stem} {sorted(now.items())}".encode())
+            chunk = replace(chunk, path=chunk.path.with_name(name + chunk.path.suffix))
+        return chunk
+
+    def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What was kept: arrays, and notes on rows that were lost and files that were looked at."""
+        with np.load(self.path) as kept:
+            arrays = dict(kept)
+        return arrays, json.loads(arrays.pop("notes").tobytes())
+
+
+def digest(sample: Sample) -> int:
+    """Of what training sees of a row: text and media names, not where they lie."""
+    seen = sample.id, [(turn.role, [seen_part(part) for part in turn.parts]) for turn in sample.turns]
+    return xxhash.xxh3_64_intdigest(repr(seen).encode())
+
+
+def seen_part(part: str | Ref) -> Any:
+    return part if isinstance(part, str) else replace(part, path=part.path.rsplit("/", 1)[-1])
+
+
+def _arrays(found: list[Sample | Quarantined], sizes: list[SampleSize], stats: Stats) -> dict[str, np.ndarray]:
+    media = [[xxhash.xxh3_64_intdigest(ref.path.encode()) for ref in sample.media] for sample in _usable(found)]
+    lost = [(place, each.id, each.reason) for place, each in enumerate(found) if isinstance(each, Quarantined)]
+    usable = [place for place, each in enumerate(found) if isinstance(each, Sample)]
+    return vars(gather(sizes[place] for place in usable)) | {
+        "usable": np.array(usable, dtype=np.int64),
+        "digests": np.array([digest(sample) for sample in _usable(found)], dtype=np.uint64),
+        "media": np.array([name for names in media for name in names], dtype=np.uint64),
+        "media_counts": np.array([len(names) for names in media], dtype=np.int64),
+        "notes": np.frombuffer(json.dumps({"lost": lost, "media": stats}).encode(), dtype=np.uint8),
+    }
+
+
+def _sample(samples: Samples, place: int) -> Sample | Quarantined:
+    try:
+        return samples[place]
+    except RowError as error:
+        return Quarantined(samples.rows.where(place), str(error))
+
+
+def _usable(found: Iterable[Sample | Quarantined]) -> Iterable[Sample]:
+    return (each for each in found if isinstance(each, Sample))
+
+
+def _lightened(sample: Sample) -> Sample:
+    """The sample without its media's bytes, which are named by their digest."""
+    turns = (replace(turn, parts=tuple(map(_light, turn.parts))) for turn in sample.turns)
+    held = any(isinstance(ref.content, bytes) for ref in sample.media)
+    return replace(sample, turns=tuple(turns)) if held else sample
+
+
+def _light(part: Any) -> Any:
+    return replace(part, content=None) if isinstance(getattr(part, "content", None), bytes) else part
+
+
+def _header(ref: Ref) -> Header:
+    return _read(ref, "") if isinstance(ref.content, bytes) else _remembered(ref, repr(stat(ref.path)))
+
+
+def _read(ref: Ref, _: str) -> Header:
+    try:
+        return probe(ref) if isinstance(ref, VideoRef) else probe_image(ref)
+    except MediaError as error:
+        return error
+
+
+_remembered = lru_cache(1 << 14)(_read)  # across the chunks that a worker makes
+
+
+def _files(sample: Sample) -> Iterable[str]:
+    return (ref.path for ref in sample.media if ref.content is None)
+
+
+def _stats(files: Iterable[str]) -> Stats:
+    names = list(dict.fromkeys(files))
+    with ThreadPoolExecutor(THREADS) as pool:
+        return dict(zip(names, pool.map(stat, names)))
+
+
+@lru_cache(1 << 16)  # cleared when an index is begun
+def stat(file: str) -> list[int] | None:
+    """Size and time of change."""
+    try:
+        found = Path(file).stat()
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns]

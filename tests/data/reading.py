@@ -1,0 +1,19 @@
+"""Rows of files, datasets and shards as a run reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from data.formats.rows import Format
+from data.sources.collection import Collection, Reading, collect
+from data.sources.spec import parts_of
+
+
+def collected(given: Any, format: str = "auto", columns: Any = None, **reading: Any) -> Collection:
+    how = Format(format) if columns is None else Format(format, columns)
+    return collect(parts_of("data.train", given), Reading(how, **reading, progress=False))
+
+
+def read(given: Any, **how: Any) -> Any:
+    """Its samples."""
+    return collected(given, **how).samples
