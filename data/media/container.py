@@ -18,6 +18,7 @@ from data.media.content import content
 from data.types import MediaError, VideoRef
 
 SEEK_BACK = 16  # frames before the end to which OpenCV seeks to see whether a header counts right
+STREAMED = ("mpeg", "mpegts")  # FFmpeg's names of containers without an index
 FEW = 0.5  # of the frames a header counts; with fewer readable ones a server samples a video's head only
 
 
@@ -61,6 +62,11 @@ def opened(ref: VideoRef) -> Iterator[tuple[InputContainer, VideoStream]]:
             streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
             if not streams:
                 raise MediaError(f"{ref.path}: holds no video stream; leave its rows out")
+            if container.format.name in STREAMED:
+                raise MediaError(
+                    f"{ref.path}: servers' OpenCV cannot seek to the beginning of {container.format.long_name} and "
+                    "sees other frames; write it anew (ffmpeg -c copy a.mp4)"
+                )
             stream = streams[0]
             stream.thread_count = 1  # the loader's workers are the parallelism
             yield container, stream
@@ -102,6 +108,8 @@ def demuxed(ref: VideoRef) -> Packets:
     """All frames of a file, which is read through once."""
     with opened(ref) as (container, stream):
         packets = [packet for packet in container.demux(stream) if packet.size]
+        if any(packet.is_corrupt for packet in packets):
+            raise MediaError(f"{ref.path}: one of its frames is cut off or damaged; get the whole file")
         reorders = bool(stream.codec_context.has_b_frames)
         shown = [packet for packet in packets if _is_shown(packet)]
         ticks = [packet.pts for packet in shown]
@@ -121,13 +129,12 @@ def _is_shown(packet: Packet) -> bool:
 
 
 def _indexed(stream: VideoStream) -> Packets | None:
-    """By the index that some containers hold in memory, in order of decoding; None where it is not complete."""
+    """By the index that some containers hold in memory, in order of decoding; None where some are missing or hidden."""
     entries = [entry for entry in stream.index_entries if entry.size]
-    if not stream.frames or len(entries) < stream.frames - 1:
+    if not stream.frames or len(entries) < stream.frames - 1 or any(entry.is_discard for entry in entries):
         return None
-    shown = [entry for entry in entries if not entry.is_discard]
-    ticks_P = np.array([entry.timestamp for entry in shown], np.int64)
-    return Packets(ticks_P, np.array([entry.is_keyframe for entry in shown], bool), False)
+    ticks_P = np.array([entry.timestamp for entry in entries], np.int64)
+    return Packets(ticks_P, np.array([entry.is_keyframe for entry in entries], bool), False)
 
 
 def _counted(total: int, fps: float, packets: Packets, tick: float) -> int:

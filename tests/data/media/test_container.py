@@ -73,3 +73,13 @@ def test_sound_that_outlasts_the_picture_is_no_cut(tmp_path):
     info = probe(VideoRef(str(path)))
     assert (info.frames, info.readable, info.duration) == (90, 90, pytest.approx(3.6, abs=0.05))
     assert len(decode(VideoRef(str(path)), videos.every).places_T) == 90
+
+
+def test_frames_that_an_edit_list_hides_are_not_counted(tmp_path):
+    whole = videos.write(tmp_path / "whole.mp4", [i / 30 for i in range(90)], g=30, bf=2)
+    trimmed = videos.trim(whole, tmp_path / "trimmed.mov", 1.12)
+    info = probe(VideoRef(str(trimmed)))
+    with av.open(str(trimmed)) as container:
+        shown = sum(1 for _ in container.decode(video=0))
+        assert container.streams.video[0].frames > shown + 1
+    assert info.frames == info.readable == shown

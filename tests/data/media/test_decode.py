@@ -29,7 +29,6 @@ def test_frames_are_the_ones_at_their_places(clip, count):
     [
         ("mp4", "libx264", 2),
         ("mkv", "libx264", 2),
-        ("ts", "libx264", 2),
         ("webm", "libvpx", 0),
         ("webm", "libvpx-vp9", 0),
         ("avi", "mpeg4", 0),
@@ -138,6 +137,25 @@ def test_a_cut_off_tail_is_an_error(tmp_path, suffix):
     with pytest.raises(MediaError, match=rf"cut\.{suffix}: "):
         decode(VideoRef(str(cut)), evenly(6))
     assert len(decode(VideoRef(str(path)), evenly(6)).times_T) == 6
+
+
+def test_a_transport_stream_is_refused_as_servers_see_other_frames_of_it(tmp_path):
+    path = videos.write(tmp_path / "a.ts", [i / 25 for i in range(60)])
+    with pytest.raises(MediaError, match="cannot seek"):
+        probe(VideoRef(str(path)))
+
+
+def test_interlaced_pictures_are_refused_as_servers_garble_them(tmp_path):
+    path = videos.write(tmp_path / "a.avi", [i / 25 for i in range(20)], codec="mpeg4", flags="+ildct+ilme", bf=0)
+    with pytest.raises(MediaError, match="is interlaced, "):
+        decode(VideoRef(str(path)), evenly(4))
+
+
+def test_a_frame_of_which_the_file_holds_a_part_is_an_error(tmp_path):
+    path = videos.write(tmp_path / "a.avi", [i / 25 for i in range(20)], codec="mjpeg", size=(480, 640))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 9 // 10])
+    with pytest.raises(MediaError, match="cut off"):
+        decode(VideoRef(str(path)), every)
 
 
 def test_unusable_files_are_named_with_a_reason(tmp_path, clip):
