@@ -28,10 +28,10 @@ from scripts.bench.evaluate import evaluate
 from scripts.bench.forecast import forecast
 from scripts.bench.models import ANSWER, PROMPT, build_shape, model_config
 from scripts.bench.peers import race
-from scripts.bench.timing import machine
 from train import cli
 from train.config import ATTENTION
 from train.ranges import names, number, pruning_rates
+from train.report.machine import machine
 
 DATA = {"batching": bench_data.batching, "decode": bench_data.decode, "forecast": forecast}
 MODEL = {"step": bench_step.step, "prefill": bench_step.prefill, "mask": bench_step.mask, "evaluate": evaluate}

@@ -3,7 +3,8 @@
     python scripts/demo.py out=runs/demo
 
 Videos with known answers -> a tiny base model trained without pruning -> the base at every rate -> uptrained under
-random rates -> the same number of further steps without pruning, as control -> export, table and curve.
+random rates -> the same number of further steps without pruning, as control -> export, table, curve, and the page of
+the uptrained run.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,6 +76,7 @@ def main(options: Options) -> None:
     plot(curves, out / "curve.png", "Accuracy on synthetic videos, by pruning rate")
     (out / "table.md").write_text(table(curves) + "\n")
     print(f"\n{table(curves)}\n\n{sentence(*curves)}\n")
+    demo.report("uptrained", ("base", "control", "uptrained"))
     print(f"picture: {out / 'curve.png'}\ntable: {out / 'table.md'}\ncheckpoint: {uptrained}")
     print(f"time: {(time.monotonic() - begin) / 60:.1f} minutes")
 
@@ -104,6 +107,12 @@ class Demo:
         words = [rates, f"name='{name}'", f"out={result}", "fps=4", "batch_size=20", "dtype=float32"]
         _python("scripts/evaluate.py", f"model={model}", f"data={self.held_out}", *words)
         return from_results(result)
+
+    def report(self, run: str, names: Sequence[str]) -> None:
+        """The page of one run, with the curves of all."""
+        results = ",".join(str(self.out / f"{name}-checkpoint.json") for name in names)
+        page = self.out / "report.html"
+        _python("scripts/report.py", f"run={self.out / run}", f"results=[{results}]", f"out={page}")
 
 
 def sentence(base: Curve, uptrained: Curve, control: Curve) -> str:

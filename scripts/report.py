@@ -1,5 +1,6 @@
-"""The curve: accuracy by pruning rate, one line a model, as PNG; and a sweep as a table.
+"""A run as one HTML page; accuracy by pruning rate as a picture, one line a model; a sweep as a table.
 
+python scripts/report.py run=DIR [results=[base.json,uptrained.json]] [prefill=prefill.json]    writes DIR/report.html
 python scripts/report.py results=[base.json,uptrained.json] out=curve.png      of scripts/evaluate.py's JSON
 python scripts/report.py run=DIR out=curve.png                                 of a run, before and after
 python scripts/report.py sweep=DIR [out=table.md]                              one row a job of `train/run.py -m`
@@ -15,16 +16,18 @@ if not __package__:  # run as a file: imports start at the repository root, not 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from train import cli
+from train.report import page
 from train.report.curve import from_results, from_run, plot
 from train.report.sweep import rows, table
 
 
 @dataclass
 class Options:
-    out: str | None = None  # what is written
+    out: str | None = None  # what is written: .html, .png, or .md of a sweep; default: the run's report.html
     results: list[str] = field(default_factory=list)  # JSON of scripts/evaluate.py, one curve each
     run: str | None = None  # the run_dir of a training run
     sweep: str | None = None  # the folder of a sweep
+    prefill: str | None = None  # JSON of `benchmark.py prefill`, for the page: time to first token by rate
     title: str = "Accuracy by pruning rate"  # of the picture
 
 
@@ -35,9 +38,14 @@ def main(options: Options) -> None:
         if options.out is not None:
             Path(options.out).write_text(text + "\n")
         return
-    if options.out is None:
-        raise ValueError("missing out=...: give a .png")
     curves = [from_results(Path(path)) for path in options.results]
+    if options.run is not None and (options.out is None or options.out.endswith(".html")):
+        out = Path(options.out or Path(options.run, "report.html"))
+        page.write(Path(options.run), out, curves, Path(options.prefill) if options.prefill else None)
+        print(f"page: {out}")
+        return
+    if options.out is None or not options.out.endswith(".png"):
+        raise ValueError(f"out={options.out}: give a .png, or run=DIR and an .html")
     if options.run is not None:
         curves += from_run(Path(options.run))
     if not curves:

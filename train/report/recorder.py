@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +19,7 @@ from tqdm import tqdm
 from data.types import Quarantined
 from train.config import Config
 from train.report.lines import append_lines, cut_back
+from train.report.machine import machine
 from train.report.sinks import Console, Jsonl, Sink, start_tensorboard, start_wandb
 from train.state.ranks import collected
 
@@ -98,12 +102,14 @@ def total(values: list[Any]) -> Tensor:
 
 
 def build_recorder(engine: Accelerator, config: Config, first_step: int) -> Recorder:
-    """All sinks on rank 0, none elsewhere; every rank records. Writes the run's `config.yaml`."""
+    """All sinks on rank 0, none elsewhere; every rank records. Writes the run's `config.yaml` and `machine.json`."""
     run_dir, listed = Path(config.run_dir), config.tracker.batches
     if engine.process_index != 0:
         return Recorder(engine, run_dir, [], listed)
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
+    about = machine() | {"ranks": engine.num_processes, "command": shlex.join(["python", *sys.argv])}
+    (run_dir / "machine.json").write_text(json.dumps(about, indent=1) + "\n")
     for name in ("metrics.jsonl", "batches.jsonl", "health.jsonl"):
         cut_back(run_dir / name, first_step or -1)  # without a checkpoint all is done again, step 0 too
     bar = tqdm(total=config.train.steps, initial=first_step, desc="train", unit="step")

@@ -17,8 +17,8 @@ import torch
 from scripts.bench.peers import environments, figures, runs
 from scripts.bench.peers.contenders import MODES, PEERS, RATES, Contender, Job, ours
 from scripts.bench.peers.material import Material, prepare
-from scripts.bench.timing import machine
 from train import cli
+from train.report.machine import machine
 
 BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
 

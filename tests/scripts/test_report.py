@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from scripts import report
+from tests.runs import trained
+
+HEADINGS = (
+    *("Accuracy by pruning rate", "Time to first token by pruning rate", "Loss by pruning rate", "Drawn rates"),
+    *("Tokens saved", "Where a step's time goes", "Samples left out", "Hardware and commit", "Commands"),
+)
+
+
+@pytest.fixture
+def page(words, questions, tmp_path):
+    """The page of a run, with a measured prefill."""
+    row = json.loads(questions.read_text().splitlines()[0])
+    with questions.open("a") as file:
+        file.write(json.dumps(row | {"id": "lost", "video": "/none.mp4"}) + "\n")
+    trained(*words("train.steps=2", f"data.eval={questions}", "eval.limit=1"))
+    measured = {"result": {"vision": {}, "0": {"seconds": 2.5}, "0.75": {"seconds": 0.4}}}
+    measured |= {"options": {"shape": "small"}, "machine": {"device": "a CPU"}}
+    (tmp_path / "prefill.json").write_text(json.dumps(measured))
+    report.main(report.Options(run=str(tmp_path / "run"), prefill=str(tmp_path / "prefill.json")))
+    return tmp_path / "run" / "report.html"
+
+
+@pytest.mark.slow
+def test_a_run_is_one_page_that_needs_no_other_file(page):
+    text = page.read_text()
+    assert [heading for heading in HEADINGS if f"<h2>{heading}</h2>" not in text] == []
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', text)
+    assert len(sources) >= 7 and all(source.startswith("data:") for source in sources)
+    assert "step 2" in text and "None: every sample was used." not in text and "Not recorded" not in text
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("the browser's part needs Debian's chromium")
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    shown = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120)
+    assert shown.stdout.count("<section>") >= 9 and "CONSOLE" not in shown.stderr
+
+
+def test_a_folder_that_is_no_run_has_no_page(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no config\.yaml: give the run_dir"):
+        report.main(report.Options(run=str(tmp_path)))
+
+
+def test_a_file_that_is_no_evaluation_is_named(tmp_path):
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"x\.json: not what scripts/evaluate\.py"):
+        report.main(report.Options(results=[str(tmp_path / "x.json")], out=str(tmp_path / "x.png")))
