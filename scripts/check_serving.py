@@ -1,7 +1,8 @@
 """Does a real vLLM answer as the trained model does? The same prompts through evs.generate and through the server.
 
     python scripts/check_serving.py model=DIR vllm_python=ENV/bin/python [rates=[0,0.5,0.75]] [cases=[square,1 fps]]
-        [videos=[a.mp4,b.avi]] [chunks=[0,64]] [servers=[stock,plugin]] [scheme=vllm] [dtype=float32] [device=cpu]
+        [videos=[a.mp4,b.avi]] [chunks=[0,64]] [servers=[stock,plugin]] [method=vidcom2] [scheme=vllm]
+        [dtype=float32] [device=cpu]
 
 Prints one line a case and one column a rate: the largest difference of the server's top-5 log-probabilities over the
 first 8 greedy tokens, as far as both chose the same tokens, and how many tokens stand at another position. Exit
@@ -26,7 +27,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 if not __package__:  # run as a file: imports start at the repository root, not in scripts/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -37,6 +38,7 @@ from transformers import AutoConfig, AutoProcessor
 from data.encode import Encoder, collate
 from data.media.frames import FramePolicy
 from evs.adapters import check_family
+from evs.methods import method_named
 from evs.select import check_rate
 from scripts.serving.cases import CASES, Case, clip, picture, server_metadata
 from scripts.serving.compare import Verdict, compare, share_of_ties, summary
@@ -45,13 +47,14 @@ from scripts.serving.files import prepare as prepare_files
 from scripts.serving.ours import STEPS, TOP, Answer, Ours
 from scripts.serving.prompts import Prompt
 from train import cli
-from train.served import beside, frames_of, media_io
+from train.served import beside, filled, frames_of, media_io
 
 # A prompt as it is written, without a chat's headers.
 BARE = (
     "{%- for part in messages[0].content -%}{%- if part.type == 'text' -%}{{- part.text -}}{%- else -%}"
     "{{- '<|vision_start|><|' + part.type + '_pad|><|vision_end|>' -}}{%- endif -%}{%- endfor -%}"
 )
+SERVED = ("evs", "vidcom2")  # --video-pruning-method
 SERVERS = {"plugin": "", "stock": "stock "}  # what each is called in the table
 
 Key = tuple[str, str, float, int]  # server, case, rate, chunk
@@ -69,7 +72,8 @@ class Options:
     told: bool = True  # whether the server is told the checkpoint's frame rate and limits, as `export.py` prints them
     chunks: list[int] = field(default_factory=lambda: [0])  # tokens that the server prefills at a time; 0: all
     servers: list[str] = field(default_factory=lambda: ["plugin"])  # plugin, stock or both
-    scheme: str | None = None  # of our side, default: as evs.json says; vllm: a stock server's (Qwen2.5-VL)
+    method: str | None = None  # of both sides; this and scheme: as evs.json says
+    scheme: str | None = None  # of our side; vllm: a stock server's (Qwen2.5-VL)
     dtype: str = "float32"  # of both sides; bfloat16 rounds differently in two implementations
     device: str = "cpu"  # of our side: cpu or cuda
     tolerance: float = 1e-3  # of log-probabilities
@@ -94,6 +98,7 @@ def main(options: Options) -> None:
 
 def check(options: Options) -> dict[Key, Verdict]:
     """A verdict on every case at every rate, for each of the server's chunk lengths."""
+    options = filled(options, beside(options.model))
     _check(options)
     if options.videos:
         return _check_files(options)
@@ -122,8 +127,8 @@ def _asked(
 ) -> Iterator[tuple[Key, Answer, dict[str, Any]]]:
     """(key, our answer, the server's) to every prompt at every rate."""
     answers = [each for server in options.servers for each in serve(prompts, options, server, engine).items()]
-    scheme = options.scheme or beside(options.model).scheme
-    ours = Ours(options.model, scheme, options.dtype, options.device)
+    method = method_named(cast(str, options.method))
+    ours = Ours(options.model, method, cast(str, options.scheme), options.dtype, options.device)
     batches = {prompt.name: prompt.batch for prompt in prompts}
     for key, theirs in answers:
         _, name, rate, _ = key
@@ -152,7 +157,7 @@ def serve(
         "steps": STEPS,
         "top": TOP,
         "max_model_len": max(len(prompt.batch.input_ids_N) for prompt in prompts) + 64,
-        "engine": engine or {},
+        "engine": _method(options.method) | (engine or {}),
         "runs": [{"rate": rate, "chunk": chunk} for chunk in options.chunks for rate in options.rates],
         "cases": [prompt.request for prompt in prompts],
     }
@@ -170,6 +175,10 @@ def serve(
             raise ValueError(f"vLLM ended with status {done.returncode}: {_last_error(done.stderr or done.stdout)}")
         answers = json.loads(Path(folder, "answers.json").read_text())
     return {(server, one["case"], one["rate"], one["chunk"]): one for one in answers}
+
+
+def _method(name: str | None) -> dict[str, str]:
+    return {} if name in (None, "evs") else {"video_pruning_method": name}  # evs is the server's default
 
 
 def table(verdicts: dict[Key, Verdict], options: Options) -> str:
@@ -208,6 +217,8 @@ def _check(options: Options) -> None:
         for name in asked:
             if name not in known:
                 raise ValueError(f"no {kind} {name!r}{cli.suggest(name, list(known))}")
+    if options.method not in SERVED:
+        raise ValueError(f"method={options.method}: no server prunes so; use {' or '.join(SERVED)}")
     for video in options.videos:
         if not Path(video).is_file():
             raise ValueError(f"videos: {video} does not exist: give video files")

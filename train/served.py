@@ -85,8 +85,9 @@ def serve_command(policy: Policy, model: str = "<this checkpoint>", rate: float 
     Sizes are read from the checkpoint's own files.
     """
     off = "" if policy.scheme == "preserve" else "EVS_VLLM_PLUGIN=0 "
-    shown = "RATE" if rate is None else f"{rate:g}"
-    return f"{off}vllm serve {model} --video-pruning-rate {shown} --media-io-kwargs '{json.dumps(media_io(policy))}'"
+    method = " --video-pruning-method vidcom2" if policy.method == "vidcom2" else ""  # EVS is the server's default
+    pruning = f"--video-pruning-rate {'RATE' if rate is None else f'{rate:g}'}{method}"
+    return f"{off}vllm serve {model} {pruning} --media-io-kwargs '{json.dumps(media_io(policy))}'"
 
 
 def media_io(policy: Policy) -> dict[str, dict[str, Any]]:

@@ -5,18 +5,22 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from evs.methods.base import Method
+from evs.methods.base import Method, PruneAt
 from evs.methods.baselines import EvenFrames, RandomTokens
 from evs.methods.evs import FrameDelta
+from evs.methods.vidcom2 import VidCom2
 
-METHODS: dict[str, Any] = {each.name: each for each in (FrameDelta, RandomTokens, EvenFrames)}
+METHODS: dict[str, Any] = {each.name: each for each in (FrameDelta, VidCom2, RandomTokens, EvenFrames)}
 
 __all__ = ["METHODS", "Method", "method_named"]
 
 
-def method_named(name: str, dtype: str | None = None) -> Method:
-    """The method that evs.json calls `name`, scoring in `dtype` if it has one. ValueError for an unknown name."""
+def method_named(name: str, dtype: str | None = None, prune_at: PruneAt = "merger") -> Method:
+    """The method that evs.json describes so, scoring in `dtype` if it has one. ValueError for what no method does."""
     if name not in METHODS:
         raise ValueError(f"pruning method {name!r} is unknown: use one of {', '.join(METHODS)}")
-    scores = "dtype" in {each.name for each in fields(METHODS[name])}
-    return METHODS[name](dtype) if scores else METHODS[name]()
+    settings = {each.name for each in fields(METHODS[name])}
+    if prune_at != "merger" and "prune_at" not in settings:
+        raise ValueError(f"prune_at={prune_at}: {name} scores what the tower has seen: use method=pixel_delta")
+    given = {"dtype": dtype, "prune_at": prune_at}
+    return METHODS[name](**{key: value for key, value in given.items() if key in settings})

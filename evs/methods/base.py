@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from evs.select import keep_count, keep_counts, select
 from evs.types import Grid
 
 Need = Literal["features", "pixels"]
+PruneAt = Literal["merger", "input"] | int
 
 
 class Method(Protocol):
@@ -19,6 +22,8 @@ class Method(Protocol):
     def name(self) -> str: ...  # in configs/method, evs.json and, where a server knows it, --video-pruning-method
     @property
     def needs(self) -> Need: ...  # what `keep` reads
+    @property
+    def prune_at(self) -> PruneAt: ...  # after the vision tower, before it, or before that one of its blocks
 
     def count(self, grid: Grid, rate: float) -> int:
         """Tokens of a video that survive at `rate`."""
@@ -33,10 +38,18 @@ class Method(Protocol):
         ...
 
 
+def depth(method: Method) -> int | None:
+    """The block of the vision tower before which the method drops tokens; None: after the tower."""
+    if method.prune_at == "merger":
+        return None
+    return 0 if method.prune_at == "input" else int(method.prune_at)
+
+
 class Ranked:
     """The count of EVS, and of one video's tokens those that score highest. A subclass scores."""
 
     needs: ClassVar[Need] = "features"
+    prune_at: PruneAt = "merger"
 
     def __call__(self, seen_MC: Tensor, grid: Grid) -> Tensor:
         """[T, H, W] scores."""
@@ -50,3 +63,20 @@ class Ranked:
 
     def keep(self, seen_MC: Tensor, grid: Grid, rate: float) -> Tensor:
         return select(self(seen_MC, grid), rate)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A method that computes with features, in `dtype` ("bfloat16", ...); None: in the one that they have.
+
+    The server's dtype decides between near-equal scores: bf16 and fp32 masks of EVS agree on about 80 % of the tokens.
+    """
+
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ValueError(f"method dtype {self.dtype!r} is no torch dtype: use bfloat16, float16 or float32")
+
+    def cast(self, features_MC: Tensor) -> Tensor:
+        return features_MC if self.dtype is None else features_MC.to(getattr(torch, self.dtype))

@@ -40,13 +40,13 @@ def compare(ours: Answer, theirs: dict[str, Any], tolerance: float) -> Verdict:
     theirs_PN = theirs.get("positions", ours.positions)  # a server says none of prompts that it ran together
     moved = sum(mine != other for mine, other in zip(zip(*ours.positions), zip(*theirs_PN)))
     text = f"{worst:.1e}" + (f", tie of {choice.ties}" if choice.ties else "") + (f", {moved} moved" if moved else "")
-    if choice.gap:
-        text += f", kept others by {choice.gap:.0e} of score"
+    if choice.others:
+        text += f", kept {choice.others} others" + (f" by {choice.gap:.0e} of score" if choice.gap else "")
     even = (
         agreed < len(same) and _gap(said.logprobs[agreed], said.tokens[agreed], theirs["tokens"][agreed]) <= tolerance
     )
     text += f", first {agreed} tokens" * even
-    agrees = not moved and (even or agreed == len(same)) and worst <= tolerance
+    agrees = not moved and not choice.others and (even or agreed == len(same)) and worst <= tolerance
     return Verdict(text, agrees, ties=choice.ties, kept=sum(map(len, choice.kept)))
 
 

@@ -12,7 +12,8 @@ from transformers import AutoModelForImageTextToText
 from data.types import Batch
 from evs.adapters import adapter_for
 from evs.generate import Decoding, Generation, generate, next_positions
-from evs.prune import keep_mask, prune
+from evs.methods import Method
+from evs.survivors import survivors
 from scripts.serving.ties import ServersChoice
 
 TOP, STEPS = 5, 8
@@ -28,17 +29,18 @@ class Answer:
 class Ours:
     """A checkpoint, loaded once and asked once for the same prompt, rate and choice of the server's."""
 
-    def __init__(self, model: str, scheme: str, dtype: str, device: str) -> None:
+    def __init__(self, model: str, method: Method, scheme: str, dtype: str, device: str) -> None:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=getattr(torch, dtype))
         self.model = loaded.to(device).eval()
         self.adapter = adapter_for(self.model, scheme)
+        self.method = method
         self._answers: dict[tuple[str, float, str], Answer] = {}
 
     def answer(self, name: str, batch: Batch, rate: float, kept: Sequence[Sequence[int]]) -> Answer:
         """The answer to the prompt `name`, with the server's choice between tokens of equal score."""
         key = name, rate, repr(kept)
         if key not in self._answers:
-            choice = ServersChoice(kept, rate)
+            choice = ServersChoice(kept, self.method)
             # More log-probabilities than the server gives, to hold all of its own.
             decoding = Decoding(STEPS, eos_ids=(), logprobs=4 * TOP)
             (said,) = generate(self.model, self.adapter, batch, rate, decoding, method=choice)
@@ -47,8 +49,7 @@ class Ours:
 
     @torch.no_grad()
     def _positions(self, batch: Batch, rate: float, kept: Sequence[Sequence[int]]) -> list[list[int]]:
-        x, features = self.adapter.see(batch, self.adapter.lay(batch, pruned=rate > 0))
-        grids = self.adapter.grids(batch)
-        pruned = prune(x, keep_mask(x, features, grids, [rate] * len(grids), ServersChoice(kept, rate)))
-        following = int(next_positions(self.adapter.scheme, x, pruned)) + torch.arange(STEPS - 1)
-        return torch.cat([pruned.positions_PN.cpu(), following.expand(3, -1)], dim=1).tolist()
+        rates_V = [rate] * len(self.adapter.grids(batch))
+        out = survivors(self.adapter, batch, rates_V, ServersChoice(kept, self.method), pruned=rate > 0)
+        following = int(next_positions(self.adapter.scheme, out.laid, out.x)) + torch.arange(STEPS - 1)
+        return torch.cat([out.x.positions_PN.cpu(), following.expand(3, -1)], dim=1).tolist()

@@ -4,49 +4,69 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from evs.methods.base import Ranked
-from evs.methods.evs import FrameDelta
-from evs.select import select
+from evs.methods import Method
+from evs.methods.base import Need, PruneAt, Ranked
 from evs.types import Grid
 
 UNITS = 4  # in the last place of 1 - cosine, by which the scores of two implementations may differ
 
 
 @dataclass
-class ServersChoice(Ranked):
-    """The score of EVS, and between tokens at the cut whose scores are equal but for rounding, the server's choice.
+class ServersChoice:
+    """A method's choice, and between tokens at the cut whose scores are equal but for rounding, the server's.
 
-    A method for one prompt at one rate: its videos come in order, `kept` holds what the server kept of each.
+    For one prompt at one rate: its videos come in order, `kept` holds what the server kept of each. Only a method that
+    ranks floating-point scores has such ties.
     """
 
     kept: Sequence[Sequence[int]]
-    rate: float
-    name: ClassVar[str] = FrameDelta.name
+    method: Method
     ties: int = 0  # tokens that the server kept in place of ours
     gap: float = 0.0  # the largest between its tokens and ours, where its choice was no tie
+    others: int = 0  # tokens that it kept and ours did not, where its choice was no tie
     _videos: Iterator[Sequence[int]] = field(init=False)
 
     def __post_init__(self) -> None:
         self._videos = iter(self.kept)
 
+    @property
+    def name(self) -> str:
+        return self.method.name
+
+    @property
+    def needs(self) -> Need:
+        return self.method.needs
+
+    @property
+    def prune_at(self) -> PruneAt:
+        return self.method.prune_at
+
+    def count(self, grid: Grid, rate: float) -> int:
+        return self.method.count(grid, rate)
+
+    def counts(self, grids_V: Tensor, tokens_V: Tensor, rate: float) -> Tensor:
+        return self.method.counts(grids_V, tokens_V, rate)
+
     @torch.no_grad()
-    def __call__(self, features_MC: Tensor, grid: Grid) -> Tensor:
-        scores_THW = FrameDelta()(features_MC, grid)
+    def keep(self, seen_MC: Tensor, grid: Grid, rate: float) -> Tensor:
+        ours = self.method.keep(seen_MC, grid, rate)
         if (kept := next(self._videos, None)) is None:
-            return scores_THW
-        ours = select(scores_THW, self.rate)
+            return ours
         theirs = torch.zeros_like(ours)
         theirs.view(-1)[torch.tensor(kept, device=theirs.device)] = True
         if theirs.equal(ours) or theirs.sum() != ours.sum():
-            return scores_THW
-        gap = float(scores_THW[ours & ~theirs].max() - scores_THW[theirs & ~ours].min())
-        if gap > UNITS * torch.finfo(scores_THW.dtype).eps:
+            return ours
+        moved = int((theirs & ~ours).sum())
+        if isinstance(self.method, Ranked):
+            scores_THW = self.method(seen_MC, grid)
+            gap = float(scores_THW[ours & ~theirs].max() - scores_THW[theirs & ~ours].min())
+            if scores_THW.is_floating_point() and gap <= UNITS * torch.finfo(scores_THW.dtype).eps:
+                self.ties += moved
+                return theirs
             self.gap = max(self.gap, gap)
-            return scores_THW
-        self.ties += int((theirs & ~ours).sum())
-        return theirs.to(scores_THW)
+        self.others += moved
+        return ours

@@ -24,7 +24,8 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: the evs that 
 
 from scripts.serving.loading import loader_noted, messages, seen, unwatch_tower, watch_tower
 
-MASKS = ("compute_retention_mask", "select")  # what a server's model calls to prune: stock vLLM's, the plugin's
+# What a server's model calls to prune: stock vLLM's, the plugin's.
+MASKS = ("compute_retention_mask", "vidcom2_compute_retention_mask", "select")
 
 
 def engine(request: dict[str, Any], rate: float, chunk: int) -> Any:

@@ -21,6 +21,7 @@ import av
 import numpy as np
 import pytest
 
+from evs import FrameDelta
 from evs.policy import Policy
 from evs.serving.vllm import SUPPORTED
 from scripts.check_serving import Options, check
@@ -116,7 +117,7 @@ def test_over_http_a_server_started_with_the_printed_line_answers_alike(
     policy, rate = Policy(fps=4.0, max_frames=20), 0.75
     model = exported(checkpoint, tmp_path / "model", policy)
     prompts, _ = prepare(model, clips, frames_of(policy))
-    ours = Ours(model, "preserve", "float32", "cpu")
+    ours = Ours(model, FrameDelta(), "preserve", "float32", "cpu")
     with serving(environment("0.32.0"), serve_command(policy, model, rate), tmp_path) as url:
         for prompt in prompts:
             said = ours.answer(prompt.name, prompt.batch, rate, []).generation

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from transformers import AutoConfig
 
+from evs import FrameDelta
 from scripts.check_serving import prepare
 from scripts.serving.cases import ASK, CASES, LOOK, Case, Video
 from scripts.serving.compare import compare
@@ -40,7 +41,7 @@ def differing(
     checkpoint: str, prompts: list[Prompt], served: dict[str, Any], rounds: list[list[str]]
 ) -> dict[str, str]:
     """The verdicts that do not agree, by round and case."""
-    ours = Ours(checkpoint, "preserve", "float32", "cpu")
+    ours = Ours(checkpoint, FrameDelta(), "preserve", "float32", "cpu")
     batches = {prompt.name: prompt.batch for prompt in prompts}
     found = {}
     for number, (names, answers) in enumerate(zip(rounds, served["rounds"], strict=True)):

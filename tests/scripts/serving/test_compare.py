@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from evs import FrameDelta
 from evs.generate import Generation
 from scripts.serving.compare import Verdict, compare, share_of_ties, summary
 from scripts.serving.ours import Answer
@@ -19,8 +20,8 @@ SERVED: dict[str, Any] = {
 }
 
 
-def ours(ties: int = 0, gap: float = 0.0) -> Answer:
-    return Answer(SAID, [[0, 4, 5]] * 3, ServersChoice([], 0.5, ties, gap))
+def ours(ties: int = 0, gap: float = 0.0, others: int = 0) -> Answer:
+    return Answer(SAID, [[0, 4, 5]] * 3, ServersChoice([], FrameDelta(), ties, gap, others))
 
 
 def test_equal_answers_agree() -> None:
@@ -44,7 +45,8 @@ def test_a_tie_hides_no_fault_beside_it() -> None:
 
 def test_other_tokens_kept_against_the_scores_are_named() -> None:
     moved = {**SERVED, "positions": [[0, 3, 5]] * 3}
-    assert compare(ours(gap=0.02), moved, 1e-3).text == "0.0e+00, 1 moved, kept others by 2e-02 of score"
+    assert compare(ours(gap=0.02, others=1), moved, 1e-3).text == "0.0e+00, 1 moved, kept 1 others by 2e-02 of score"
+    assert not compare(ours(others=1), SERVED, 1e-3).agrees
 
 
 def test_answers_may_part_where_two_tokens_are_equally_likely() -> None:
