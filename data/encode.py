@@ -126,6 +126,7 @@ class Encoder:
             pixel_values=_joined([picture["pixel_values"] for picture in pictures]),
             image_grid_thw_I3=_grids([picture["image_grid_thw"] for picture in pictures]),
             choices=() if generate else self.labeller.choices(sample.turns),
+            video_normal=(tuple(self.video_processor.image_mean), tuple(self.video_processor.image_std)),
         )
 
     def cost(self, sample: Sample, headers: Mapping[VideoRef | ImageRef, Any]) -> SampleSize:
@@ -278,6 +279,7 @@ def collate(encodings: Sequence[Encoding], *, filler_token: int) -> Batch:
         pixel_values=_joined([encoding.pixel_values for encoding in encodings]),
         image_grid_thw_I3=torch.cat([encoding.image_grid_thw_I3 for encoding in encodings]),
         choices=tuple(choice for encoding in encodings for choice in encoding.choices),
+        video_normal=next((encoding.video_normal for encoding in encodings if encoding.video_normal), None),
     )
 
 

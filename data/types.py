@@ -6,10 +6,12 @@ Axis legend: N tokens, V videos, I images, T frames of a clip, H W C pixels, R p
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from torch import Tensor
 
+Normal: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation by channel
 IGNORE = -100  # label of a token that carries no loss
 
 
@@ -97,6 +99,7 @@ class Encoding:
     pixel_values: Tensor | None  # [R, patch], images
     image_grid_thw_I3: Tensor  # int64
     choices: tuple[tuple[int, ...], ...]  # per assistant turn: first token of each offered option, () if free-form
+    video_normal: Normal | None = None  # that videos were normalised with
 
 
 @dataclass(frozen=True)
@@ -113,3 +116,4 @@ class Batch:
     pixel_values: Tensor | None
     image_grid_thw_I3: Tensor
     choices: tuple[tuple[int, ...], ...]
+    video_normal: Normal | None = None  # that videos were normalised with

@@ -16,8 +16,8 @@ from evs.adapters.base import Adapter, MediaBatch
 from evs.adapters.packing import index_in_segment
 from evs.methods import Method
 from evs.methods.evs import FrameDelta
-from evs.prune import keep_mask, prune
 from evs.select import check_rate
+from evs.survivors import Look
 from evs.types import DecoderInputs, Grid
 
 
@@ -66,17 +66,17 @@ def generate(
     """
     decoding = _ending(decoding or Decoding(), model)
     grids = adapter.grids(batch)
-    x, features = adapter.see(batch, adapter.lay(batch, pruned=rate > 0))
-    keep_N = keep_mask(x, features, grids, [check_rate(rate)] * len(grids), method or FrameDelta())
-    sizes = x.segment_N.bincount().tolist()
+    rates_V = [check_rate(rate)] * len(grids)
+    out = Look(adapter, batch, method or FrameDelta()).at(rates_V, pruned=rate > 0)
+    laid, keep_N = out.laid, out.keep_N
+    sizes = laid.segment_N.bincount().tolist()
     prompts = [
-        _Prompt(ids, torch.Generator(x.embeds_ND.device).manual_seed(decoding.seed))
-        for ids in batch.input_ids_N.to(x.embeds_ND.device).split(sizes)
+        _Prompt(ids, torch.Generator(laid.embeds_ND.device).manual_seed(decoding.seed))
+        for ids in batch.input_ids_N.to(laid.embeds_ND.device).split(sizes)
     ]
-    pruned = prune(x, keep_N)
-    _write(_Decoder(model, pruned, next_positions(adapter.scheme, x, pruned)), prompts, decoding, on_step=on_step)
-    kept = x.segment_N[keep_N].bincount().tolist()
-    frames = _kept_per_frame(x, keep_N, grids)
+    _write(_Decoder(model, out.x, next_positions(adapter.scheme, laid, out.x)), prompts, decoding, on_step=on_step)
+    kept = laid.segment_N[keep_N].bincount().tolist()
+    frames = _kept_per_frame(laid, keep_N, grids)
     return [
         Generation(tuple(prompt.tokens), tuple(prompt.logprobs), size, n, frames[i])
         for i, (prompt, size, n) in enumerate(zip(prompts, sizes, kept))

@@ -20,6 +20,7 @@ class Policy:
     """Which frames, pixels, tokens and positions a checkpoint has learned from."""
 
     method: str = "evs"  # which tokens survive; evs.methods
+    prune_at: str | int = "merger"  # after the vision tower, before it ("input"), or before one of its blocks
     scheme: str = "preserve"  # positions under pruning
     scorer_dtype: str | None = "bfloat16"  # None: the dtype of the features
     fps: float = 2.0

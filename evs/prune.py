@@ -24,7 +24,7 @@ def keep_mask(
     if len(rates_V) != len(grids):
         raise ValueError(f"{len(rates_V)} pruning rates for {len(grids)} videos: give one rate a video")
     kept = [
-        method.keep(seen, grid, rate).flatten()
+        method.keep(seen, grid, rate).flatten().to(x.video_N.device)
         if check_rate(rate) > 0
         else torch.ones(grid.tokens, dtype=torch.bool, device=x.video_N.device)
         for seen, grid, rate in zip(seen_MC.split([g.tokens for g in grids]), grids, rates_V)

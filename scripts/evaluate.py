@@ -26,6 +26,7 @@ from data.formats.columns import Columns
 from data.media.frames import TIMES, FramePolicy
 from evs.adapters import adapter_for
 from evs.methods import METHODS, method_named
+from evs.survivors import check_place
 from train import cli
 from train.build import ask_about, build_encoder, build_model
 from train.config import ATTENTION, CELL, SCHEMES, DataConfig, EvalConfig, ModelConfig
@@ -52,7 +53,8 @@ class Options:
     name: str | None = None  # of the curve; default: the model's folder
     dtype: str = names("bfloat16", *DTYPES)  # the server's, for weights and scores
     attention: str = names("sdpa", *ATTENTION, pattern=".+/.+")
-    method: str | None = names(None, *METHODS)  # which tokens survive; this, scheme and frames: as evs.json says
+    method: str | None = names(None, *METHODS)  # which tokens survive; this to times: as evs.json says
+    prune_at: Any = None  # merger, input or a block of the tower
     scheme: str | None = names(None, *SCHEMES)  # positions under pruning
     batch_size: int = number(1, least=1)
     limit: int | None = number(None, least=1)  # samples
@@ -131,8 +133,10 @@ def compared(
 
 def task(engine: Accelerator, options: Options) -> UptrainTask:
     model = build_model(model_config(options), DTYPES[options.dtype]).to(engine.device)
-    method = method_named(cast(str, options.method), options.dtype)
-    return UptrainTask(model, adapter_for(model, cast(str, options.scheme)), method)
+    method = method_named(cast(str, options.method), options.dtype, options.prune_at)
+    adapter = adapter_for(model, cast(str, options.scheme))
+    check_place(adapter, method)
+    return UptrainTask(model, adapter, method)
 
 
 def check_all_asked(options: Options, reasons: Sequence[str], samples: int) -> None:
@@ -148,7 +152,7 @@ def check_all_asked(options: Options, reasons: Sequence[str], samples: int) -> N
 
 def setting(options: Options) -> dict[str, Any]:
     """What answers depend on besides the question and the rate."""
-    chosen = ("dtype", "attention", "method", "scheme", "new_tokens")
+    chosen = ("dtype", "attention", "method", "prune_at", "scheme", "new_tokens")
     return {"weights": weights(options.model)} | {key: getattr(options, key) for key in chosen} | frames(options)
 
 

@@ -34,6 +34,7 @@ from evs.adapters import adapter_for, check_family
 from evs.generate import Decoding, Generation, generate
 from evs.methods import method_named
 from evs.select import check_rate
+from evs.survivors import check_place
 from train import cli
 from train.served import beside, filled
 
@@ -46,6 +47,7 @@ class Options:
     video: Any = None  # a file or a list of files
     image: Any = None  # a file or a list of files
     method: str | None = None  # these: as the checkpoint's evs.json says
+    prune_at: Any = None  # of the vision tower: merger, input or the number of a block
     scheme: str | None = None
     scorer_dtype: str | None = None
     fps: float | None = None
@@ -73,13 +75,14 @@ def main(options: Options) -> None:
     check_rate(options.rate)
     check_family(hf.AutoConfig.from_pretrained(options.model).model_type)
     options = filled(options, beside(options.model))
-    method = method_named(cast(str, options.method), options.scorer_dtype)
+    method = method_named(cast(str, options.method), options.scorer_dtype, options.prune_at)
     processor = hf.AutoProcessor.from_pretrained(options.model)
     batch = read(options, processor)
     model: Any = hf.AutoModelForImageTextToText.from_pretrained(
         options.model, dtype=options.dtype, attn_implementation=options.attention
     )
     adapter = adapter_for(model.to(options.device).eval(), cast(str, options.scheme))
+    check_place(adapter, method)
     started, first = perf_counter(), []
     (out,) = generate(
         model,

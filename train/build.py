@@ -25,6 +25,7 @@ from data.types import Sample
 from evs.adapters import adapter_for
 from evs.methods import Method
 from evs.rates import RateDistribution
+from evs.survivors import check_place
 from train.config import (
     TOWERS,
     Config,
@@ -95,7 +96,7 @@ def prepare(config: Config) -> Prepared:
     rates = build_step_rates(config, world)
     encoder = build_encoder(config.model, config.data)
     empty = build_empty_model(config.model, weight_dtype(config))
-    adapter_for(base_model(empty), config.model.scheme)
+    check_place(adapter_for(base_model(empty), config.model.scheme), method)
     engine = build_engine(config.engine, config.train, config.optim.clip)
     origin = Origin() if config.preflight == "only" else open_run(engine, run_dir, found)
     shape = shape_of(config, world, empty)

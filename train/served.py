@@ -28,6 +28,7 @@ def policy_of(config: Config) -> Policy:
     return Policy(
         scheme=config.model.scheme,
         method=method.name,
+        prune_at=config.method.get("prune_at", method.prune_at),
         scorer_dtype=config.method.get("dtype"),
         rates={"name": _name(config.rate), **{key: value for key, value in config.rate.items() if key != "_target_"}},
         package=package_version(),

@@ -1,9 +1,9 @@
-"""Batch + rates -> loss. The one visible line where pruning happens, and the one root that every engine wraps."""
+"""Batch + rates -> loss. The one line where a batch is pruned, and the one root that every engine wraps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from data.types import IGNORE, Batch
-from evs import DecoderInputs, keep_mask, prune
+from evs import DecoderInputs
 from evs.adapters import Adapter
 from evs.generate import Decoding, continue_at
 from evs.methods import Method
+from evs.survivors import Look
 from train.head import fuse_loss
 
 
@@ -61,25 +62,18 @@ class UptrainTask(nn.Module):
         """`rate`: one for all videos of the batch, or one a video; or what an evaluation asks, in views."""
         if isinstance(rate, Asked):
             return self.views(batch, rate)
-        grids = self.adapter.grids(batch)
-        rates_V = [rate] * len(grids) if isinstance(rate, float | int) else rate
-        laid = self.adapter.lay(batch, pruned=any(rates_V or [rate]))
-        full, features = self.adapter.see(batch, laid)
-        x = prune(full, keep_mask(full, features, grids, rates_V, self.method))
-        hidden_TD, labels_T = labelled(self.adapter.read(x), x)
+        rates_V = [rate] * len(self.adapter.grids(batch)) if isinstance(rate, float | int) else rate
+        out = Look(self.adapter, batch, self.method).at(rates_V, pruned=any(rates_V or [rate]))
+        hidden_TD, labels_T = labelled(self.adapter.read(out.x), out.x)
         loss_sum, correct, logits_TV = self.head(hidden_TD, labels_T)
-        return StepOutput(loss_sum, correct, len(labels_T), len(full.segment_N), len(x.segment_N), logits_TV)
+        return StepOutput(loss_sum, correct, len(labels_T), len(out.keep_N), len(out.x.segment_N), logits_TV)
 
     def views(self, batch: Batch, asked: Asked) -> list[View]:
         """The batch at each of the rates, from one look at its media."""
-        grids = self.adapter.grids(batch)
-        full, features = self.adapter.see(batch, self.adapter.lay(batch))
+        videos, look = len(self.adapter.grids(batch)), Look(self.adapter, batch, self.method)
         views = []
         for rate in asked.rates:
-            # Some schemes lay out unpruned prompts in another way; what is seen does not depend on it.
-            same = rate > 0 or self.adapter.scheme == "preserve"
-            at = full if same else replace(full, positions_PN=self.adapter.lay(batch, pruned=False).positions_PN)
-            x = prune(at, keep_mask(at, features, grids, [rate] * len(grids), self.method))
+            x = look.at([rate] * videos, pruned=rate > 0).x
             hidden_TD, _ = labelled(self.adapter.read(x), x)
             views.append(View(self.adapter.model.lm_head(hidden_TD), x.segment_N.bincount(), self.written(x, asked)))
         return views

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -24,6 +25,8 @@ class MediaBatch(Protocol):
     def video_grid_thw_V3(self) -> Tensor: ...
     @property
     def second_per_grid_V(self) -> Tensor: ...
+    @property
+    def video_normal(self) -> tuple[Sequence[float], Sequence[float]] | None: ...  # mean and std taken off, by channel
     @property
     def pixel_values(self) -> Tensor | None: ...
     @property
@@ -55,6 +58,14 @@ class Adapter(Protocol):
 
     def see(self, batch: MediaBatch, laid: DecoderInputs) -> tuple[DecoderInputs, Tensor]:
         """What was laid out with its media seen by the vision tower, and their [M, C] features, videos only."""
+        ...
+
+    def pixels(self, batch: MediaBatch) -> Tensor:
+        """[M, C] uint8 pixels of the videos' tokens before the tower, on the CPU."""
+        ...
+
+    def see_kept(self, batch: MediaBatch, laid: DecoderInputs, keep_N: Tensor, depth: int) -> DecoderInputs:
+        """The survivors of what was laid out, seen by a tower that drops the others before its block `depth`."""
         ...
 
     def read(self, x: DecoderInputs) -> Tensor:

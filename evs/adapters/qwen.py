@@ -11,7 +11,10 @@ from torch import Tensor
 
 from evs.adapters.base import MediaBatch
 from evs.adapters.packing import decode_packed
+from evs.adapters.tower import Units
+from evs.adapters.vision import levels_of
 from evs.positions import Box, image_box, rope_positions
+from evs.prune import prune
 from evs.types import DecoderInputs, Grid
 
 
@@ -55,16 +58,19 @@ class QwenVL:
         )
 
     def see(self, batch: MediaBatch, laid: DecoderInputs) -> tuple[DecoderInputs, Tensor]:
-        embeds_ND = laid.embeds_ND
-        rows, levels = self._tower(batch, embeds_ND.device)
-        order = _rows_in_prompt_order(laid)
-        visual_rows, *deepstack = (level[order].to(embeds_ND.dtype) for level in (rows, *levels))
-        embeds_ND = embeds_ND.masked_scatter(laid.visual_N[:, None], visual_rows)
-        if not len(order):  # the tower saw a blank patch, so that every rank calls the same modules
-            embeds_ND = embeds_ND + 0 * sum(level.sum() for level in (rows, *levels))
+        levels = self._tower(batch, laid.embeds_ND.device)
         of_videos = sum(grid.tokens for grid in self.grids(batch))
-        features_MC = torch.cat([rows, *levels], dim=-1)[len(rows) - of_videos :]
-        return replace(laid, embeds_ND=embeds_ND, deepstack=tuple(deepstack)), features_MC
+        return _filled(laid, levels), torch.cat(levels, dim=-1)[len(levels[0]) - of_videos :]
+
+    def see_kept(self, batch: MediaBatch, laid: DecoderInputs, keep_N: Tensor, depth: int) -> DecoderInputs:
+        kept_U = keep_N.new_empty(int(laid.visual_N.sum()))
+        kept_U[_rows_in_prompt_order(laid)] = keep_N[laid.visual_N]
+        units = Units(kept_U.cpu(), depth) if len(kept_U) else None
+        return _filled(prune(laid, keep_N), self._tower(batch, laid.embeds_ND.device, units))
+
+    def pixels(self, batch: MediaBatch) -> Tensor:
+        tokens = sum(grid.tokens for grid in self.grids(batch))
+        return levels_of(batch.pixel_values_videos, batch.video_normal).reshape(tokens, -1)
 
     def read(self, x: DecoderInputs) -> Tensor:
         return decode_packed(self.model.model.language_model, x)
@@ -96,30 +102,48 @@ class QwenVL:
                 ) from None
         return boxes
 
-    def _tower(self, batch: MediaBatch, device: torch.device) -> tuple[Tensor, list[Tensor]]:
-        """(merged rows of all media, images first; the same rows of every deepstack level).
+    def _tower(self, batch: MediaBatch, device: torch.device, units: Units | None = None) -> tuple[Tensor, ...]:
+        """(merged rows of all media, images first; the same rows of every deepstack level), of `units` where given.
 
         One call of the tower per batch whatever the batch holds: under ZeRO 3 every rank must call it equally often.
         """
         grids = torch.cat([batch.image_grid_thw_I3, batch.video_grid_thw_V3])
-        pixels = [x.to(device) for x in (batch.pixel_values, batch.pixel_values_videos) if x is not None]
+        pixels = [x for x in (batch.pixel_values, batch.pixel_values_videos) if x is not None]
+        if units is not None and units.depth == 0:  # rows that are not kept do not even travel
+            pixels = [torch.cat(pixels)[units.kept_U.repeat_interleave(self._merge**2)]]
+        pixels = [x.to(device) for x in pixels]
         if not pixels:
             vision = self.model.config.vision_config
             merge = vision.spatial_merge_size
             patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
             pixels, grids = [torch.zeros(merge**2, patch, device=device)], torch.tensor([[1, merge, merge]])
+        if units is not None:
+            return self.model.model.visual(torch.cat(pixels), grid_thw=grids, units=units)
         out = self.model.model.visual(torch.cat(pixels), grid_thw=grids.to(device))
-        return out.pooler_output, list(getattr(out, "deepstack_features", None) or [])
+        return (out.pooler_output, *(getattr(out, "deepstack_features", None) or ()))
 
     def _merged(self, grid_thw: Tensor) -> list[Grid]:
-        merge = self.model.config.vision_config.spatial_merge_size
-        return [Grid(t, h // merge, w // merge) for t, h, w in grid_thw.tolist()]
+        return [Grid(t, h // self._merge, w // self._merge) for t, h, w in grid_thw.tolist()]
+
+    @property
+    def _merge(self) -> int:
+        return self.model.config.vision_config.spatial_merge_size
 
     def _video_index(self, batch: MediaBatch, video_N: Tensor) -> Tensor:
         tokens = torch.tensor([grid.tokens for grid in self.grids(batch)], dtype=torch.long)
         index = torch.full_like(batch.input_ids_N, -1)
         index[video_N] = torch.arange(len(tokens)).repeat_interleave(tokens)
         return index
+
+
+def _filled(laid: DecoderInputs, levels: tuple[Tensor, ...]) -> DecoderInputs:
+    """What was laid out, with the rows of the tower in their places."""
+    order, embeds_ND = _rows_in_prompt_order(laid), laid.embeds_ND
+    rows, *deepstack = (level[order].to(embeds_ND.dtype) for level in levels)
+    embeds_ND = embeds_ND.masked_scatter(laid.visual_N[:, None], rows)
+    if not len(order):  # the tower saw a blank patch, so that every rank calls the same modules
+        embeds_ND = embeds_ND + 0 * sum(level.sum() for level in levels)
+    return replace(laid, embeds_ND=embeds_ND, deepstack=tuple(deepstack))
 
 
 def _rows_in_prompt_order(laid: DecoderInputs) -> Tensor:

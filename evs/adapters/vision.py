@@ -7,12 +7,15 @@ CPU, where SDPA's kernel is slow at short windows (above all backward), that cal
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
+
+from evs.adapters.tower import Units, see_units
 
 SHORT = 256  # rows: up to here windows are attended by matrix products on a CPU
 
@@ -24,11 +27,32 @@ def speed_up(visual: Any) -> None:
         raise ValueError(
             f"patch embedding with stride {proj.stride} and kernel {proj.kernel_size} is no matrix product"
         )
+    visual.forward = partial(_forward, visual)
     # The forward of the module that owns the weight, so that ZeRO 3 gathers it around the call.
     proj.forward = partial(_patches_as_matrix_product, proj)
     for block in visual.blocks:
         if "flash" not in block.attn.config._attn_implementation:
             block.attn.forward = partial(_attend_windows, block.attn)
+
+
+def levels_of(rows_RP: Tensor | None, normal: tuple[Sequence[float], Sequence[float]] | None) -> Tensor:
+    """[R, patch] uint8 of patches, which a processor resizes in uint8 before it normalises them: nothing is lost."""
+    if rows_RP is None:
+        return torch.zeros(0, 1, dtype=torch.uint8)
+    if rows_RP.dtype == torch.uint8:
+        return rows_RP
+    if normal is None:
+        raise ValueError("pixels cannot be taken back to uint8 without their mean and std: give batch.video_normal")
+    mean_C, std_C = (torch.tensor(values, dtype=torch.float32)[:, None] for values in normal)
+    levels = 255 * (rows_RP.float().unflatten(1, (len(mean_C), -1)) * std_C + mean_C)
+    return levels.round().clamp(0, 255).to(torch.uint8).flatten(1)
+
+
+def _forward(visual: Any, pixels_RP: Tensor, grid_thw: Tensor, units: Units | None = None, **options: Any) -> Any:
+    """The library's forward; on some merge units alone, a tuple of rows."""
+    if units is not None:
+        return see_units(visual, pixels_RP, grid_thw, units)
+    return type(visual).forward(visual, pixels_RP, grid_thw=grid_thw, **options)
 
 
 def _patches_as_matrix_product(proj: nn.Conv3d, x: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ from typing import Any
 from evs.methods.base import Method, PruneAt
 from evs.methods.baselines import EvenFrames, RandomTokens
 from evs.methods.evs import FrameDelta
+from evs.methods.pixels import PixelDelta
 from evs.methods.vidcom2 import VidCom2
 
-METHODS: dict[str, Any] = {each.name: each for each in (FrameDelta, VidCom2, RandomTokens, EvenFrames)}
+METHODS: dict[str, Any] = {each.name: each for each in (FrameDelta, VidCom2, PixelDelta, RandomTokens, EvenFrames)}
 
 __all__ = ["METHODS", "Method", "method_named"]
 
@@ -21,6 +22,6 @@ def method_named(name: str, dtype: str | None = None, prune_at: PruneAt = "merge
         raise ValueError(f"pruning method {name!r} is unknown: use one of {', '.join(METHODS)}")
     settings = {each.name for each in fields(METHODS[name])}
     if prune_at != "merger" and "prune_at" not in settings:
-        raise ValueError(f"prune_at={prune_at}: {name} scores what the tower has seen: use method=pixel_delta")
+        raise ValueError(f"method.prune_at={prune_at} is not for {name}: use method=pixel_delta")
     given = {"dtype": dtype, "prune_at": prune_at}
     return METHODS[name](**{key: value for key, value in given.items() if key in settings})

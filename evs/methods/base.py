@@ -73,8 +73,11 @@ class Scored:
     """
 
     dtype: str | None = None
+    prune_at: PruneAt = "merger"  # nowhere else: features are what the tower has seen
 
     def __post_init__(self) -> None:
+        if self.prune_at != "merger":
+            raise ValueError(f"method.prune_at={self.prune_at} needs a score of pixels: use method=pixel_delta")
         if self.dtype is not None and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             raise ValueError(f"method dtype {self.dtype!r} is no torch dtype: use bfloat16, float16 or float32")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from evs.methods.base import Need, PruneAt, Scored
+from evs.methods.base import Need, Scored
 from evs.select import check_rate
 from evs.types import Grid
 
@@ -32,7 +32,6 @@ class VidCom2(Scored):
 
     name: ClassVar[str] = "vidcom2"
     needs: ClassVar[Need] = "features"
-    prune_at: ClassVar[PruneAt] = "merger"
 
     def count(self, grid: Grid, rate: float) -> int:
         return max(grid.T, int(grid.tokens * (1 - check_rate(rate))))

@@ -80,6 +80,11 @@ def refuse(vllm_config: Any, policy: Policy | None) -> None:
     pruning = vllm_config.model_config.multimodal_config.get_video_pruning_spec()
     if pruning is None:
         return
+    if policy and policy.prune_at != "merger":
+        raise ValueError(
+            f"this checkpoint was trained with prune_at={policy.prune_at}, but the server's tower sees every token: "
+            "serve without --video-pruning-rate, or train with method.prune_at=merger"
+        )
     stages = vllm_config.parallel_config.pipeline_parallel_size
     if stages > 1:
         raise ValueError(

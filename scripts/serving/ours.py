@@ -13,7 +13,7 @@ from data.types import Batch
 from evs.adapters import adapter_for
 from evs.generate import Decoding, Generation, generate, next_positions
 from evs.methods import Method
-from evs.survivors import survivors
+from evs.survivors import Look
 from scripts.serving.ties import ServersChoice
 
 TOP, STEPS = 5, 8
@@ -50,6 +50,6 @@ class Ours:
     @torch.no_grad()
     def _positions(self, batch: Batch, rate: float, kept: Sequence[Sequence[int]]) -> list[list[int]]:
         rates_V = [rate] * len(self.adapter.grids(batch))
-        out = survivors(self.adapter, batch, rates_V, ServersChoice(kept, self.method), pruned=rate > 0)
+        out = Look(self.adapter, batch, ServersChoice(kept, self.method)).at(rates_V, pruned=rate > 0)
         following = int(next_positions(self.adapter.scheme, out.laid, out.x)) + torch.arange(STEPS - 1)
         return torch.cat([out.x.positions_PN.cpu(), following.expand(3, -1)], dim=1).tolist()

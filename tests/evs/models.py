@@ -112,6 +112,7 @@ class Prompts:
     second_per_grid_V: torch.Tensor
     pixel_values: torch.Tensor | None
     image_grid_thw_I3: torch.Tensor
+    video_normal: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 def prompts(family: str, layout: list[list[Any]], seed: int = 0) -> Prompts:
@@ -187,6 +188,7 @@ def alone(batch: Prompts, family: str, layout: list[list[Any]], sample: int) -> 
         pixel_values_videos=cut(batch.pixel_values_videos, "video"),
         second_per_grid_V=batch.second_per_grid_V[videos : videos + len(one.second_per_grid_V)],
         pixel_values=cut(batch.pixel_values, "image"),
+        video_normal=batch.video_normal,
     )
 
 

@@ -1,0 +1,43 @@
+"""The selection of EVS's paper (arXiv 2510.14624), which scores in RGB, under the count that servers keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from evs.methods.base import Need, PruneAt, Ranked
+from evs.types import Grid
+
+
+@dataclass(frozen=True)
+class PixelDelta(Ranked):
+    """The sum of absolute differences of a merge unit's pixels to the same unit one temporal grid before.
+
+    In integers, so that every device and dtype chooses alike. It needs no tower, so the others can be dropped before
+    it: `prune_at` is "merger" (after the tower, as servers do), "input", or the number of the first block without them.
+    """
+
+    prune_at: PruneAt = "merger"
+
+    name: ClassVar[str] = "pixel_delta"
+    needs: ClassVar[Need] = "pixels"
+
+    def __post_init__(self) -> None:
+        block = isinstance(self.prune_at, int) and not isinstance(self.prune_at, bool) and self.prune_at >= 0
+        if self.prune_at not in ("merger", "input") and not block:
+            raise ValueError(f"method.prune_at={self.prune_at} is unknown: use merger, input or the number of a block")
+
+    def __call__(self, pixels_MC: Tensor, grid: Grid) -> Tensor:
+        if pixels_MC.dtype != torch.uint8:
+            dtype = str(pixels_MC.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"method={self.name} scores uint8 pixels of merge units, not {dtype} features: give it "
+                "adapter.pixels(batch), or use method=evs"
+            )
+        x = pixels_MC.view(grid.T, grid.H, grid.W, -1).to(torch.int16)
+        change = (x[1:] - x[:-1]).abs().sum(-1, dtype=torch.int32)
+        first = torch.full_like(x[:1, ..., 0], torch.iinfo(torch.int32).max, dtype=torch.int32)
+        return torch.cat([first, change])
