@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from train.config import TrackerConfig
+from train.report.curve import Curve, curve_of, figure, table
 from train.report.lines import append_lines, as_json
 
 
@@ -57,6 +58,9 @@ class TensorBoard:
     def write(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
+        if (curve := curve_of(f"step {step}", values)).accuracy:
+            self.writer.add_figure("eval/curve", figure([curve], "Accuracy by pruning rate"), step)
+            self.writer.add_text("eval/table", table([curve]), step)
         self.writer.flush()
 
     def close(self) -> None:
@@ -76,7 +80,7 @@ class Wandb:
     run: Any
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        self._try(lambda: self.run.log(values, step=step))
+        self._try(lambda: self.run.log({**values, **wandb_curve(curve_of(f"step {step}", values))}, step=step))
 
     def close(self) -> None:
         self._try(lambda: self.run.finish())
@@ -115,6 +119,17 @@ def _wandb(config: TrackerConfig, run_dir: Path, settings: dict, mode: Any) -> A
         resume="allow",
         settings=wandb.Settings(console="off", silent=True, init_timeout=30),
     )
+
+
+def wandb_curve(curve: Curve) -> dict[str, Any]:
+    """An evaluation as W&B's table and picture; empty where there was none."""
+    if not curve.accuracy:
+        return {}
+    import wandb
+
+    rows = [[rate, accuracy] for rate, accuracy in sorted(curve.accuracy.items())]
+    picture = wandb.Image(figure([curve], "Accuracy by pruning rate"))
+    return {"eval/curve": picture, "eval/table": wandb.Table(columns=["rate", "accuracy"], data=rows)}
 
 
 def wandb_key() -> str | None:
