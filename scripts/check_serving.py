@@ -69,7 +69,7 @@ class Options:
     rates: list[float] = field(default_factory=lambda: [0.0, 0.5, 0.75])  # pruning rates
     cases: list[str] = field(default_factory=lambda: list(CASES))  # of scripts/serving/cases.py
     videos: list[str] = field(default_factory=list)  # files, in place of the cases
-    told: bool = True  # whether the server is told the checkpoint's frame rate and limits, as `export.py` prints them
+    told: bool = True  # whether the server is given the checkpoint's frame rate and limits, as `export.py` prints them
     chunks: list[int] = field(default_factory=lambda: [0])  # tokens that the server prefills at a time; 0: all
     servers: list[str] = field(default_factory=lambda: ["plugin"])  # plugin, stock or both
     method: str | None = None  # of both sides; this and scheme: as evs.json says

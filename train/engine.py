@@ -21,7 +21,7 @@ FOREIGN = ("ACCELERATE_", "FSDP_")  # what `accelerate launch` hands over from i
 
 
 def join() -> None:
-    """Tell this process its place among the ranks, as environment variables, where its launcher has not."""
+    """Set the environment variables of this process's rank, where its launcher has not."""
     os.environ.update(place(os.environ, torch.cuda.device_count()))
 
 

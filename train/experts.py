@@ -16,7 +16,7 @@ def publish_experts(folder: Path, config: Any) -> None:
     """Lay the experts of a saved checkpoint out as the family of this Hugging Face configuration publishes them.
 
     transformers transposes them when it reads a checkpoint and not back when it writes one; servers read the published
-    layout alone. Shards without experts are not read. ValueError for square experts, which do not tell how they lie.
+    layout alone. Shards without experts are not read. ValueError for square experts, whose layout cannot be determined.
     """
     if config.model_type not in TURNED:
         return
@@ -28,6 +28,8 @@ def publish_experts(folder: Path, config: Any) -> None:
             continue
         weights = load_file(path)
         if square := [name for name in sides if weights[name].shape[1] == weights[name].shape[2]]:
-            raise ValueError(f"{path}: {square[0]} is square, so its layout cannot be told: give experts another width")
+            raise ValueError(
+                f"{path}: {square[0]} is square, so its layout cannot be determined: give experts another width"
+            )
         turned = {n: weights[n].transpose(1, 2).contiguous() for n, s in sides.items() if weights[n].shape[s] != width}
         save_file(weights | turned, path, metadata={"format": "pt"})

@@ -145,8 +145,8 @@ def _train_step(parts: Parts, step: int, data: Step, config: Config, stop: Stop)
     parts.recorder.record("grad_norm", norm, weight=1)
     parts.recorder.record("skipped", not math.isfinite(norm), weight=1)  # the share of the steps
     if not math.isfinite(norm):
-        told = zip(rates, finite(torch.stack(losses).tolist()), (batch.ids for batch in data.batches))
-        parts.health.skip(step + 1, norm, [{"rate": rate, "loss": loss, "samples": ids} for rate, loss, ids in told])
+        skipped = zip(rates, finite(torch.stack(losses).tolist()), (batch.ids for batch in data.batches))
+        parts.health.skip(step + 1, norm, [{"rate": rate, "loss": loss, "samples": ids} for rate, loss, ids in skipped])
     else:
         parts.health.streak = 0
     return status

@@ -74,7 +74,7 @@ def check_attention(name: str) -> None:
 
 
 def _hub(auto: Any, config: ModelConfig, **kwargs: Any) -> Any:
-    """from_pretrained, with a missing folder or repository told in one line."""
+    """from_pretrained, with a missing folder or repository reported in one line."""
     try:
         return auto.from_pretrained(config.path, revision=config.revision, **kwargs)
     except (OSError, ValueError) as error:

@@ -92,7 +92,7 @@ def serve_command(policy: Policy, model: str = "<this checkpoint>", rate: float 
 
 
 def media_io(policy: Policy) -> dict[str, dict[str, Any]]:
-    """What vLLM's loaders are told: the frame rate and limits, which they read from no file."""
+    """What vLLM's loaders are given: the frame rate and limits, which they read from no file."""
     return {"video": {"fps": policy.fps, "min_frames": policy.min_frames, "max_frames": policy.max_frames}}
 
 

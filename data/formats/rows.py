@@ -13,12 +13,12 @@ from data.formats.columns import Columns
 from data.formats.roots import Root
 from data.types import RowError, Sample
 
-FORMAT_OF_KEY = {"conversations": "llava", "messages": "openai"}  # how "auto" tells
+FORMAT_OF_KEY = {"conversations": "llava", "messages": "openai"}  # how "auto" decides
 
 
 @dataclass(frozen=True)
 class Format:
-    """A module of data.formats ("llava", "openai"), "auto" to tell by each row's keys, and other names of columns."""
+    """A module of data.formats ("llava", "openai"), "auto" to decide by each row's keys, and other names of columns."""
 
     name: str = "auto"
     columns: Columns = field(default_factory=Columns)

@@ -28,7 +28,7 @@ def content(ref: VideoRef | ImageRef) -> Iterator[str | BinaryIO]:
 
 
 class Stretch(io.RawIOBase):
-    """A span of an open file as a file of its own; `name` is what decoders tell the format by."""
+    """A span of an open file as a file of its own; `name` is what decoders recognise the format by."""
 
     def __init__(self, file: io.FileIO, span: Span, name: str) -> None:
         self.file, self.span, self.name, self.place = file, span, name, 0

@@ -10,7 +10,7 @@ import numpy as np
 
 from data.media.container import VideoInfo
 
-MOST_FPS, MOST_FRAMES = 30, 768  # what servers hold a request to, whatever they are told
+MOST_FPS, MOST_FRAMES = 30, 768  # the most that servers allow a request, whatever their settings
 TIMES = ("server", "real")
 
 

@@ -1,4 +1,4 @@
-"""The graded suite: videos whose questions tell which recipe holds under pruning, and where pruning itself loses.
+"""The graded suite: videos whose questions show which recipe holds under pruning, and where pruning itself loses.
 
 A video holds a few items (data.synthetic.items) under conditions: a background, a fixed or moving camera, a level of
 sensor noise and compression, and a length. Held-out rows ask one question each and are labelled with its kind and the

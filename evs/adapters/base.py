@@ -52,7 +52,7 @@ class Adapter(Protocol):
     def lay(self, batch: MediaBatch, *, pruned: bool = True) -> DecoderInputs:
         """The unpruned prompts, every token in its place, media not yet looked at: their rows are placeholders'.
 
-        `pruned` tells whether pruning follows: schemes that imitate a server differ from `preserve` only then.
+        `pruned` says whether pruning follows: schemes that imitate a server differ from `preserve` only then.
         """
         ...
 

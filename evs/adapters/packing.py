@@ -5,7 +5,7 @@ the pack is laid out as right-padded rows when that is cheaper: under causal att
 its right, and no mask is needed at all.
 
 Layers with a recurrent state (Qwen3.5's gated DeltaNet) separate samples only where kernels with variable lengths are
-installed and told the borders. Without them the pack is always rows: a recurrence does not see the padding behind it.
+installed and given the borders. Without them the pack is always rows: a recurrence does not see the padding behind it.
 """
 
 from __future__ import annotations

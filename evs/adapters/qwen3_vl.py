@@ -1,4 +1,4 @@
-"""Qwen3-VL, dense and mixture of experts: every temporal grid is an item of its own, told its time in text."""
+"""Qwen3-VL, dense and mixture of experts: every temporal grid is an item of its own, its time given in text."""
 
 from __future__ import annotations
 

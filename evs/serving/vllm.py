@@ -53,7 +53,7 @@ def check_version(version: str) -> None:
 
 
 def set_pruning_flag_on_cpu() -> None:
-    """The GPU runner's load_model tells the runner that the model prunes; the CPU runner's own forgets to."""
+    """The GPU runner's load_model records that the model prunes; the CPU runner's own does not."""
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
     stock = CPUModelRunner.load_model

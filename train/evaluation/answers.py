@@ -88,8 +88,8 @@ class Answers:
 
     def _check(self, path: Path, setting: dict[str, Any]) -> None:
         if differing := sorted(key for key in {*setting, *self.setting} if setting.get(key) != self.setting.get(key)):
-            told = ", ".join(f"{key} was {setting.get(key)}, is {self.setting.get(key)}" for key in differing)
-            raise ValueError(f"{path} holds answers of another evaluation ({told}): give another out=, or remove it")
+            changes = ", ".join(f"{key} was {setting.get(key)}, is {self.setting.get(key)}" for key in differing)
+            raise ValueError(f"{path} holds answers of another evaluation ({changes}): give another out=, or remove it")
 
     def _replace(self, answers: list[Answer]) -> None:
         rows = [{"setting": self.setting}, *map(asdict, answers)]

@@ -117,7 +117,7 @@ def _seconds(span: tuple[Any, Any]) -> float:
 
 
 def peak_operations(device: torch.device) -> float | None:
-    """Operations a second that the device could do at best; None where nobody told."""
+    """Operations a second that the device could do at best; None where it is unknown."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

@@ -1,4 +1,4 @@
-"""What the largest micro-batch will need of one rank's memory, told before any weight is read.
+"""What the largest micro-batch will need of one rank's memory, forecast before any weight is read.
 
 An estimate from shapes; allocators and communication buffers come on top.
 """
