@@ -157,7 +157,7 @@ def setting(options: Options) -> dict[str, Any]:
 
 
 def weights(model: str) -> str:
-    """What distinguishes checkpoints, wherever they lie: their files' checksums, or its commit on the Hub."""
+    """What distinguishes checkpoints, wherever they lie: their files' checksums, or their commit on the Hub."""
     files = sorted(Path(model).glob("*.safetensors"))
     return " ".join(map(checksum, files)) or str(AutoConfig.from_pretrained(model)._commit_hash)
 
