@@ -28,13 +28,14 @@ from scripts.bench.evaluate import evaluate
 from scripts.bench.forecast import forecast
 from scripts.bench.models import ANSWER, PROMPT, build_shape, model_config
 from scripts.bench.peers import race
+from scripts.bench.prefill import prefill
 from train import cli
 from train.config import ATTENTION
 from train.ranges import names, number, pruning_rates
 from train.report.machine import machine
 
 DATA = {"batching": bench_data.batching, "decode": bench_data.decode, "forecast": forecast}
-MODEL = {"step": bench_step.step, "prefill": bench_step.prefill, "mask": bench_step.mask, "evaluate": evaluate}
+MODEL = {"step": bench_step.step, "prefill": prefill, "mask": bench_step.mask, "evaluate": evaluate}
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 

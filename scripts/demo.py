@@ -99,12 +99,12 @@ class Demo:
         _python("scripts/export.py", f"run={run}", f"out={exported}")
         return exported
 
-    def evaluate(self, name: str, model: Path) -> Curve:
+    def evaluate(self, name: str, model: Path, *more: str, file: str | None = None) -> Curve:
         """Accuracy by rate on the held-out videos."""
         print(f"\n== evaluate: {name}", flush=True)
-        result = self.out / f"{model.name}.json"
+        result = self.out / f"{file or model.name}.json"
         rates = f"rates=[{','.join(map(str, self.options.rates))}]"
-        words = [rates, f"name='{name}'", f"out={result}", "fps=4", "batch_size=20", "dtype=float32"]
+        words = [rates, f"name='{name}'", f"out={result}", "fps=4", "batch_size=20", "dtype=float32", *more]
         _python("scripts/evaluate.py", f"model={model}", f"data={self.held_out}", *words)
         return from_results(result)
 

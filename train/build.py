@@ -24,6 +24,7 @@ from data.sizes import KeptCounts
 from data.types import Sample
 from evs.adapters import adapter_for
 from evs.methods import Method
+from evs.methods.base import depth
 from evs.rates import RateDistribution
 from evs.survivors import check_place
 from train.config import (
@@ -137,7 +138,7 @@ def assemble(ready: Prepared) -> Run:
         evaluate = build_evaluation(
             engine, task, ready.encoder, ready.held_out.samples, data=config.data, config=config.eval
         )
-    meter = build_meter(engine, config, base_model(model), memory)
+    meter = build_meter(engine, config, base_model(model), memory, ready.method)
     vocabulary = meter.config.get_text_config().vocab_size
     health = Health(engine, run_dir / "health.jsonl", config.train.max_bad_steps, vocabulary)
     limit = 60 * config.engine.timeout_minutes
@@ -147,10 +148,10 @@ def assemble(ready: Prepared) -> Run:
     return Run(parts, steps, origin.step, ready.forecast_gib, origin)
 
 
-def build_meter(engine: Accelerator, config: Config, model: Any, memory: Memory) -> Meter:
+def build_meter(engine: Accelerator, config: Config, model: Any, memory: Memory, method: Method) -> Meter:
     """Times the forward passes of the two towers, which are the model's own modules whatever wraps it."""
-    lora = config.model.lora.r is not None
-    meter = Meter(engine.device, model.config, memory, TOWERS if lora else config.model.freeze, lora)
+    lora, before = config.model.lora.r is not None, depth(method)
+    meter = Meter(engine.device, model.config, memory, TOWERS if lora else config.model.freeze, lora, before)
     meter.watch(model.model.visual, "vision")
     meter.watch(model.model.language_model, "language_model")
     return meter

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from evs.methods.base import Method, PruneAt
+from evs.methods.base import Method
 from evs.methods.baselines import EvenFrames, RandomTokens
 from evs.methods.evs import FrameDelta
 from evs.methods.pixels import PixelDelta
@@ -16,7 +16,7 @@ METHODS: dict[str, Any] = {each.name: each for each in (FrameDelta, VidCom2, Pix
 __all__ = ["METHODS", "Method", "method_named"]
 
 
-def method_named(name: str, dtype: str | None = None, prune_at: PruneAt = "merger") -> Method:
+def method_named(name: str, dtype: str | None = None, prune_at: str | int = "merger") -> Method:
     """The method that evs.json describes so, scoring in `dtype` if it has one. ValueError for what no method does."""
     if name not in METHODS:
         raise ValueError(f"pruning method {name!r} is unknown: use one of {', '.join(METHODS)}")

@@ -111,6 +111,7 @@ def build_batch(shape: Shape, dtype: torch.dtype, clips: int | None = None, seed
         pixel_values=None,
         image_grid_thw_I3=torch.zeros(0, 3, dtype=torch.long),
         choices=((),) * clips,
+        video_normal=((0.5,) * 3, (0.5,) * 3),
     )
 
 

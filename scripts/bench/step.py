@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from evs import FrameDelta, Grid, Uniform, draw, keep_mask, prune
+from evs import FrameDelta, Grid, Uniform, draw
 from scripts.bench import models
 from scripts.bench.timing import Timed, alternate, table, timed
 from train.config import Config, ModelConfig
@@ -200,45 +200,6 @@ def _mixed_rates(setting: Setting) -> dict[str, Any]:
         fresh.append(timed(run))
         again.append(timed(run))
     return {"ratio": sum(fresh) / sum(again), "rates": rates, "fresh_s": fresh, "again_s": again}
-
-
-@torch.no_grad()
-def prefill(setting: Setting) -> dict[str, Any]:
-    """Time to the first token of one clip: the vision tower once, the language model at every rate."""
-    model = setting.model().eval()
-    stock = models.stock_twin(model)
-    task = models.our_task(model).eval()
-    frames, height, width = setting.shape.grid
-    shape = replace(setting.shape, clips=1, grid=(4 * frames, height, width))
-    batch = models.build_batch(shape, setting.dtype)
-    full, features = task.adapter.see(batch, task.adapter.lay(batch))
-    inputs = {k: v for k, v in models.stock_inputs(batch, setting.device).items() if k != "labels"}
-
-    def language(rate: float) -> Callable[[], Any]:
-        def run() -> None:
-            keep = keep_mask(full, features, task.adapter.grids(batch), [rate], task.method)
-            model.lm_head(task.adapter.read(prune(full, keep))[-1:])
-
-        return run
-
-    things: dict[str, Callable[[], Any]] = {f"{rate:g}": language(rate) for rate in setting.rates}
-    things["vision"] = lambda: task.adapter.see(batch, task.adapter.lay(batch))
-    things["stock"] = lambda: stock(**inputs, use_cache=False, logits_to_keep=1)
-    times = alternate(things, setting.rounds)
-    first = times[f"{setting.rates[0]:g}"]
-    rows = [
-        (
-            f"{r:g}",
-            f"{times[f'{r:g}'].median:.3f}",
-            "{:.2f} ({:.2f}..{:.2f})".format(*times[f"{r:g}"].ratio_to(first)),
-            f"{times[f'{r:g}'].median + times['vision'].median:.3f}",
-        )
-        for r in setting.rates
-    ]
-    print(f"prefill of {shape.grid} tokens and {models.PROMPT + models.ANSWER} of text, seconds")
-    print(table(("rate", "language model", "times faster than rate 0", "with vision"), rows))
-    print(f"vision {times['vision'].median:.3f}, stock in all {times['stock'].median:.3f}")
-    return {name: {"seconds": each.median, "rounds": each.seconds} for name, each in times.items()}
 
 
 def mask(setting: Setting) -> dict[str, Any]:

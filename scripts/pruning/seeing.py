@@ -49,10 +49,11 @@ def seen_by_model(video: Path, model: str, rates: Sequence[float]) -> Shown:
     network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype="auto").eval()
     adapter = adapter_for(network, policy.scheme)
     with torch.no_grad():
-        _, features_MC = adapter.see(batch, adapter.lay(batch))
-    (grid,) = adapter.grids(batch)
-    method = method_named(policy.method, policy.scorer_dtype)
-    keep = {rate: method.keep(features_MC, grid, rate).numpy() for rate in rates}
+        (grid,) = adapter.grids(batch)
+        method = method_named(policy.method, policy.scorer_dtype, policy.prune_at)
+        pixels = method.needs == "pixels"
+        seen_MC = adapter.pixels(batch) if pixels else adapter.see(batch, adapter.lay(batch))[1]
+        keep = {rate: method.keep(seen_MC, grid, rate).numpy() for rate in rates}
     step = encoder.temporal_patch
     name = Path(model).name
     return Shown(clips[0].frames_THWC[::step], clips[0].times_T[::step], keep, f"scores of {name}'s vision tower")

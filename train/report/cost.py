@@ -7,7 +7,7 @@ within windows and temporal grids in the vision tower. Norms, activations and ro
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,6 +47,21 @@ def batch_work(grids: Sequence[tuple[int, int, int]], lengths: Sequence[int], ta
         tokens=sum(lengths),
         looks=sum(map(causal, lengths)),
         targets=targets,
+    )
+
+
+def before_tower(config: Any, work: Work, dropped: Any, block: int) -> Work:
+    """The work of a batch whose tower goes on without `dropped` tokens from `block` on: what its blocks see on average.
+
+    The survivors are taken to be shared alike among temporal grids, which concerns attention's part only.
+    """
+    vision = config.vision_config
+    left = 1 - dropped * vision.spatial_merge_size**2 / max(work.patches, 1)
+    whole = block / vision.depth  # the share of blocks that see everything
+    return replace(
+        work,
+        patches=work.patches * (whole + (1 - whole) * left),
+        pairs=work.pairs * (whole + (1 - whole) * left**2),
     )
 
 

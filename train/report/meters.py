@@ -35,6 +35,7 @@ class Meter:
     memory: Memory
     frozen: Sequence[str] = ()
     lora: bool = False
+    before: int | None = None  # the block of the vision tower before which tokens are dropped
     _spans: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
     _begin: float = field(default_factory=time.perf_counter)
     _steps: int = 0
@@ -95,8 +96,10 @@ class Meter:
         grids = torch.cat([batch.image_grid_thw_I3, batch.video_grid_thw_V3]).tolist()
         lengths = [round(length * out.kept / out.tokens) for length in batch.segment_N.bincount().tolist()]
         work = cost.batch_work([(t, h, w) for t, h, w in grids], lengths, out.targets)
+        if self.before is not None:
+            work = cost.before_tower(self.config, work, out.tokens - out.kept, self.before)
         done = cost.training(self.config, work, frozen=self.frozen, lora=self.lora)
-        return {"patches": sum(t * h * w for t, h, w in grids), "operations": done.total}
+        return {"patches": work.patches, "operations": done.total}
 
     def _wait(self) -> float:
         if self.device.type == "cuda":

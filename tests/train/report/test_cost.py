@@ -92,3 +92,13 @@ def test_recomputing_a_tower_costs_a_forward_where_backward_goes_through_it():
     assert extra == pytest.approx(once.vision + once.language)
     frozen = cost.training(config, work, frozen=("vision",), recomputed=both)
     assert frozen.vision == once.vision and frozen.language == 4 * once.language
+
+
+def test_a_tower_that_drops_tokens_before_a_block_costs_what_its_blocks_see():
+    config = tiny_model("qwen2_5_vl").config
+    whole = cost.batch_work([(4, 8, 8)], [80], 3)
+    at_input, half, at_end = (cost.before_tower(config, whole, 32, block) for block in (0, 1, 3))
+    assert (at_input.patches, at_input.pairs) == (whole.patches / 2, whole.pairs / 4)
+    assert at_end == whole
+    assert at_input.patches < half.patches < whole.patches
+    assert 2 * cost.forward(config, at_input).vision < cost.forward(config, whole).vision

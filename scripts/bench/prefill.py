@@ -1,0 +1,70 @@
+"""Time to the first token, tower and language model apart, pruned after the tower and before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from evs import FrameDelta, keep_mask, prune
+from evs.methods.pixels import PixelDelta
+from scripts.bench import models
+from scripts.bench.step import Setting
+from scripts.bench.timing import Timed, alternate, table
+
+
+@torch.no_grad()
+def prefill(setting: Setting) -> dict[str, Any]:
+    """One clip: the vision tower on all units and on those that each rate leaves, the language model at every rate."""
+    model = setting.model().eval()
+    stock, adapter = models.stock_twin(model), models.our_task(model).eval().adapter
+    frames, height, width = setting.shape.grid
+    shape = replace(setting.shape, clips=1, grid=(4 * frames, height, width))
+    batch = models.build_batch(shape, setting.dtype)
+    grids, laid = adapter.grids(batch), adapter.lay(batch)
+    full, features = adapter.see(batch, laid)
+    inputs = {k: v for k, v in models.stock_inputs(batch, setting.device).items() if k != "labels"}
+
+    def language(rate: float) -> Callable[[], Any]:
+        """From features on: the choice, the language model, the head."""
+
+        def run() -> None:
+            keep_N = keep_mask(full, features, grids, [rate], FrameDelta("bfloat16"))
+            model.lm_head(adapter.read(prune(full, keep_N))[-1:])
+
+        return run
+
+    def tower(rate: float) -> Callable[[], Any]:
+        """From patches on: the choice, the tower on what is kept."""
+
+        def run() -> None:
+            adapter.see_kept(batch, laid, keep_mask(laid, adapter.pixels(batch), grids, [rate], PixelDelta("input")), 0)
+
+        return run
+
+    things = {f"language {rate:g}": language(rate) for rate in setting.rates}
+    things |= {f"tower {rate:g}": tower(rate) for rate in setting.rates if rate > 0}
+    things["tower"] = lambda: adapter.see(batch, laid)
+    things["stock"] = lambda: stock(**inputs, use_cache=False, logits_to_keep=1)
+    times = alternate(things, setting.rounds)
+    print(f"prefill of {shape.grid} tokens and {models.PROMPT + models.ANSWER} of text, seconds")
+    print(_table(setting, times))
+    print(f"stock in all {times['stock'].median:.3f}")
+    return {name: {"seconds": each.median, "rounds": each.seconds} for name, each in times.items()}
+
+
+def _table(setting: Setting, times: dict[str, Timed]) -> str:
+    whole = times["tower"].median
+    first = times[f"language {setting.rates[0]:g}"].median + whole
+    rows = []
+    for rate in setting.rates:
+        language = times[f"language {rate:g}"].median
+        kept = times[f"tower {rate:g}"].median if rate > 0 else whole
+        after, before = language + whole, language + kept
+        figures = [f"{seconds:.3f}" for seconds in (language, whole, after, kept, before)]
+        faster = [f"{first / after:.2f}", f"{whole / kept:.2f}", f"{first / before:.2f}"]
+        rows.append((f"{rate:g}", *figures[:3], faster[0], figures[3], faster[1], figures[4], faster[2]))
+    header = ("rate", "language model", "tower", "after it: in all", "faster", "before it: tower", "faster", "in all")
+    return table((*header, "faster"), rows)
