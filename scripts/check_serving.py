@@ -12,8 +12,8 @@ difference. `chunks` are values of the server's max_num_batched_tokens: below a 
 several steps; 0 is a length that all prompts fit. `engine` takes more arguments of vLLM's LLM.
 
 `videos` are files that both sides read themselves, the server by its own loader and started as `export.py` prints
-(told=false: with its defaults). Frames, times, grid and pixels are compared too, and a clip that differs is shown with
-the first stage at which it does.
+(server_flags=default: without its flags). Frames, times, grid and pixels are compared too, and a clip that differs is
+shown with the first stage at which it does.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ BARE = (
     "{{- '<|vision_start|><|' + part.type + '_pad|><|vision_end|>' -}}{%- endif -%}{%- endfor -%}"
 )
 SERVED = ("evs", "vidcom2")  # --video-pruning-method
+FLAGS = ("export", "default")
 SERVERS = {"plugin": "", "stock": "stock "}  # what each is called in the table
 
 Key = tuple[str, str, float, int]  # server, case, rate, chunk
@@ -69,7 +70,7 @@ class Options:
     rates: list[float] = field(default_factory=lambda: [0.0, 0.5, 0.75])  # pruning rates
     cases: list[str] = field(default_factory=lambda: list(CASES))  # of scripts/serving/cases.py
     videos: list[str] = field(default_factory=list)  # files, in place of the cases
-    told: bool = True  # whether the server is given the checkpoint's frame rate and limits, as `export.py` prints them
+    server_flags: str = "export"  # for videos: export, the frame rate and limits that `export.py` prints, or default
     chunks: list[int] = field(default_factory=lambda: [0])  # tokens that the server prefills at a time; 0: all
     servers: list[str] = field(default_factory=lambda: ["plugin"])  # plugin, stock or both
     method: str | None = None  # of both sides; this and scheme: as evs.json says
@@ -113,7 +114,8 @@ def _check_files(options: Options) -> dict[Key, Verdict]:
     policy = beside(options.model)
     prompts, refused = prepare_files(options.model, options.videos, frames_of(policy))
     named = {prompt.name: prompt for prompt in prompts}
-    engine = {"allowed_local_media_path": "/", **({"media_io_kwargs": media_io(policy)} if options.told else {})}
+    flags = {"media_io_kwargs": media_io(policy)} if options.server_flags == "export" else {}
+    engine = {"allowed_local_media_path": "/", **flags}
     verdicts = {
         key: compare_file(named[key[1]], answer, theirs, options.tolerance)
         for key, answer, theirs in _asked(prompts, options, engine | options.engine)
@@ -213,7 +215,11 @@ def _prompt(name: str, case: Case, encoder: Encoder) -> Prompt:
 def _check(options: Options) -> None:
     for rate in options.rates:
         check_rate(rate)
-    for kind, asked, known in (("case", options.cases, CASES), ("server", options.servers, SERVERS)):
+    for kind, asked, known in (
+        ("case", options.cases, CASES),
+        ("server", options.servers, SERVERS),
+        ("server_flags", [options.server_flags], FLAGS),
+    ):
         for name in asked:
             if name not in known:
                 raise ValueError(f"no {kind} {name!r}{cli.suggest(name, list(known))}")

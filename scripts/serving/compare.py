@@ -18,7 +18,7 @@ class Verdict:
     error: str = ""  # what the server said
     ties: int = 0  # tokens that the server kept in place of others of equal score
     kept: int = 0  # tokens of videos that it kept, where it says so
-    compared: bool = True  # False where the server refuses the prompt as too long for it
+    compared: bool = True  # False where the server cannot answer the prompt
 
 
 def compare(ours: Answer, theirs: dict[str, Any], tolerance: float) -> Verdict:
@@ -28,6 +28,8 @@ def compare(ours: Answer, theirs: dict[str, Any], tolerance: float) -> Verdict:
     """
     if "limit" in theirs:
         return Verdict("too long for the server", agrees=True, error=theirs["limit"], compared=False)
+    if "unread" in theirs:
+        return Verdict("not read by the server", agrees=True, error=theirs["unread"], compared=False)
     if "error" in theirs:
         return Verdict("raises", False, theirs["error"])
     said, choice = ours.generation, ours.choice
@@ -66,5 +68,5 @@ def summary(verdicts: Sequence[Verdict], tolerance: float) -> str:
     if differing := sum(not verdict.agrees for verdict in verdicts):
         return f"{differing} of {len(verdicts)} differ by more than {tolerance:g}"
     if not any(verdict.compared for verdict in verdicts):
-        return "nothing was compared: every prompt is too long for this server"
+        return "nothing was compared: this server can answer none of the prompts"
     return ""

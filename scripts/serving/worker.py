@@ -62,11 +62,15 @@ def _generated(llm: Any, case: dict[str, Any], media: Any, steps: int, top: int)
     if "url" not in case:
         return generate(llm, [case], media, steps, top)[0]
     llm.apply_model(watch_tower)
-    try:
-        with loader_noted() as loads:
+    with loader_noted() as loads:
+        try:
             (got,) = generate(llm, [case], media, steps, top)
-    finally:
-        (calls,) = llm.apply_model(unwatch_tower)
+        except ValueError:
+            if not loads or loads[0]["frames_indices"]:
+                raise
+            return {"unread": "its loader decodes no frame of the file; encode it anew for serving"}
+        finally:
+            (calls,) = llm.apply_model(unwatch_tower)
     return got | {"seen": seen(loads[0], calls, case, media)}
 
 

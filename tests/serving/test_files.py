@@ -100,14 +100,14 @@ def differing(options: Options) -> dict[Any, str]:
 def test_a_server_sees_and_says_what_training_does(checkpoint, environment, clips, version, tmp_path) -> None:
     model = exported(checkpoint, tmp_path / "model", Policy())
     assert differing(Options(model, environment(version), RATES, videos=clips)) == {}
-    assert differing(Options(model, environment(version), [0.5], videos=clips, told=False)) == {}
+    assert differing(Options(model, environment(version), [0.5], videos=clips, server_flags="default")) == {}
 
 
 def test_a_policy_of_ones_own_reaches_the_server(checkpoint, environment, clips, tmp_path) -> None:
     policy = Policy(fps=5.0, min_frames=6, max_frames=31, max_pixels=12544)
     model = exported(checkpoint, tmp_path / "model", policy)
     assert differing(Options(model, environment("0.32.0"), [0.0, 0.75], videos=clips)) == {}
-    texts = differing(Options(model, environment("0.32.0"), [0.75], videos=clips[:2], told=False))
+    texts = differing(Options(model, environment("0.32.0"), [0.75], videos=clips[:2], server_flags="default"))
     assert len(texts) == 2 and all(text.startswith("frames: ") for text in texts.values())
 
 
@@ -136,8 +136,8 @@ def serving(python: str, command: str, folder: Path) -> Any:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # The CPU build's package has another name than its `vllm` command asks for; the server itself is the same.
-    model, *told = shlex.split(command.removeprefix("vllm serve "))
-    words = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *told]
+    model, *flags = shlex.split(command.removeprefix("vllm serve "))
+    words = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *flags]
     words += ["--port", str(port), "--dtype", "float32"]
     words += ["--enforce-eager", "--max-model-len", "16384", "--allowed-local-media-path", "/", "--skip-mm-profiling"]
     here = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}

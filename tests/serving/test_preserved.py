@@ -158,7 +158,7 @@ def test_a_step_that_is_run_again_has_the_positions_of_the_first_time(runner, da
 @given(data=st.data())
 def test_a_drafter_s_look_ahead_moves_nothing(data) -> None:
     prompt, server = data.draw(prompts()), First()
-    assume(all(medium.length > 1 for medium in prompt.slots))  # of one row it cannot be told whose it is
+    assume(all(medium.length > 1 for medium in prompt.slots))  # of one row it is unknown whose it is
     server.add(prompt)
     chunk = data.draw(st.integers(1, prompt.length))
     for start in range(0, prompt.length, chunk):

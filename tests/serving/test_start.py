@@ -16,7 +16,7 @@ from tests.serving.conftest import drive
 pytestmark = pytest.mark.serving
 
 TRAINED = Policy(scorer_dtype="float32", max_frames=128)
-TOLD = {"media_io_kwargs": {"video": {"max_frames": 128}}}  # what such a server must be told
+FLAGS = {"media_io_kwargs": {"video": {"max_frames": 128}}}  # what such a server must be given
 
 
 @pytest.fixture(scope="module", params=SUPPORTED)
@@ -32,19 +32,19 @@ def said(request, environment, tmp_path_factory):
 
 # name: (what was trained, if an evs.json says so; arguments of the server)
 CONFIGURATIONS = {
-    "as trained": (TRAINED, TOLD),
+    "as trained": (TRAINED, FLAGS),
     "an older export": (None, {}),
     "no pruning": (None, {"video_pruning_rate": None, "pipeline_parallel_size": 2}),
     "pipeline": (None, {"pipeline_parallel_size": 2}),
     "vidcom2": (None, {"video_pruning_method": "vidcom2"}),
-    "vidcom2, trained for it": (replace(TRAINED, method="vidcom2"), TOLD | {"video_pruning_method": "vidcom2"}),
+    "vidcom2, trained for it": (replace(TRAINED, method="vidcom2"), FLAGS | {"video_pruning_method": "vidcom2"}),
     "defaults": (TRAINED, {}),
     "another rate of frames": (TRAINED, {"media_io_kwargs": {"video": {"max_frames": 128, "fps": 1}}}),
     "another loader": (TRAINED, {"media_io_kwargs": {"video": {"max_frames": 128, "video_backend": "opencv"}}}),
-    "sampled again": (TRAINED, TOLD | {"mm_processor_kwargs": {"do_sample_frames": True, "fps": 1}}),
-    "other sizes": (TRAINED, TOLD | {"mm_processor_kwargs": {"size": {"longest_edge": 50176, "shortest_edge": 784}}}),
-    "another dtype": (TRAINED, TOLD | {"dtype": "bfloat16"}),
-    "another scheme": (replace(TRAINED, scheme="vllm"), TOLD),
+    "sampled again": (TRAINED, FLAGS | {"mm_processor_kwargs": {"do_sample_frames": True, "fps": 1}}),
+    "other sizes": (TRAINED, FLAGS | {"mm_processor_kwargs": {"size": {"longest_edge": 50176, "shortest_edge": 784}}}),
+    "another dtype": (TRAINED, FLAGS | {"dtype": "bfloat16"}),
+    "another scheme": (replace(TRAINED, scheme="vllm"), FLAGS),
 }
 QUIET = ["as trained", "an older export", "no pruning", "vidcom2, trained for it"]
 

@@ -56,6 +56,11 @@ def test_answers_may_part_where_two_tokens_are_equally_likely() -> None:
     assert not compare(answer, served, 0.01).agrees
 
 
+def test_a_file_that_the_server_cannot_read_is_named_and_no_difference() -> None:
+    verdict = compare(ours(), {"unread": "decodes no frame"}, 1e-3)
+    assert verdict == Verdict("not read by the server", True, "decodes no frame", compared=False)
+
+
 def test_a_limit_of_the_server_is_no_difference() -> None:
     verdict = compare(ours(), {"limit": "exceeds the encoder cache size 2048"}, 1e-3)
     assert verdict == Verdict("too long for the server", True, "exceeds the encoder cache size 2048", compared=False)
