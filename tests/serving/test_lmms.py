@@ -1,0 +1,115 @@
+"""A real lmms-eval finds our model by its entry point, and answers as scripts/evaluate.py does.
+
+EVS_LMMS_ENV names an environment with `pip install evs-uptrain[lmms-eval]`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+from evs.policy import Policy
+from scripts import evaluate
+from train.served import write_processor
+
+pytestmark = pytest.mark.serving
+TASK = Path(__file__).parent / "lmms_task"
+RATES = [0.0, 0.75]
+
+
+@pytest.fixture
+def python() -> Path:
+    folder = os.environ.get("EVS_LMMS_ENV")
+    if folder is None:
+        pytest.skip("needs lmms-eval: name its environment in EVS_LMMS_ENV")
+    return Path(folder) / "bin" / "python"
+
+
+@pytest.fixture
+def lettered(checkpoint, tmp_path) -> Path:
+    """An export whose head knows four letters only, of which one is always above the rest of the words."""
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "lettered"))
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    letters = [AutoTokenizer.from_pretrained(folder)(each)["input_ids"][0] for each in "ABCD"]
+    one, other = torch.randn(2, model.lm_head.in_features, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[letters] = torch.stack([one, -one, other, -other])
+    model.save_pretrained(folder)
+    policy = Policy(max_frames=8, max_pixels=25088, scorer_dtype="float32")
+    policy.write(folder)
+    write_processor(folder, policy)
+    return folder
+
+
+def documents(clips: list[Path]) -> list[dict[str, str]]:
+    names = [clip.stem for clip in clips]
+    questions = [
+        f"{i}: which video is it?\n" + "\n".join(f"{a}. {b}" for a, b in zip("ABCD", names)) for i in range(12)
+    ]
+    return [
+        {"video": str(clips[i % len(clips)]), "question": question, "answer": "ABCD"[i % 4]}
+        for i, question in enumerate(questions)
+    ]
+
+
+def row(number: int, document: dict[str, str]) -> dict[str, Any]:
+    turns = [("human", f"<video>\n{document['question']}"), ("gpt", document["answer"])]
+    talk = [{"from": who, "value": text} for who, text in turns]
+    return {"id": str(number), "video": document["video"], "conversations": talk}
+
+
+def lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    return path
+
+
+def test_lmms_eval_gives_the_accuracy_and_the_answers_of_evaluate(python, lettered, clips, tmp_path):
+    asked = documents(clips)
+    task = Path(shutil.copytree(TASK, tmp_path / "task"))
+    yaml, file = task / "evs_letters.yaml", lines(tmp_path / "documents.jsonl", asked)
+    yaml.write_text(yaml.read_text().replace("EVS_LETTERS", str(file)))
+    data = lines(tmp_path / "rows.jsonl", [row(i, each) for i, each in enumerate(asked)])
+    out = tmp_path / "ours.json"
+    evaluate.main(evaluate.Options(str(lettered), str(data), RATES, str(out), dtype="float32", workers=0))
+    scores = {each["rate"]: each["accuracy"] for each in json.loads(out.read_text())["scores"]}
+    answers = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()[1:]]
+    for rate in RATES:
+        accuracy, given = run(python, lettered, task, tmp_path / f"{rate:g}", rate)
+        assert accuracy == pytest.approx(scores[rate])
+        assert given == [each["text"] for each in answers if each["rate"] == rate]
+
+
+def run(python: Path, model: Path, task: Path, out: Path, rate: float) -> tuple[float, list[str]]:
+    """(accuracy, what was answered), as lmms-eval's own command writes them."""
+    name = "evs_qwen3_vl" if "qwen3" in (model / "config.json").read_text() else "evs_qwen2_5_vl"
+    words = [
+        "-m",
+        "lmms_eval",
+        "--model",
+        name,
+        "--tasks",
+        "evs_letters",
+        "--include_path",
+        str(task),
+        "--device",
+        "cpu",
+    ]
+    words += ["--model_args", f"pretrained={model},pruning_rate={rate:g},dtype=float32", "--batch_size", "4"]
+    words += ["--log_samples", "--output_path", str(out)]
+    quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    done = subprocess.run([python, *words], env={**os.environ, **quiet}, capture_output=True, text=True, timeout=600)
+    (results,) = out.rglob("*_results.json")
+    (samples,) = out.rglob("*_samples_evs_letters.jsonl")
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = sorted((json.loads(line) for line in samples.read_text().splitlines()), key=lambda each: each["doc_id"])
+    accuracy = json.loads(results.read_text())["results"]["evs_letters"]["accuracy,none"]
+    return accuracy, [each["filtered_resps"].strip() for each in rows]
