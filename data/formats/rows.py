@@ -14,6 +14,7 @@ from data.formats.roots import Root
 from data.types import RowError, Sample
 
 FORMAT_OF_KEY = {"conversations": "llava", "messages": "openai"}  # how "auto" decides
+BENCHMARKS = ("video_mme", "mv_bench", "temp_compass", "long_video_bench")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def _converter(name: str) -> Callable[[Mapping[str, Any], Root, str], Sample]:
     found = find_spec(f"data.formats.{name}")
     converter = getattr(import_module(f"data.formats.{name}"), "sample", None) if found else None
     if converter is None:
-        raise ValueError(f"data format {name!r} is unknown; use auto, {', '.join(FORMAT_OF_KEY.values())}")
+        known = ("auto", *FORMAT_OF_KEY.values(), *BENCHMARKS)
+        raise ValueError(f"data format {name!r} is unknown; use one of {', '.join(known)}")
     return converter
 
 

@@ -80,7 +80,7 @@ def test_a_bad_row_is_named_when_it_is_read(tmp_path, text, words):
 
 
 def test_an_unknown_format_is_named(file):
-    with pytest.raises(ValueError, match="'rows' is unknown; use auto, llava, openai"):
+    with pytest.raises(ValueError, match="'rows' is unknown; use one of auto, llava, openai"):
         read(str(file), format="rows")
     with pytest.raises(RowError, match='"conversations" is NoneType'):
         read(str(file), format="llava")[1]
