@@ -2,6 +2,7 @@
 
 python scripts/benchmark.py step|prefill|mask|evaluate [shape=small] [rates=[0,0.5]] [out=FILE.json]
 python scripts/benchmark.py batching|decode|forecast [out=FILE.json]
+python scripts/benchmark.py index [rows=200000] [files=2000] [ranks=2] [out=FILE.json]
 python scripts/benchmark.py peers [peers=[trl,llamafactory,ms_swift,trainer]] [device=cpu|cuda] [folder=runs/peers]
 
 Medians over `rounds` rounds in which every contender runs once, after a warm-up. Weights are random, nothing is
@@ -26,6 +27,8 @@ from scripts.bench import data as bench_data
 from scripts.bench import step as bench_step
 from scripts.bench.evaluate import evaluate
 from scripts.bench.forecast import forecast
+from scripts.bench.index import Options as IndexOptions
+from scripts.bench.index import index
 from scripts.bench.models import ANSWER, PROMPT, build_shape, model_config
 from scripts.bench.peers import race
 from scripts.bench.prefill import prefill
@@ -87,16 +90,16 @@ def main() -> None:
     if what == "peers":
         cli.run(race.main, race.Options, words)
         return
-    known = [*MODEL, *DATA, "peers"]
+    known = [*MODEL, *DATA, "index", "peers"]
     if what not in known:
         cli.fail(f"{what or 'nothing'!r} cannot be measured: use one of {', '.join(known)}")
-    options = cli.parse(Options, words)
+    options = cli.parse(IndexOptions, words) if what == "index" else cli.parse(Options, words)
     with cli.one_line_errors():
         about = {"what": what, "machine": machine(), "options": asdict(options)}
-        if what in MODEL:
+        if isinstance(options, Options) and what in MODEL:
             about["shape"] = describe(options)
         print(json.dumps(about))
-        result = about | {"result": measure(what, options)}
+        result = about | {"result": index(options) if isinstance(options, IndexOptions) else measure(what, options)}
         if options.out:
             Path(options.out).parent.mkdir(parents=True, exist_ok=True)
             Path(options.out).write_text(json.dumps(result, indent=1) + "\n")

@@ -87,15 +87,20 @@ class TarRows:
 
 def _members(file: Path) -> list[tuple[str, int, int]]:
     """(name, begin, size) of each. ValueError for a file that is no whole archive."""
+    spans: dict[str, tuple[int, int]] = {}
     try:
         with tarfile.open(file, "r:") as archive:
-            members = [(each.name, each.offset_data, each.size) for each in archive if each.isreg()]
+            for each in archive:
+                if each.isreg():
+                    spans[each.name] = each.offset_data, each.size
+                elif each.islnk() and each.linkname in spans:  # tar's way to store a file that it has stored before
+                    spans[each.name] = spans[each.linkname]
             end = archive.offset
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{file}: is no whole .tar file ({error}); fetch the shard again") from None
     if file.stat().st_size < end + tarfile.BLOCKSIZE:  # of the empty block that closes an archive
         raise ValueError(f"{file}: ends early, at byte {file.stat().st_size}; fetch the shard again")
-    return members
+    return [(name, *span) for name, span in spans.items()]
 
 
 def _key(name: str) -> str:

@@ -6,12 +6,13 @@ import importlib
 
 import pytest
 
+from scripts import prepare
 from tests.runs import ROOT
 from train import cli, usage
 from train.config import Config
 from train.run import KEYS, explain
 
-SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if path.stem != "__init__")
+SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if path.stem not in ("__init__", "prepare"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -36,6 +37,12 @@ def test_the_help_of_training_shows_the_groups_and_the_keys_that_matter():
     page = explain(everything=False)
     assert "rate=beta|choice|constant" in page and "+experiment=demo|" in page
     assert all(f"  {key}=" in page for key in KEYS) and len(KEYS) == 10
+
+
+def test_the_help_of_prepare_is_that_of_training(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["prepare.py", "--help"])
+    prepare.main()
+    assert explain(everything=False) in capsys.readouterr().out
 
 
 def test_all_keys_of_training_are_listed_on_request():

@@ -65,3 +65,13 @@ def test_a_shard_that_ends_early_is_named(shard, cut):
     with pytest.raises(ValueError, match=r"a.tar: (ends early|is no whole .tar file)") as error:
         read(shard)
     assert "\n" not in str(error.value)
+
+
+def test_a_video_that_tar_stores_as_a_link_is_found(tmp_path, clip):
+    rows = [tmp_path / f"{i}.json" for i in range(2)]
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for path in rows:
+            path.write_text(json.dumps({"conversations": TURNS}))
+            archive.add(path, path.name)
+            archive.add(clip, f"{path.stem}.mp4")
+    assert [probe(sample.media[0]).frames for sample in read(str(tmp_path / "a.tar"))] == [100, 100]

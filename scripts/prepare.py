@@ -1,0 +1,60 @@
+"""Make the index of a run's data beforehand, on a node without a GPU: what a run then reads at its start.
+
+python scripts/prepare.py +experiment=qwen_evs_uptrain model.path=DIR_OR_HUB_ID data.train=DATA [data.workers=16 ...]
+
+The words are those of train/run.py. Several of these at once, on any machines that see the same data.cache, share the
+work; one that is stopped is continued by the next.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: imports start at the repository root, not in scripts/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from train import cli
+from train.config import Config, check
+from train.run import explain, register, typed
+
+
+def prepare(config: Config) -> None:
+    """Read all rows that the configuration names, and print how many can be used."""
+    from train.build import build_encoder  # slow to import, and useless where a word is wrong
+    from train.rows import read_index, usable
+
+    encoder = build_encoder(config.model, config.data)
+    for key, given in (("data.train", config.data.train), ("data.eval", config.data.eval)):
+        if given is None:
+            continue
+        collection, index = read_index(None, key, given, config.data, encoder)
+        usable(collection, index)
+        print(f"{key}: {len(index)} of {len(collection.samples)} rows can be used")
+        for reason in index.lost[:10]:
+            print(f"  left out: {reason.id}: {reason.reason}")
+
+
+def main() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(f"{__doc__}\n{explain('all' in sys.argv[1:])}")
+        return
+    register()
+    try:
+        with initialize_config_module("configs", version_base="1.3"):
+            raw = compose("config", overrides=sys.argv[1:])
+    except (HydraException, OmegaConfBaseException) as error:
+        cli.fail(cli.config_error(error, sys.argv[1:], list(cli.leaves(OmegaConf.structured(Config)))))
+    with cli.one_line_errors():
+        config = typed(raw)
+        check(config)
+        prepare(config)
+
+
+if __name__ == "__main__":
+    main()
