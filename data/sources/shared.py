@@ -70,8 +70,8 @@ def _watched(tasks: Sequence[Task], processes: Sequence[Any], failures: Any, wha
         begin = time.monotonic()
         if not failures.empty():
             raise ValueError(failures.get())
-        if dead := [process.exitcode for process in processes if process.exitcode]:
-            raise RuntimeError(f"{what}: a worker process ended with status {dead[0]} (memory?): lower data.workers")
+        if dead := [process for process in processes if process.exitcode]:
+            raise RuntimeError(f"{what}: index worker (pid {dead[0].pid}) ended with status {dead[0].exitcode}")
         still = [task for task in left if not task.path.exists()]
         if len(still) < len(left):
             moved = begin

@@ -14,7 +14,7 @@ SMALLER = "lower train.batch_size or train.token_budget, data.max_frames or data
 # What the message of an error holds, and what it means; the first that matches counts.
 KNOWN = (
     (
-        r"DataLoader worker \(pid(?:\(s\))? (?P<what>[\d, ]+)\)",
+        r"(?:DataLoader|index) worker \(pid(?:\(s\))? (?P<what>[\d, ]+)\)",
         "data worker (pid {what}) was killed, most likely because the machine's memory was full: "
         "lower data.workers, data.max_frames or data.max_pixels",
     ),

@@ -1,6 +1,7 @@
 """Work shared through a folder: made once, taken over from the dead, failing in one line."""
 
 import os
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from data.sources import shared
 from data.sources.shared import complete
+from train.state.failures import explained
 
 
 @dataclass(frozen=True)
@@ -59,3 +61,17 @@ def test_what_cannot_be_made_ends_all_in_one_line(tmp_path, workers):
     with pytest.raises(ValueError, match=r"^1 cannot be made$"):
         complete([Note(tmp_path / str(i), bad=i == 1) for i in range(4)], "notes", workers=workers, progress=False)
     assert not list(tmp_path.glob("*.claim")) or workers
+
+
+@dataclass(frozen=True)
+class Last(Note):
+    """Ends the process that makes it, as a machine out of memory does."""
+
+    def make(self, path: Path) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_ends_all_with_a_line_that_names_it(tmp_path):
+    with pytest.raises(RuntimeError, match=r"notes: index worker \(pid \d+\) ended") as error:
+        complete([Last(tmp_path / str(i)) for i in range(2)], "notes", workers=1, progress=False)
+    assert "was killed, most likely because the machine's memory was full" in str(explained(error.value))
