@@ -47,8 +47,14 @@ def test_every_experiment_shown_composes(experiment, tmp_path):
 def test_every_override_shown_is_a_key():
     block = next(part for part in README.split("\n\n") if "rate=uniform|" in part)
     shown = {word.split("=")[0] for line in block.splitlines() for word in line.split() if "=" in word}
-    groups = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()} | {"+experiment", "rate.high"}
-    assert shown - groups <= set(leaves(OmegaConf.structured(Config)))
+    groups = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()} | {"+experiment"}
+    plugs = {
+        f"{group}.{key}"
+        for group in ("rate", "method")
+        for path in (ROOT / "configs" / group).iterdir()
+        for key in OmegaConf.load(path)
+    }
+    assert shown - groups - plugs <= set(leaves(OmegaConf.structured(Config)))
 
 
 def test_every_file_linked_exists():
