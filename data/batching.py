@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from data.loads import Budget, Loads, Price
+from data.packing import pack
 from data.sizes import KeptCounts, Sizes
 from data.sources.mixture import Mixture, order
+
+TERA = 10**12
 
 
 @dataclass(frozen=True)
@@ -69,31 +74,14 @@ def shards(samples: int, batch_size: int, world: int, rank: int) -> tuple[tuple[
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What one micro-batch may hold."""
-
-    tokens: int  # that the language model reads, after pruning
-    patches: int | None = None  # that the vision tower reads
-    lookahead: int = 1024  # at most so many samples among which the ones that fit are looked for
-
-    def __post_init__(self) -> None:
-        for name in ("tokens", "patches", "lookahead"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"a budget of {name}={value} must be at least 1")
-
-    @property
-    def room(self) -> np.ndarray:
-        return np.array([self.tokens, np.inf if self.patches is None else self.patches])
-
-
-@dataclass(frozen=True)
 class BudgetPlan:
-    """Micro-batches filled to a budget at their step's own rate, for one rank, from sizes alone.
+    """Micro-batches filled to a budget at their own rates, for one rank, from sizes alone.
 
-    Samples come in the epoch's order; where the next one does not fit, the largest of the look-ahead that do are taken
-    before it. No sample waits for ever, since the oldest is always taken first, and none of the next epoch is taken
-    before the last of this one. What a step holds depends on the steps before it in the same way on every rank, and
-    not on how many ranks share it; planning one costs so little that resuming plans all anew.
+    All micro-batches of a step are filled together out of the samples that are next in the epoch's order and some
+    beyond, each sample at the rate of its place. No sample waits for ever, since the oldest is always taken, and none
+    of the next epoch is taken in a step before the one that takes the last of this epoch. What a step holds depends
+    on the steps before it in the same way on every rank, and not on how many ranks share it; planning one costs so
+    little that resuming plans all anew.
     """
 
     sizes: Sizes
@@ -104,6 +92,7 @@ class BudgetPlan:
     rank: int
     seed: int
     mixture: Mixture | None = None  # None: every sample once an epoch
+    price: Price | None = None
 
     def micro_batches(self, step: int) -> tuple[tuple[int, ...], ...]:
         """Sample indices of this rank's micro-batches in `step` (from 0), one tuple for each of its rates."""
@@ -118,15 +107,18 @@ class BudgetPlan:
 
     def check(self, rate: float, name: Callable[[int], str]) -> None:
         """ValueError where a sample alone is above the budget at `rate`, the lowest that will be drawn."""
-        tokens = self.sizes.tokens(np.arange(len(self.sizes)), rate, self.kept)
-        for what, cost, budget in (
-            ("token", tokens, self.budget.tokens),
-            ("patch", self.sizes.patches_S, self.budget.patches),
+        everything = np.arange(len(self.sizes))
+        tokens = self.sizes.tokens(everything, rate, self.kept)
+        cost = self.price(everything, tokens) if self.price else None
+        for what, each, budget, unit in (
+            ("token", tokens, self.budget.tokens, 1),
+            ("patch", self.sizes.patches_S, self.budget.patches, 1),
+            ("cost", cost, self.budget.cost, TERA),
         ):
-            if budget is not None and cost.max() > budget:
+            if budget is not None and each is not None and each.max() > budget:
                 raise ValueError(
-                    f"train.{what}_budget={budget} is smaller than sample {name(int(cost.argmax()))} alone: "
-                    f"give at least {cost.max()}, or cap the sample (data.max_tokens, data.max_frames)"
+                    f"train.{what}_budget={budget / unit:g} is smaller than sample {name(int(each.argmax()))} alone: "
+                    f"give at least {each.max() / unit:g}, or cap the sample (data.max_tokens, data.max_frames)"
                 )
 
 
@@ -134,75 +126,38 @@ class _Planner:
     """A place in the endless stream of steps. It moves forward; an earlier step is planned from the beginning."""
 
     def __init__(self, plan: BudgetPlan) -> None:
-        self.plan = plan
+        self.plan, self.loads = plan, Loads(plan.sizes, plan.kept, plan.budget, plan.price)
         self._rewind()
 
     def _rewind(self) -> None:
-        self.next, self.epoch = 0, 0
+        self.next = self.epoch = self.read = 0  # the step, and the next sample's place in the stream of epochs
         self.last: tuple[tuple[int, ...], ...] = ()
-        self._begin(0)
-
-    def _begin(self, epoch: int) -> None:
-        self.epoch, self.read = epoch, 0
-        self.waiting = np.zeros(0, dtype=np.int64)
-        self.costs = np.zeros((2, 0))  # tokens at the place's rate and patches of those that wait
+        self.waiting = np.zeros((2, 0), dtype=np.int64)  # [sample and its epoch, M] in order of age
 
     def step(self, step: int) -> tuple[tuple[int, ...], ...]:
         """Sample indices by place."""
         if step < self.next - 1:
             self._rewind()
         while self.next <= step:
-            self.last = tuple(map(self._place, self.plan.rates(self.next)))
+            self.last = self._fill(self.plan.rates(self.next))
             self.next += 1
         return self.last
 
-    def _place(self, rate: float) -> tuple[int, ...]:
-        """The next micro-batch; where an epoch ends in it, the next one's samples fill it up."""
-        self.costs = self._price(self.waiting, rate)
-        batch: list[int] = []
-        room = self.plan.budget.room
-        while True:
-            self._look_ahead(rate)
-            taken = fill(self.costs, room)
-            batch += self.waiting[taken].tolist()
-            room = room - self.costs[:, taken].sum(1)
-            left = np.ones(len(self.waiting), dtype=bool)
-            left[taken] = False
-            self.waiting, self.costs = self.waiting[left], self.costs[:, left]
-            if len(self.waiting) or not len(taken):
-                assert batch, "no sample fits an empty micro-batch: BudgetPlan.check was not called"
-                return tuple(batch)
+    def _fill(self, rates: Sequence[float]) -> tuple[tuple[int, ...], ...]:
+        self._look_ahead(self.loads.expected(rates) + self.plan.budget.lookahead)
+        place_M = pack(self.loads(self.waiting[0], rates), self.waiting[1], self.next)
+        by_place = np.argsort(place_M, kind="stable")
+        ends = np.searchsorted(place_M[by_place], np.arange(len(rates) + 1)).tolist()
+        taken = self.waiting[0, by_place].tolist()
+        batches = tuple(tuple(taken[begin:end]) for begin, end in pairwise(ends))
+        assert all(batches), "no sample fits an empty micro-batch: BudgetPlan.check was not called"
+        self.waiting = self.waiting[:, place_M < 0]
+        return batches
 
-    def _look_ahead(self, rate: float) -> None:
-        """Fills the waiting samples up when half are gone; from the next epoch only when this one is used up."""
-        samples, lookahead = len(self.plan.sizes), self.plan.budget.lookahead
-        if self.read == samples and not len(self.waiting):
-            self._begin(self.epoch + 1)
-        if len(self.waiting) > lookahead // 2:
-            return
-        until = min(samples, self.read + lookahead - len(self.waiting))
-        new = order(self.plan.mixture or samples, self.plan.seed, self.epoch)[self.read : until]
-        self.read = until
-        self.waiting = np.concatenate([self.waiting, new])
-        self.costs = np.concatenate([self.costs, self._price(new, rate)], axis=1)
-
-    def _price(self, places: np.ndarray, rate: float) -> np.ndarray:
-        sizes = self.plan.sizes
-        return np.array([sizes.tokens(places, rate, self.plan.kept), sizes.patches_S[places]], dtype=np.float64)
-
-
-def fill(costs_2B: np.ndarray, room_2: np.ndarray) -> list[int]:
-    """Which of the B samples to take: the first ones while they fit, then the largest of the others that do."""
-    first = int((costs_2B.cumsum(1) <= room_2[:, None]).all(0).sum())  # costs are positive, so these come first
-    taken = list(range(first))
-    room_2 = room_2 - costs_2B[:, :first].sum(1)
-    others = np.arange(first, costs_2B.shape[1])
-    while True:
-        tokens, patches = costs_2B[:, others]
-        others = others[(tokens <= room_2[0]) & (patches <= room_2[1])]
-        if not len(others):
-            return taken
-        best = int(costs_2B[0, others].argmax())
-        taken.append(int(others[best]))
-        room_2 = room_2 - costs_2B[:, taken[-1]]
-        others = np.delete(others, best)
+    def _look_ahead(self, wanted: int) -> None:
+        """Lets so many samples wait."""
+        while (missing := wanted - self.waiting.shape[1]) > 0:
+            epoch, within = divmod(self.read, len(self.plan.sizes))
+            new = order(self.plan.mixture or len(self.plan.sizes), self.plan.seed, epoch)[within : within + missing]
+            self.waiting = np.hstack([self.waiting, np.stack([new, np.full(len(new), epoch)])])
+            self.read += len(new)

@@ -17,10 +17,11 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
-from data.batching import Budget, BudgetPlan, Plan
+from data.batching import TERA, Budget, BudgetPlan, Plan
 from data.encode import Encoder
 from data.loader import Step, step_loader
-from data.sizes import KeptCounts
+from data.loads import Price
+from data.sizes import KeptCounts, Sizes
 from data.types import Sample
 from evs.adapters import adapter_for
 from evs.methods import Method
@@ -41,7 +42,7 @@ from train.evaluation.scores import Score
 from train.loop import Parts, StepRates
 from train.model import base_model, build_empty_model, build_model, build_processor, weight_dtype
 from train.optim import build_optimizer
-from train.report import preflight, show
+from train.report import cost, preflight, show
 from train.report.memory import Memory, watch
 from train.report.meters import Meter
 from train.report.preflight import Largest, largest
@@ -106,7 +107,7 @@ def prepare(config: Config) -> Prepared:
     shape["data"] = learned.fingerprint
     origin.check(engine, shape, config.resume_changes)
     kept = partial(kept_counts, method)
-    plan = build_plan(config, engine, learned, rates=rates, kept=kept)
+    plan = build_plan(config, engine, learned, rates=rates, kept=kept, architecture=base_model(empty).config)
     forecast = None
     if config.data.audit and config.preflight != "off":
         forecast = check_memory(config, engine, empty, largest(plan, learned.index.sizes, rates.lowest(), kept))
@@ -157,6 +158,14 @@ def build_meter(engine: Accelerator, config: Config, model: Any, memory: Memory,
     return meter
 
 
+def build_price(config: ModelConfig, architecture: Any, sizes: Sizes) -> Price:
+    """What every sample costs in a step as it is trained. `architecture`: the Hugging Face configuration."""
+    lora = config.lora.r is not None
+    recomputed = config.checkpoint_towers if config.gradient_checkpointing else []
+    frozen = TOWERS if lora else config.freeze
+    return cost.price(architecture, sizes, frozen=frozen, lora=lora, recomputed=recomputed)
+
+
 def build_plan(
     config: Config,
     engine: Accelerator,
@@ -164,14 +173,21 @@ def build_plan(
     *,
     rates: StepRates,
     kept: KeptCounts,
+    architecture: Any,
 ) -> Plan | BudgetPlan:
     """Which samples share a step: to a budget if there is one, else by number."""
     train, world, rank = config.train, engine.num_processes, engine.process_index
     if train.token_budget is None:
         samples = len(learned.samples)
         return Plan(samples, train.batch_size, train.accumulation, world, rank, config.seed, mixture=learned.mixture)
-    budget = Budget(train.token_budget, train.patch_budget, train.lookahead)
-    plan = BudgetPlan(learned.index.sizes, budget, rates, kept, world, rank, config.seed, learned.mixture)
+    sizes, allowed, price = learned.index.sizes, None, None
+    if train.cost_budget is not None:
+        price = build_price(config.model, architecture, sizes)
+        tokens_S = sizes.tokens(np.arange(len(sizes)), rates.lowest(), kept)
+        automatic = train.cost_budget == "auto"
+        allowed = cost.budget(price, tokens_S, train.token_budget) if automatic else TERA * float(train.cost_budget)
+    budget = Budget(train.token_budget, train.patch_budget, allowed, train.lookahead)
+    plan = BudgetPlan(sizes, budget, rates, kept, world, rank, config.seed, learned.mixture, price)
     plan.check(rates.lowest(), lambda place: learned.samples[place].id)
     return plan
 

@@ -95,10 +95,13 @@ class TrainConfig:
     steps: int = number(MISSING, least=1)  # of the optimizer
     batch_size: int = number(1, least=1)  # samples a rank and micro-batch; without effect under a token budget
     # What a micro-batch may hold: tokens that the language model reads (null: batch_size samples instead), and patches
-    # that the vision tower reads (null: as many as come).
+    # that the vision tower reads (null: as many as come). Both bound memory; what a step takes is bounded by its cost,
+    # 10^12 operations of forward, backward and recomputation: a number, auto (what token_budget tokens cost at the
+    # lowest rate, less a tenth), or null (equal in tokens).
     token_budget: int | None = number(None, least=1)
     patch_budget: int | None = number(None, least=1)  # patches of a micro-batch; see token_budget
-    lookahead: int = number(1024, least=1)  # samples among which the ones that fill a budget are looked for
+    cost_budget: str | None = names("auto", "auto", pattern=r"\d*\.?\d*[1-9]\d*\.?\d*(e[+-]?\d+)?")  # see token_budget
+    lookahead: int = number(256, least=1)  # samples beyond a step's own among which those that fit are looked for
     accumulation: int = number(1, least=1)  # micro-batches a step, each with its own rate
     rate_levels: int | None = number(64, least=2)  # rates that are ever drawn, so that lengths recur; null: any
     save_every: int = number(500, least=1)  # steps
@@ -183,6 +186,10 @@ def _in_data(config: Config) -> Iterator[tuple[bool, str]]:
     yield (
         train.token_budget is None and train.patch_budget is not None,
         "train.patch_budget needs train.token_budget: give both, or neither for fixed sizes",
+    )
+    yield (
+        train.token_budget is None and train.cost_budget not in (None, "auto"),
+        f"train.cost_budget={train.cost_budget} needs train.token_budget, which bounds memory: give both",
     )
     yield (
         train.token_budget is not None and not data.audit,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,68 +14,82 @@ import av
 import numpy as np
 from transformers.video_utils import load_video
 
-from data.batching import Budget, BudgetPlan
+from data.batching import TERA, Budget, BudgetPlan
+from data.loads import Price
 from data.media.container import VideoInfo
 from data.media.decode import decode as decode_sparse
 from data.sizes import SampleSize, Sizes, gather
 from data.types import VideoRef
 from evs import FrameDelta, Uniform
+from scripts.bench.models import build_shape, model_config
 from scripts.bench.timing import alternate, table
 from train.build import kept_counts
 from train.loop import StepRates
+from train.report import cost
 
 KEPT = partial(kept_counts, FrameDelta())
-STEPS, WORLD, TOKENS = 1000, 8, 16_384
+STEPS, WORLDS, TOKENS = 1000, (8, 64), 16_384
 KEYFRAMES = (2, 5, 10)  # seconds; 10 is x264's default at 25 frames a second
 
 
 def mixture(samples: int = 50_000, seed: int = 0) -> Sizes:
-    """Clips of 4 to 128 frames at five sizes of frame, 40 to 400 tokens of text."""
+    """Clips of 4 to 128 frames at five sizes of frame, pictures and plain text, 3 : 1 : 1; 40 to 400 text tokens."""
     random = np.random.default_rng(seed)
-    grids = random.integers(2, 65, samples)
-    tokens = random.choice([48, 64, 96, 128, 192], samples)
-    text = random.integers(40, 400, samples)
-    return gather(
-        SampleSize(int(n), ((int(t), int(k)),), int(4 * t * k), int(2 * t), int(n) // 2, int(t * (4 * k) ** 2))
-        for t, k, n in zip(grids, tokens, text)
-    )
+    kinds = random.choice(3, samples, p=[0.6, 0.2, 0.2])
+    return gather(_row(int(kind), random) for kind in kinds)
+
+
+def _row(kind: int, random: np.random.Generator) -> SampleSize:
+    text = int(random.integers(40, 400))
+    if kind == 0:
+        grids, each = int(random.integers(2, 65)), int(random.choice([48, 64, 96, 128, 192]))
+        return SampleSize(text, ((grids, each),), 4 * grids * each, 2 * grids, text // 2, grids * (4 * each) ** 2)
+    image = int(random.integers(64, 1500)) if kind == 1 else 0
+    return SampleSize(text + image, (), 4 * image, 0, text // 2, (4 * image) ** 2)
 
 
 def batching(rounds: int) -> dict[str, Any]:
-    """Fill, spread and equality over ranks of planned micro-batches at rates drawn from [0, .9], and planning time.
+    """Fill and equality over ranks of planned micro-batches at rates from [0, .9], and processor time of planning.
 
-    With the patch budget out of the way, then with one that holds above a rate of about .75.
+    Equal in cost of a Qwen2.5-VL-7B whose tower is frozen, then in tokens as before.
     """
-    results = {}
-    for name, patches in (("tokens", None), ("tokens and patches", 16 * TOKENS)):
-        results[name] = _planned(Budget(TOKENS, patches))
-    header = ("budget", "fill", "fill of the tighter", "cv of tokens", "ranks: mean", "worst", "ms a step")
+    sizes, config = mixture(), model_config(build_shape("qwen2_5_vl_7b"))
+    price = cost.price(config, sizes, frozen=("vision",), recomputed=("vision", "language"))
+    allowed = cost.budget(price, sizes.tokens(np.arange(len(sizes)), 0.0, KEPT), TOKENS)
+    results = {
+        f"{name}, {world} ranks": _planned(BudgetPlan(sizes, budget, _rates(world), KEPT, world, 0, 0, price=of), price)
+        for world in WORLDS
+        for name, budget, of in (("cost", Budget(TOKENS, cost=allowed), price), ("tokens", Budget(TOKENS), None))
+    }
+    header = ("budget", "fill", "spread of cost: mean", "worst", "ms a step")
     rows = [(name, *(f"{value:.4f}" for value in each.values())) for name, each in results.items()]
-    print(f"{STEPS} steps, {WORLD} ranks, {TOKENS} tokens\n{table(header, rows)}")
+    print(f"{STEPS} steps, {TOKENS} tokens, {allowed / TERA:.0f} TFLOP\n{table(header, rows)}")
     return results
 
 
-def _planned(budget: Budget) -> dict[str, float]:
-    sizes, rates = mixture(), StepRates(Uniform(0.0, 0.9), WORLD, 0)
-    plans = [BudgetPlan(sizes, budget, rates, KEPT, WORLD, rank, 0) for rank in range(WORLD)]
-    begin = time.perf_counter()
+def _rates(world: int) -> Callable[[int], Sequence[float]]:
+    drawn = StepRates(Uniform(0.0, 0.9), world, 0, levels=64)
+    return [drawn(step) for step in range(STEPS)].__getitem__
+
+
+def _planned(plan: BudgetPlan, price: Price) -> dict[str, float]:
+    begin = time.process_time()
     for number in range(STEPS):
-        plans[0].micro_batches(number)
-    seconds = time.perf_counter() - begin
-    tokens, patches = (np.empty((STEPS, WORLD)) for _ in range(2))
+        plan.micro_batches(number)
+    seconds = time.process_time() - begin
+    whole, world = replace(plan, world=1), plan.world
+    costs, fills = np.empty((2, STEPS, world))
     for number in range(STEPS):
-        for rank, plan in enumerate(plans):
-            places = np.array(plan.micro_batches(number)[0])
-            tokens[number, rank] = sizes.tokens(places, rates(number)[rank], KEPT).sum()
-            patches[number, rank] = sizes.patches_S[places].sum()
-    tighter = np.maximum(tokens / budget.tokens, patches / budget.patches) if budget.patches else tokens / budget.tokens
-    between = np.ptp(tokens, axis=1) / tokens.mean(1)
+        for place, (batch, rate) in enumerate(zip(whole.micro_batches(number), plan.rates(number))):
+            samples = np.array(batch)
+            tokens = plan.sizes.tokens(samples, rate, KEPT)
+            costs[number, place] = price(samples, tokens).sum()
+            fills[number, place] = tokens.sum() / plan.budget.tokens
+    between = np.ptp(costs, axis=1) / costs.mean(1)
     return {
-        "fill": tokens.mean() / budget.tokens,
-        "fill_of_the_tighter": tighter.mean(),
-        "cv": tokens.std() / tokens.mean(),
-        "ranks_mean": between.mean(),
-        "ranks_worst": between.max(),
+        "fill": float((costs / plan.budget.cost if plan.budget.cost else fills).mean()),
+        "ranks_mean": float(between.mean()),
+        "ranks_worst": float(between.max()),
         "ms_a_step": 1000 * seconds / STEPS,
     }
 

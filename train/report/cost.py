@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.loads import Price
+from data.sizes import Sizes
 from evs.adapters.packing import recurrent_layers
 
 
@@ -101,6 +103,21 @@ def training(
         language=once.language * (1 + through * (1 + ("language" in recomputed)) + heavy),
         head=once.head * (2 + heavy),
     )
+
+
+def price(config: Any, sizes: Sizes, **trained: Any) -> Price:
+    """What training on each sample costs, by the tokens that are left of it; `trained` as in `training`."""
+    zero = np.zeros(len(sizes))
+    media = training(config, Work(sizes.patches_S, sizes.pairs_S, zero, zero, sizes.targets_S), **trained).total
+    token, look = (training(config, Work(0, 0, *each, 0), **trained).total for each in ((1, 0), (0, 1)))
+    return Price(media, float(token), float(look))
+
+
+def budget(price: Price, tokens_S: np.ndarray, token_budget: int) -> float:
+    """Operations that suit a budget of tokens, `tokens_S` being those of every sample at the lowest rate: what so many
+    cost on average there, less a tenth, so that tokens seldom bind; never less than the dearest sample alone."""
+    cost_S = price(np.arange(len(tokens_S)), tokens_S)
+    return max(0.9 * token_budget * cost_S.sum() / tokens_S.sum(), cost_S.max())
 
 
 def _language_weights(text: Any) -> int:

@@ -24,7 +24,7 @@ def shape_of(config: Config, world: int, empty: nn.Module) -> dict[str, Any]:
     shape = {
         "seed": config.seed,
         "plan": {"places": world * train.accumulation, "batch_size": train.batch_size}
-        | {key: getattr(train, key) for key in ("token_budget", "patch_budget", "lookahead")},
+        | {key: getattr(train, key) for key in ("token_budget", "patch_budget", "cost_budget", "lookahead")},
         "rates": {**config.rate, "levels": train.rate_levels},
         "method": {**config.method, "scheme": config.model.scheme},
         "frames": {key: getattr(data, key) for key in FRAMES},

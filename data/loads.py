@@ -1,0 +1,93 @@
+"""What samples take of a micro-batch's budget at any rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from data.sizes import KeptCounts, Sizes
+
+TYPICAL = 4096  # samples whose mean stands for all
+RECURRING = 256  # rates whose counts are kept
+
+
+@dataclass(frozen=True)
+class Price:
+    """Operations of a training step by sample: fixed_S + token * n + look * n (n + 1) / 2 of n tokens that the language
+    model reads."""
+
+    fixed_S: np.ndarray
+    token: float
+    look: float
+
+    def __call__(self, samples: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Of samples [M] that have [..., M] tokens left, in the dtype of the prices."""
+        return self.fixed_S[samples] + tokens * (tokens * (self.look / 2) + (self.token + self.look / 2))
+
+    def per(self, cost: float) -> Price:
+        """The same in fractions of `cost`, in single precision."""
+        return Price((self.fixed_S / cost).astype(np.float32), self.token / cost, self.look / cost)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one micro-batch may hold. Micro-batches are equal in cost where it is given, else in tokens."""
+
+    tokens: int  # that the language model reads, after pruning
+    patches: int | None = None  # that the vision tower reads
+    cost: float | None = None  # operations, by a Price
+    lookahead: int = 256  # samples beyond those that a step needs, among which the ones that fit are looked for
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "patches", "cost", "lookahead"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"a budget of {name}={value} must be at least 1")
+
+
+class Loads:
+    """Fractions of the budget [K, P, M] that samples take at the rates of places, the one to be equal first.
+
+    Kept tokens are looked up: videos come in few shapes, and rates recur.
+    """
+
+    def __init__(self, sizes: Sizes, kept: KeptCounts, budget: Budget, price: Price | None) -> None:
+        assert (price is None) == (budget.cost is None)
+        self.sizes, self.budget = sizes, budget
+        self.cost = price.per(budget.cost) if price is not None and budget.cost is not None else None
+        widest = int(sizes.tokens_V.max(initial=0)) + 1
+        shapes, self.shape_V = np.unique(sizes.grids_V * widest + sizes.tokens_V, return_inverse=True)
+        grids, tokens = np.divmod(shapes, widest)
+        self._kept = lru_cache(RECURRING)(lambda rate: kept(grids, tokens, rate).astype(np.int32))
+        self._mean = lru_cache(RECURRING)(self._mean_load)
+
+    def __call__(self, samples: np.ndarray, rates: Sequence[float]) -> np.ndarray:
+        tokens_PM = self._tokens(samples, rates)
+        loads = [tokens_PM * np.float32(1 / self.budget.tokens)]
+        if self.cost is not None:
+            loads.insert(0, self.cost(samples, tokens_PM))
+        if self.budget.patches is not None:
+            loads.append(np.broadcast_to(self.sizes.patches_S[samples] / self.budget.patches, tokens_PM.shape))
+        return np.stack(loads)
+
+    def expected(self, rates: Sequence[float]) -> int:
+        """About how many samples fill micro-batches of these rates."""
+        return 1 + int(sum(1 / self._mean(round(rate, 2)) for rate in rates))
+
+    def _mean_load(self, rate: float) -> float:
+        some = np.linspace(0, len(self.sizes) - 1, min(TYPICAL, len(self.sizes))).astype(int)
+        return float(self(some, [min(rate, 0.99)])[0].mean())
+
+    def _tokens(self, samples: np.ndarray, rates: Sequence[float]) -> np.ndarray:
+        """[P, M] that the language model reads."""
+        first_M = self.sizes.first_S[samples]
+        counts_M = self.sizes.first_S[samples + 1] - first_M
+        last_M = counts_M.cumsum()
+        videos = np.repeat(first_M - last_M + counts_M, counts_M) + np.arange(last_M[-1])
+        kept_PU = np.stack([self._kept(rate) for rate in rates])
+        total_PV = np.zeros((len(rates), len(videos) + 1), np.int32)
+        np.cumsum(kept_PU.take(self.shape_V[videos], axis=1), axis=1, out=total_PV[:, 1:])
+        of_videos_PM = total_PV.take(last_M, axis=1) - total_PV.take(last_M - counts_M, axis=1)
+        return (of_videos_PM + self.sizes.fixed_S[samples].astype(np.int32)).astype(np.float32)
