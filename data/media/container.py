@@ -120,7 +120,10 @@ def demuxed(ref: VideoRef) -> Packets:
     # Time stamps that contradict the codec were made up: by the container (AVI has none) or by whoever wrote it.
     ordered = reorders == bool((np.diff(ticks_P) < 0).any()) and not (reorders and container.format.name == "avi")
     order = ticks_P.argsort()
-    return Packets(ticks_P[order], keys_P[order], ordered and bool(keys_P[:1].all()))
+    ordered = ordered and bool(keys_P[:1].all())
+    if any(packet.is_keyframe and packet.is_discard for packet in packets):
+        keys_P[order[:1]] = True  # decoding starts at the hidden keyframe, and this is the first frame that it shows
+    return Packets(ticks_P[order], keys_P[order], ordered)
 
 
 def _is_shown(packet: Packet) -> bool:

@@ -75,8 +75,9 @@ def test_sound_that_outlasts_the_picture_is_no_cut(tmp_path):
     assert len(decode(VideoRef(str(path)), videos.every).places_T) == 90
 
 
-def test_frames_that_an_edit_list_hides_are_not_counted(tmp_path):
-    whole = videos.write(tmp_path / "whole.mp4", [i / 30 for i in range(90)], g=30, bf=2)
+@pytest.mark.parametrize("keyframes", [30, 90], ids=["a later keyframe is shown", "the only keyframe is hidden"])
+def test_frames_that_an_edit_list_hides_are_not_counted(tmp_path, keyframes):
+    whole = videos.write(tmp_path / "whole.mp4", [i / 30 for i in range(90)], g=keyframes, bf=2)
     trimmed = videos.trim(whole, tmp_path / "trimmed.mov", 1.12)
     info = probe(VideoRef(str(trimmed)))
     with av.open(str(trimmed)) as container:
