@@ -52,6 +52,7 @@ def clips(tmp_path_factory) -> list[str]:
     assert spec is not None and spec.origin is not None
     footage = sorted((Path(spec.origin).parent / "datasets" / "data").glob("*.mp4"))
     written += [
+        videos.trim(footage[-1], folder / "trimmed.mov", 2.0),
         ten_bits(footage[0], folder / "ten_bits.mp4", ""),
         ten_bits(footage[0], folder / "hlg.mov", ":colorprim=bt2020:transfer=arib-std-b67:colormatrix=bt2020nc"),
     ]
