@@ -37,9 +37,9 @@ class Options:
     out: str = "runs/before_the_tower"  # a new folder
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # of data, weights and runs
     blocks: int = 4  # of the vision tower
-    train_videos: int = 3200
-    eval_videos: int = 200
-    base_steps: int = 400
+    train_videos: int = 3200  # synthetic ones, each with several questions
+    eval_videos: int = 200  # held out
+    base_steps: int = 400  # of training without pruning
     steps: int = 220  # of uptraining
     rates: list[float] = field(default_factory=lambda: [0, 0.5, 0.75, 0.85, 0.9])
 
