@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.containment import contained
 from data.labels import Labeller
 from data.media.decode import decode, places
 from data.media.frames import FramePolicy, Sampler
@@ -84,12 +85,14 @@ class Encoder:
 
     def encode(self, sample: Sample) -> Encoding:
         """The sample with its answers labelled. MediaError or RowError if it cannot be used, TooLong if it is."""
-        return self.encode_clips(sample, *self.read(sample))
+        with contained(sample.id):
+            return self.encode_clips(sample, *self.read(sample))
 
     def prompt(self, sample: Sample) -> Encoding:
         """The sample up to where its last answer begins, for generation; no token is labelled."""
         asked = sample.turns[:-1] if sample.turns[-1].role == "assistant" else sample.turns
-        return self.encode_clips(replace(sample, turns=asked), *self.read(sample), generate=True)
+        with contained(sample.id):
+            return self.encode_clips(replace(sample, turns=asked), *self.read(sample), generate=True)
 
     def read(self, sample: Sample) -> tuple[list[Clip], list[np.ndarray]]:
         """The decoded videos and images, each in the order of the prompt. The text is checked first."""
@@ -145,16 +148,19 @@ class Encoder:
         sketches: dict[VideoRef | ImageRef, _Sketch] = {}
         for sample in samples:
             try:
-                sketches.update((ref, self._sketch(ref, headers[ref])) for ref in sample.media if ref not in sketches)
-                found.append(self._outline(sample, sketches))
+                with contained(sample.id):
+                    sketches |= {ref: self._sketch(ref, headers[ref]) for ref in sample.media if ref not in sketches}
+                    found.append(self._outline(sample, sketches))
             except (MediaError, RowError) as error:
                 found.append(error)
         ids = iter(self.labeller.batch([each.text for each in found if isinstance(each, _Outline)]))
         for place, (sample, outline) in enumerate(zip(samples, found)):
             if isinstance(outline, _Outline):
+                text = next(ids)
                 try:
-                    found[place] = self._size(sample, outline, next(ids))
-                except RowError as error:
+                    with contained(sample.id):
+                        found[place] = self._size(sample, outline, text)
+                except (MediaError, RowError) as error:
                     found[place] = error
         return found
 

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import xxhash
 
+from data.containment import contained
 from data.encode import Encoder
 from data.media.container import VideoInfo, probe
 from data.media.images import probe_image
@@ -143,7 +144,8 @@ def _header(ref: Ref) -> Header:
 
 def _read(ref: Ref, _: str) -> Header:
     try:
-        return probe(ref) if isinstance(ref, VideoRef) else probe_image(ref)
+        with contained(ref.path):
+            return probe(ref) if isinstance(ref, VideoRef) else probe_image(ref)
     except MediaError as error:
         return error
 

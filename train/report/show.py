@@ -10,6 +10,7 @@ from itertools import groupby, takewhile
 
 from torch import nn
 
+from data.containment import contained
 from data.encode import Encoder
 from data.types import IGNORE, Clip, Encoding, MediaError, RowError, Sample
 from evs import Grid
@@ -34,8 +35,9 @@ def first_row(encoder: Encoder, samples: Iterable[Sample], rates: Sequence[float
     """The first of the samples that can be encoded: its text with media folded and answers marked, and its tokens."""
     for sample in samples:
         try:
-            clips, images = encoder.read(sample)
-            encoding = encoder.encode_clips(sample, clips, images)
+            with contained(sample.id):
+                clips, images = encoder.read(sample)
+                encoding = encoder.encode_clips(sample, clips, images)
         except (MediaError, RowError):
             continue
         head = f"row {encoding.id}, as the model reads it, {OPEN}labelled{CLOSE}:"
