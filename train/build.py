@@ -47,9 +47,11 @@ from train.report.memory import Memory, watch
 from train.report.meters import Meter
 from train.report.preflight import Largest, largest
 from train.report.recorder import build_recorder
+from train.report.tolerance import Tolerance, check_audited
 from train.rows import Usable, read_usable
 from train.state.checkpoint import Checkpoints, candidates
 from train.state.health import Health
+from train.state.ranks import on_main
 from train.state.resume import Origin, on_as_many_ranks, open_run
 from train.state.shape import shape_of
 from train.state.watchdog import Watchdog
@@ -104,6 +106,7 @@ def prepare(config: Config) -> Prepared:
     shape = shape_of(config, world, empty)
     origin.check(engine, shape, config.resume_changes)
     learned, held_out = read_usable(engine, config.data, encoder, config.seed)
+    on_main(engine, lambda: check_usable(config, learned, held_out))
     shape["data"] = learned.fingerprint
     origin.check(engine, shape, config.resume_changes)
     kept = partial(kept_counts, method)
@@ -145,8 +148,19 @@ def assemble(ready: Prepared) -> Run:
     limit = 60 * config.engine.timeout_minutes
     watchdog = Watchdog(run_dir / "stall", engine.process_index, engine.num_processes, limit)
     bare.register_forward_pre_hook(lambda *_: watchdog.progress())  # in evaluations too
-    parts = Parts(engine, task, optimizer, ready.rates, recorder, meter, health, checkpoints, watchdog, evaluate)
+    tolerance = Tolerance(config.data.max_bad_fraction, run_dir / "quarantine.jsonl")
+    parts = Parts(
+        engine, task, optimizer, ready.rates, recorder, meter, health, tolerance, checkpoints, watchdog, evaluate
+    )
     return Run(parts, steps, origin.step, ready.forecast_gib, origin)
+
+
+def check_usable(config: Config, learned: Usable, held_out: Usable | None) -> None:
+    """Raise ValueError if too many rows of a file that is trained or evaluated on cannot be used."""
+    file = Path(config.run_dir) / "quarantine.jsonl"
+    for name, found in (("data.train", learned), ("data.eval", held_out)):
+        if found is not None:
+            check_audited(name, found.rows, found.lost, config.data.max_bad_fraction, file)
 
 
 def build_meter(engine: Accelerator, config: Config, model: Any, memory: Memory, method: Method) -> Meter:

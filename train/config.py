@@ -67,6 +67,9 @@ class DataConfig:
     max_tokens: int | None = number(None, least=1)  # longer rows are dropped whole, and counted
     workers: int = number(4, least=0)  # processes that decode; 0: this one
     audit: bool = True  # read every file's header before the first step
+    # Share of the audited rows, or of the samples so far, that may be left out, those of too many tokens among them;
+    # above it the run stops and says why.
+    max_bad_fraction: float = number(0.1, least=0, most=1)
 
 
 @dataclass

@@ -22,6 +22,7 @@ from train.evaluation.scores import Score
 from train.optim import lr_factor, set_lr
 from train.report.meters import Meter, peak_operations
 from train.report.recorder import RATE_BUCKETS, Recorder, rate_bucket
+from train.report.tolerance import Tolerance
 from train.seeding import seed_draws
 from train.state.checkpoint import Checkpoints
 from train.state.health import Health, finite, poisoned
@@ -67,6 +68,7 @@ class Parts:
     recorder: Recorder
     meter: Meter
     health: Health
+    tolerance: Tolerance
     checkpoints: Checkpoints
     watchdog: Watchdog
     evaluate: Callable[[], list[Score]] | None
@@ -142,6 +144,8 @@ def _train_step(parts: Parts, step: int, data: Step, config: Config, stop: Stop)
         parts.optimizer.zero_grad()
     parts.recorder.record("samples", sum(len(batch.ids) for batch in data.batches))
     parts.recorder.quarantine(data.quarantined)
+    parts.recorder.record("quarantined/decoding", len(data.quarantined))  # the rest was known before
+    parts.tolerance.note(data.quarantined)
     parts.recorder.record("grad_norm", norm, weight=1)
     parts.recorder.record("skipped", not math.isfinite(norm), weight=1)  # the share of the steps
     if not math.isfinite(norm):
@@ -214,6 +218,7 @@ def _report(parts: Parts, step: int, lr: float) -> None:
         step, shares, lr=lr, **({} if peak_memory is None else {"peak_memory_gib": peak_memory})
     )
     parts.health.look(step, values)
+    parts.tolerance.look(values)
 
 
 def _evaluate(parts: Parts, step: int) -> None:

@@ -28,6 +28,7 @@ class Usable:
     samples: Sequence[Sample]
     index: Index
     mixture: Mixture | None  # None: every sample once an epoch
+    rows: int  # that were read, for training and evaluation where one file serves both
 
     @property
     def lost(self) -> tuple[Quarantined, ...]:
@@ -69,4 +70,4 @@ def read_index(
 def usable(collection: Collection, index: Index) -> Usable:
     """The samples of the index. ValueError for a source without any."""
     samples = Selection(collection.samples, index.places_S)
-    return Usable(samples, index, collection.mixture(index.places_S))
+    return Usable(samples, index, collection.mixture(index.places_S), len(collection.samples))

@@ -57,7 +57,7 @@ def summarize(run_dir: Path, forecast_gib: float | None = None) -> Summary:
 def by_reason(run_dir: Path) -> dict[str, int]:
     """How many samples of a run were left out for each reason, names and numbers put aside; the commonest first."""
     lost = {row["id"]: row["reason"] for row in read_lines(run_dir / "quarantine.jsonl")}  # each once, resumed or not
-    return dict(Counter(map(_kind, lost.values())).most_common())
+    return dict(Counter(map(kind_of, lost.values())).most_common())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -88,6 +88,6 @@ def text(summary: Summary, run_dir: Path) -> str:
     return "\n".join(lines)
 
 
-def _kind(reason: str) -> str:
+def kind_of(reason: str) -> str:
     """A reason without the file or row it begins with, numbers as N."""
     return re.sub(r"\d+(\.\d+)?", "N", reason.partition(": ")[2] or reason)
