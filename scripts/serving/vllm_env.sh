@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # An environment of its own with a real vLLM for the CPU and this package's plugin beside it.
 #   scripts/serving/vllm_env.sh DIR [VERSION]      VERSION 0.32.0 (default) or 0.31.0; then DIR/bin/python is `vllm_python=`
-# On a GPU machine install vLLM as its own page says, then: pip install evs-uptrain, or this repository.
+# On a GPU machine install vLLM as its own page says, then pip install this repository.
 set -euo pipefail
 dir=${1:?usage: scripts/serving/vllm_env.sh DIR [VERSION]}
 version=${2:-0.32.0}

@@ -182,7 +182,7 @@ def clean_up() -> None:
 def check_plugin(wanted: bool) -> None:
     if wanted:
         if not any(plugin.name == "evs" for plugin in entry_points(group="vllm.general_plugins")):
-            raise SystemExit(f"error: {sys.executable} has no evs plugin: pip install evs-uptrain there")
+            raise SystemExit(f"error: {sys.executable} has no evs plugin: run its pip install on this repository")
         return
     # Without the plugin the CPU runner lacks the flag that every GPU runner has; that is no part of the comparison.
     from vllm.platforms import current_platform
