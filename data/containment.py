@@ -1,28 +1,87 @@
-"""The one place where whatever goes wrong with a sample becomes a reason to leave it out."""
+"""The one place where whatever goes wrong with a sample becomes a reason to leave it out; what a sample may take."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import current_thread, main_thread
+from typing import Any
 
 from data.types import MediaError, RowError
 
+AGAIN = 1.0  # seconds after which a sample is interrupted once more, should a library have swallowed it
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one sample may take: the keys data.sample_seconds and data.sample_gib."""
+
+    seconds: float = 120.0
+    gib: float = 8.0  # of its decoded pixels together; 768 frames of 1920x1080 are 4.5
+
+    @property
+    def room(self) -> int:
+        """Bytes of decoded pixels."""
+        return int(self.gib * 2**30)
+
+
+LIMITS = Limits()
+
+
+class Late(Exception):
+    """The time of a sample is over. No OSError or ValueError: libraries catch these."""
+
 
 @contextmanager
-def contained(name: str) -> Iterator[None]:
+def contained(name: str, seconds: float | None = None) -> Iterator[None]:
     """A MediaError that begins with `name` for every exception inside: of decoder, image library, processor, memory.
 
-    What already says why a sample cannot be used goes through as it is. A mistake of ours that strikes every sample
-    goes through here too: data.max_bad_fraction shows it.
+    Another when it takes longer than `seconds`, in a process's main thread, which alone a signal interrupts. What
+    already says why a sample cannot be used goes through as it is. A mistake of ours that strikes every sample goes
+    through here too: data.max_bad_fraction shows it.
     """
     try:
-        yield
+        with _interrupted(seconds):
+            yield
     except (MediaError, RowError):
         raise
+    except Late:
+        reason = f"took longer than data.sample_seconds={seconds:g}; shorten it or raise the limit"
+        raise MediaError(f"{name}: {reason}") from None
     except Exception as error:
         raise MediaError(f"{name}: {first_line(error)}") from error
+
+
+def check_room(name: str, pixels: int, room: int | None) -> None:
+    """MediaError if so many decoded pixels are more than `room` bytes."""
+    if room is not None and 3 * pixels > room:
+        raise MediaError(
+            f"{name}: its decoded pixels take {3 * pixels / 2**30:.2f} GiB, and {room / 2**30:.2f} are left of "
+            "data.sample_gib; make the media smaller, lower data.max_frames or raise the limit"
+        )
 
 
 def first_line(error: Exception) -> str:
     """The class of an exception and the first line of what it says."""
     return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+
+
+@contextmanager
+def _interrupted(seconds: float | None) -> Iterator[None]:
+    """Late after so many seconds, between two calls of whatever library is at work."""
+    if seconds is None or current_thread() is not main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, _raise)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _raise(*_: Any) -> None:
+    raise Late

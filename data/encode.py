@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.containment import contained
+from data.containment import LIMITS, Limits, check_room, contained
 from data.labels import Labeller
 from data.media.decode import decode, places
 from data.media.frames import FramePolicy, Sampler
@@ -37,6 +38,7 @@ class _Sketch:
     grids: int
     tokens: int
     frames: int
+    pixels: int  # decoded
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,10 @@ class Encoder:
     What its versions differ in (sampling, sizes, the cap per frame) is passed, never left to its defaults.
     """
 
-    def __init__(self, processor: Any, policy: FramePolicy, max_tokens: int | None = None) -> None:
-        self.processor, self.policy, self.max_tokens = processor, policy, max_tokens
+    def __init__(
+        self, processor: Any, policy: FramePolicy, max_tokens: int | None = None, limits: Limits = LIMITS
+    ) -> None:
+        self.processor, self.policy, self.max_tokens, self.limits = processor, policy, max_tokens, limits
         self.labeller = Labeller(processor.tokenizer)
         tokenizer = processor.tokenizer
         self.filler_token: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -79,29 +83,36 @@ class Encoder:
             tokenizer.backend_tokenizer.to_str(),
             self.policy,
             self.max_tokens,
+            self.limits.gib,
             *(version(name) for name in ("transformers", "tokenizers", "av", "pillow")),
         )
         return blake2b(repr(made_of).encode(), digest_size=16).hexdigest()
 
     def encode(self, sample: Sample) -> Encoding:
         """The sample with its answers labelled. MediaError or RowError if it cannot be used, TooLong if it is."""
-        with contained(sample.id):
+        with contained(sample.id, self.limits.seconds):
             return self.encode_clips(sample, *self.read(sample))
 
     def prompt(self, sample: Sample) -> Encoding:
         """The sample up to where its last answer begins, for generation; no token is labelled."""
         asked = sample.turns[:-1] if sample.turns[-1].role == "assistant" else sample.turns
-        with contained(sample.id):
+        with contained(sample.id, self.limits.seconds):
             return self.encode_clips(replace(sample, turns=asked), *self.read(sample), generate=True)
 
     def read(self, sample: Sample) -> tuple[list[Clip], list[np.ndarray]]:
         """The decoded videos and images, each in the order of the prompt. The text is checked first."""
         self.labeller.check(sample)
-        parts = [part for turn in sample.turns for part in turn.parts]
-        return (
-            [decode(part, self.sample) for part in parts if isinstance(part, VideoRef)],
-            [load_image(part) for part in parts if isinstance(part, ImageRef)],
-        )
+        clips: list[Clip] = []
+        images: list[np.ndarray] = []
+        room = self.limits.room
+        for ref in sample.media:
+            if isinstance(ref, VideoRef):
+                clips.append(decode(ref, self.sample, room))
+                room -= clips[-1].frames_THWC.nbytes
+            else:
+                images.append(load_image(ref, room))
+                room -= images[-1].nbytes
+        return clips, images
 
     def encode_clips(
         self, sample: Sample, clips: Sequence[Clip], images: Sequence[np.ndarray], *, generate: bool = False
@@ -170,17 +181,22 @@ class Encoder:
             raise header
         if isinstance(ref, ImageRef):
             picture = {"image_grid_thw": torch.tensor([[1, self.merge, self.merge]])}
-            return _Sketch(self.processor.replace_image_token(picture, 0), 1, self._image_tokens(*header), 0)
+            return _Sketch(
+                self.processor.replace_image_token(picture, 0), 1, self._image_tokens(*header), 0, math.prod(header)
+            )
         places_T = places(ref, header, self.sample)
         grids = -(-len(places_T) // self.temporal_patch)
         metadata = SimpleNamespace(fps=header.fps, frames_indices=places_T.tolist())
         video = {"video_grid_thw": torch.tensor([[grids, self.merge, self.merge]]), "video_metadata": [metadata]}
         patches = frame_patches(self.video_processor, len(places_T), header.height, header.width)
-        return _Sketch(self.processor.replace_video_token(video, 0), grids, patches // self.merge**2, len(places_T))
+        pixels = len(places_T) * header.height * header.width
+        text = self.processor.replace_video_token(video, 0)
+        return _Sketch(text, grids, patches // self.merge**2, len(places_T), pixels)
 
     def _outline(self, sample: Sample, sketches: Mapping[VideoRef | ImageRef, _Sketch]) -> _Outline:
-        """RowError where the text cannot be used."""
+        """RowError where the text cannot be used, MediaError where the media are too large together."""
         self.labeller.check(sample)
+        check_room(sample.id, sum(sketches[ref].pixels for ref in sample.media), self.limits.room)
         videos = [sketches[ref] for ref in sample.media if isinstance(ref, VideoRef)]
         images = [sketches[ref] for ref in sample.media if isinstance(ref, ImageRef)]
         text = self._expand(sample, self.chat(sample), [each.text for each in videos], [each.text for each in images])

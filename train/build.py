@@ -18,6 +18,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from data.batching import TERA, Budget, BudgetPlan, Plan
+from data.containment import Limits
 from data.encode import Encoder
 from data.loader import Step, step_loader
 from data.loads import Price
@@ -229,7 +230,8 @@ def build_step_rates(config: Config, world: int) -> StepRates:
 
 def build_encoder(model: ModelConfig, data: DataConfig) -> Encoder:
     """Rows to tensors, through the checkpoint's own processor."""
-    return Encoder(build_processor(model), frame_policy(data), data.max_tokens)
+    limits = Limits(data.sample_seconds, data.sample_gib)
+    return Encoder(build_processor(model), frame_policy(data), data.max_tokens, limits)
 
 
 def build_evaluation(

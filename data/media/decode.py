@@ -10,6 +10,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorTrc, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
+from data.containment import check_room
 from data.media.container import Packets, VideoInfo, demuxed, info, opened
 from data.types import Clip, MediaError, VideoRef
 
@@ -36,19 +37,21 @@ def places(ref: VideoRef, header: VideoInfo, sample: Callable[[VideoInfo], np.nd
     return found
 
 
-def decode(ref: VideoRef, sample: Callable[[VideoInfo], np.ndarray]) -> Clip:
+def decode(ref: VideoRef, sample: Callable[[VideoInfo], np.ndarray], room: int | None = None) -> Clip:
     """The frames that `sample` wants of the video, at source size, upright.
 
-    MediaError where frames are missing or damaged: none ever takes another's place.
+    MediaError where frames are missing or damaged: none ever takes another's place; and where they would be more than
+    `room` bytes.
     """
     packets = demuxed(ref)
     with opened(ref) as (container, stream):
         header = info(ref, container, stream)
         wanted = places(ref, header, sample)
         wanted = wanted[wanted < len(packets.ticks_P)]
+        check_room(ref.path, len(wanted) * header.height * header.width, room)
         seconds_P = packets.seconds(float(stream.time_base or 0))
         _check_end(ref, seconds_P, header)
-        frames_THWC = _pictures(ref, _frames(ref, container, stream, packets, wanted), len(wanted))
+        frames_THWC = _pictures(ref, _frames(ref, container, stream, packets, wanted), len(wanted), room)
     times = seconds_P[wanted] if packets.ordered else wanted / header.fps
     return Clip(frames_THWC, times, wanted, header.fps, header.frames, header.duration)
 
@@ -136,7 +139,7 @@ def _check_end(ref: VideoRef, seconds_P: np.ndarray, header: VideoInfo) -> None:
         )
 
 
-def _pictures(ref: VideoRef, frames: Iterator[VideoFrame], count: int) -> np.ndarray:
+def _pictures(ref: VideoRef, frames: Iterator[VideoFrame], count: int, room: int | None) -> np.ndarray:
     """uint8 RGB [T, H, W, 3], upright."""
     pictures_THWC = np.empty((0, 0, 0, 3), np.uint8)
     convert = VideoReformatter()
@@ -145,6 +148,7 @@ def _pictures(ref: VideoRef, frames: Iterator[VideoFrame], count: int) -> np.nda
         _check_frame(ref, frame, number)
         picture = _picture(convert, frame)
         if number == 1:  # filled in place: a list and a stack would hold every frame twice
+            check_room(ref.path, count * picture.size // 3, room)  # once more, since headers may say another size
             pictures_THWC = np.empty((count, *picture.shape), np.uint8)
         elif picture.shape != pictures_THWC.shape[1:]:
             raise MediaError(f"{ref.path}: its picture changes size at sampled frame {number}; encode it anew")

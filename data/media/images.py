@@ -8,15 +8,17 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, ImageOps
 
+from data.containment import check_room
 from data.media.content import content
 from data.types import ImageRef, MediaError
 
 ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on bad files
 
 
-def load_image(ref: ImageRef) -> np.ndarray:
-    """[H, W, 3] uint8 RGB, turned upright. MediaError if the file is missing or damaged."""
+def load_image(ref: ImageRef, room: int | None = None) -> np.ndarray:
+    """[H, W, 3] uint8 RGB, turned upright. MediaError if the file is missing, damaged, or of more than `room` bytes."""
     with _opened(ref) as image:
+        check_room(ref.path, image.height * image.width, room)
         return np.array(ImageOps.exif_transpose(image).convert("RGB"))
 
 
@@ -33,6 +35,8 @@ def _opened(ref: ImageRef) -> Iterator[Image.Image]:
         try:
             with Image.open(file) as image:
                 yield image
+        except MediaError:
+            raise
         except ERRORS as error:
             reason = " ".join(str(error).split())
             raise MediaError(f"{ref.path}: {reason}; make the image again or leave its rows out") from None

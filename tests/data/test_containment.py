@@ -1,15 +1,21 @@
+import contextlib
 import json
+import signal
 import struct
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from data.batching import Plan
-from data.containment import contained
+from data.containment import Limits, contained
+from data.encode import Encoder
 from data.loader import shard_loader, step_loader
+from data.media.container import probe
 from data.sources.collection import Reading
 from data.sources.index import build_index
-from data.types import ImageRef, MediaError, RowError, Sample, Turn
+from data.types import ImageRef, MediaError, RowError, Sample, Turn, VideoRef
+from tests.data.conftest import POLICY
 from tests.data.reading import collected
 
 
@@ -57,3 +63,38 @@ def test_what_says_why_goes_through_and_an_interrupt_is_none(samples):
         with pytest.raises(type(error)) as reason, contained("a"):
             raise error
         assert reason.value is error
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sample_that_takes_too_long_is_left_out_and_the_next_has_its_own_time(processor, samples, footage, workers):
+    slow = replace(
+        samples[0], turns=(Turn("user", (VideoRef(str(footage["bigbuckbunny"])), "What?")), *samples[0].turns[1:])
+    )
+    quick = Sample("quick", (Turn("user", ("What?",)), Turn("assistant", ("yes",))))
+    encoder = Encoder(processor, replace(POLICY, fps=30, max_frames=200), limits=Limits(seconds=0.05))
+    loader = shard_loader([slow, quick], encoder, [[0, 1, 1]], workers=workers)
+    (step,) = loader
+    assert step.batches[0].ids == ("quick", "quick")
+    assert [lost.reason.split(";")[0] for lost in step.quarantined] == ["0: took longer than data.sample_seconds=0.05"]
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_an_interruption_that_a_library_swallows_comes_again():
+    with pytest.raises(MediaError, match="took longer"), contained("a", 0.01):
+        for _ in range(2):
+            with contextlib.suppress(Exception):
+                signal.pause()
+        signal.pause()
+
+
+def test_media_that_together_take_more_memory_than_a_sample_may_are_left_out(clip, processor):
+    film = VideoRef(str(clip))
+    both = Sample("both", (Turn("user", (film, film, "What?")), Turn("assistant", ("yes",))))
+    one = Sample("one", (Turn("user", (film, "What?")), Turn("assistant", ("yes",))))
+    encoder = Encoder(processor, POLICY, limits=Limits(gib=1.5 * 4 * 48 * 64 * 3 / 2**30))
+    headers = {film: probe(film)}
+    planned, refused = encoder.costs([one, both], headers)
+    assert len(encoder.encode(one).input_ids_N) and planned.frames == 4
+    assert isinstance(refused, MediaError) and "data.sample_gib" in str(refused)
+    with pytest.raises(MediaError, match=r"clip.mp4: .*data.sample_gib"):
+        encoder.encode(both)

@@ -35,7 +35,7 @@ def first_row(encoder: Encoder, samples: Iterable[Sample], rates: Sequence[float
     """The first of the samples that can be encoded: its text with media folded and answers marked, and its tokens."""
     for sample in samples:
         try:
-            with contained(sample.id):
+            with contained(sample.id, encoder.limits.seconds):
                 clips, images = encoder.read(sample)
                 encoding = encoder.encode_clips(sample, clips, images)
         except (MediaError, RowError):
