@@ -21,7 +21,7 @@ from data.labels import Labeller
 from data.media.decode import decode, places
 from data.media.frames import FramePolicy, Sampler
 from data.media.images import load_image
-from data.media.processor import CALL, configured, frame_patches
+from data.media.processor import CALL, LEVELS, configured, frame_patches, normal
 from data.sizes import SampleSize
 from data.types import IGNORE, Batch, Clip, Encoding, ImageRef, MediaError, RowError, Sample, VideoRef
 
@@ -140,7 +140,8 @@ class Encoder:
             pixel_values=_joined([picture["pixel_values"] for picture in pictures]),
             image_grid_thw_I3=_grids([picture["image_grid_thw"] for picture in pictures]),
             choices=() if generate else self.labeller.choices(sample.turns),
-            video_normal=(tuple(self.video_processor.image_mean), tuple(self.video_processor.image_std)),
+            video_normal=normal(self.video_processor),
+            image_normal=normal(self.processor.image_processor),
         )
 
     def cost(self, sample: Sample, headers: Mapping[VideoRef | ImageRef, Any]) -> SampleSize:
@@ -267,8 +268,7 @@ class Encoder:
             torch.from_numpy(image).permute(2, 0, 1),
             size=_edges(self.processor.image_processor.size),
             do_resize=True,
-            do_rescale=True,
-            do_normalize=True,
+            **LEVELS,
             input_data_format="channels_first",
             return_tensors="pt",
         )
@@ -302,6 +302,7 @@ def collate(encodings: Sequence[Encoding], *, filler_token: int) -> Batch:
         image_grid_thw_I3=torch.cat([encoding.image_grid_thw_I3 for encoding in encodings]),
         choices=tuple(choice for encoding in encodings for choice in encoding.choices),
         video_normal=next((encoding.video_normal for encoding in encodings if encoding.video_normal), None),
+        image_normal=next((encoding.image_normal for encoding in encodings if encoding.image_normal), None),
     )
 
 

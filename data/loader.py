@@ -6,7 +6,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -26,6 +26,10 @@ class Step:
 
     batches: tuple[Batch, ...]
     quarantined: tuple[Quarantined, ...]
+
+    def pin_memory(self) -> Step:
+        """What a DataLoader with `pin_memory` calls."""
+        return replace(self, batches=tuple(batch.pin_memory() for batch in self.batches))
 
 
 class Steps(Dataset[Step]):
@@ -95,6 +99,7 @@ def _loader(steps: Steps, order: range, workers: int) -> DataLoader[Step]:
         num_workers=workers,
         multiprocessing_context=START if workers else None,
         persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
         worker_init_fn=_outlast_signals,
         generator=torch.Generator(),  # or the loader draws from the global one
     )

@@ -5,8 +5,8 @@ Axis legend: N tokens, V videos, I images, T frames of a clip, H W C pixels, R p
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 from torch import Tensor
@@ -93,13 +93,14 @@ class Encoding:
     id: str
     input_ids_N: Tensor  # int64
     labels_N: Tensor  # int64, IGNORE outside assistant answers; unshifted
-    pixel_values_videos: Tensor | None  # [R, patch]
+    pixel_values_videos: Tensor | None  # uint8 [R, patch]
     video_grid_thw_V3: Tensor  # int64
     second_per_grid_V: Tensor  # float64, seconds between temporal grids
-    pixel_values: Tensor | None  # [R, patch], images
+    pixel_values: Tensor | None  # uint8 [R, patch], images
     image_grid_thw_I3: Tensor  # int64
     choices: tuple[tuple[int, ...], ...]  # per assistant turn: first token of each offered option, () if free-form
-    video_normal: Normal | None = None  # that videos were normalised with
+    video_normal: Normal | None = None  # that videos are to be normalised with
+    image_normal: Normal | None = None
 
 
 @dataclass(frozen=True)
@@ -116,4 +117,10 @@ class Batch:
     pixel_values: Tensor | None
     image_grid_thw_I3: Tensor
     choices: tuple[tuple[int, ...], ...]
-    video_normal: Normal | None = None  # that videos were normalised with
+    video_normal: Normal | None = None  # that videos are to be normalised with
+    image_normal: Normal | None = None
+
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory, from where copies to a GPU run beside its work."""
+        pinned: dict[str, Any] = {name: x.pin_memory() for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **pinned)

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from data.media.frames import FramePolicy
+from data.types import Normal
 
 FLOOR = 1.05  # of the smallest frame: the library's bounds on a frame never go below
+LEVELS = {"do_rescale": False, "do_normalize": False}  # patches stay uint8; the device normalises them
 CALL = {
+    **LEVELS,
     "do_sample_frames": False,
     "do_resize": True,
-    "do_rescale": True,
-    "do_normalize": True,
     "input_data_format": "channels_first",
     "return_metadata": True,
     "return_tensors": "pt",
@@ -53,6 +54,13 @@ def frame_patches(processor: Any, frames: int, height: int, width: int) -> int:
         cap_pixels_per_frame=processor.cap_pixels_per_frame,
     )
     return resized.shape[-2] * resized.shape[-1] // processor.patch_size**2
+
+
+def normal(processor: Any) -> Normal:
+    """Mean and standard deviation that the processor takes off levels divided by 255, whatever it divides them by."""
+    scale = 255 * processor.rescale_factor
+    mean, std = processor.image_mean, processor.image_std
+    return tuple(value / scale for value in mean), tuple(value / scale for value in std)
 
 
 def _of_frames(processor: Any, policy: FramePolicy) -> dict[str, Any]:

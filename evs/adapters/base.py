@@ -11,7 +11,10 @@ from evs.types import DecoderInputs, Grid
 
 
 class MediaBatch(Protocol):
-    """Several prompts packed end to end, on the CPU; media in prompt order, grids in patches before merging."""
+    """Several prompts packed end to end, on the CPU; media in prompt order, grids in patches before merging.
+
+    Pixels are uint8 levels, which the adapter normalises on the model's device, or already normalised floats.
+    """
 
     @property
     def input_ids_N(self) -> Tensor: ...
@@ -26,9 +29,11 @@ class MediaBatch(Protocol):
     @property
     def second_per_grid_V(self) -> Tensor: ...
     @property
-    def video_normal(self) -> tuple[Sequence[float], Sequence[float]] | None: ...  # mean and std taken off, by channel
+    def video_normal(self) -> tuple[Sequence[float], Sequence[float]] | None: ...  # mean and std of level / 255
     @property
     def pixel_values(self) -> Tensor | None: ...
+    @property
+    def image_normal(self) -> tuple[Sequence[float], Sequence[float]] | None: ...
     @property
     def image_grid_thw_I3(self) -> Tensor: ...
 

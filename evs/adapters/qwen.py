@@ -12,7 +12,7 @@ from torch import Tensor
 from evs.adapters.base import MediaBatch
 from evs.adapters.packing import decode_packed
 from evs.adapters.tower import Units
-from evs.adapters.vision import levels_of
+from evs.adapters.vision import levels_of, normalised
 from evs.positions import Box, image_box, rope_positions
 from evs.prune import prune
 from evs.types import DecoderInputs, Grid
@@ -108,10 +108,7 @@ class QwenVL:
         One call of the tower per batch whatever the batch holds: under ZeRO 3 every rank must call it equally often.
         """
         grids = torch.cat([batch.image_grid_thw_I3, batch.video_grid_thw_V3])
-        pixels = [x for x in (batch.pixel_values, batch.pixel_values_videos) if x is not None]
-        if units is not None and units.depth == 0:  # rows that are not kept do not even travel
-            pixels = [torch.cat(pixels)[units.kept_U.repeat_interleave(self._merge**2)]]
-        pixels = [x.to(device) for x in pixels]
+        pixels = self._normalised(batch, device, units)
         if not pixels:
             vision = self.model.config.vision_config
             merge = vision.spatial_merge_size
@@ -121,6 +118,15 @@ class QwenVL:
             return self.model.model.visual(torch.cat(pixels), grid_thw=grids, units=units)
         out = self.model.model.visual(torch.cat(pixels), grid_thw=grids.to(device))
         return (out.pooler_output, *(getattr(out, "deepstack_features", None) or ()))
+
+    def _normalised(self, batch: MediaBatch, device: torch.device, units: Units | None) -> list[Tensor]:
+        """The patches of images, then of videos; rows that never enter the tower do not even travel."""
+        media = ((batch.pixel_values, batch.image_normal), (batch.pixel_values_videos, batch.video_normal))
+        given = [(rows, normal) for rows, normal in media if rows is not None]
+        if units is not None and units.depth == 0:
+            kept = units.kept_U.repeat_interleave(self._merge**2).split([len(rows) for rows, _ in given])
+            given = [(rows[kept_R], normal) for (rows, normal), kept_R in zip(given, kept)]
+        return [normalised(rows.to(device, non_blocking=True), normal) for rows, normal in given]
 
     def _merged(self, grid_thw: Tensor) -> list[Grid]:
         return [Grid(t, h // self._merge, w // self._merge) for t, h, w in grid_thw.tolist()]

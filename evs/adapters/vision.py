@@ -43,9 +43,20 @@ def levels_of(rows_RP: Tensor | None, normal: tuple[Sequence[float], Sequence[fl
         return rows_RP
     if normal is None:
         raise ValueError("pixels cannot be taken back to uint8 without their mean and std: give batch.video_normal")
-    mean_C, std_C = (torch.tensor(values, dtype=torch.float32)[:, None] for values in normal)
+    mean_C, std_C = torch.tensor(normal, dtype=torch.float32)[..., None]
     levels = 255 * (rows_RP.float().unflatten(1, (len(mean_C), -1)) * std_C + mean_C)
     return levels.round().clamp(0, 255).to(torch.uint8).flatten(1)
+
+
+def normalised(rows_RP: Tensor, normal: tuple[Sequence[float], Sequence[float]] | None) -> Tensor:
+    """[R, patch] float32 of uint8 patches, on their device, as a processor normalises them; others as they are."""
+    if rows_RP.dtype != torch.uint8:
+        return rows_RP
+    if normal is None:
+        raise ValueError("uint8 pixels cannot be normalised without their mean and std: give the batch its normal")
+    constants = 255 * torch.tensor(normal, dtype=torch.float32)
+    mean_C, std_C = constants.to(rows_RP.device, non_blocking=True)[..., None]
+    return rows_RP.float().unflatten(1, (len(mean_C), -1)).sub_(mean_C).div_(std_C).flatten(1)
 
 
 def _forward(visual: Any, pixels_RP: Tensor, grid_thw: Tensor, units: Units | None = None, **options: Any) -> Any:

@@ -46,6 +46,7 @@ class Prompt:
     pixel_values: Tensor | None
     image_grid_thw_I3: Tensor
     video_normal: tuple[tuple[float, ...], tuple[float, ...]]  # mean and std
+    image_normal: None = None  # images are normalised
 
 
 class Pruned(lmms):
@@ -153,7 +154,7 @@ def pack(prompts: Sequence[Prompt]) -> Prompt:
         values = [value for prompt in prompts if (value := getattr(prompt, name)) is not None]
         return torch.cat(values) if values else None
 
-    fields = {name: joined(name) for name in Prompt.__dataclass_fields__ if name != "video_normal"}
+    fields = {name: joined(name) for name in Prompt.__dataclass_fields__ if not name.endswith("_normal")}
     lengths = torch.tensor([len(prompt.input_ids_N) for prompt in prompts])
     segment_N = torch.arange(len(prompts)).repeat_interleave(lengths)
     return Prompt(**fields | {"segment_N": segment_N}, video_normal=prompts[0].video_normal)

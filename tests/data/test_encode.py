@@ -11,7 +11,10 @@ from transformers import AutoProcessor
 from data.encode import Encoder, TooLong, collate
 from data.media.container import probe
 from data.media.frames import FramePolicy
+from data.media.processor import CALL
 from data.types import IGNORE, ImageRef, RowError, Sample, Turn, VideoRef
+from evs.adapters import FAMILIES
+from evs.adapters.vision import normalised
 from scripts.make_tiny_model import make
 from tests.data import videos
 
@@ -53,10 +56,11 @@ def test_a_sample_is_what_the_whole_processor_makes_of_it(processor, sample):
         return_tensors="pt",
     )
     assert torch.equal(got.input_ids_N, stock["input_ids"][0])
-    for name, ours in [("pixel_values", got.pixel_values), ("image_grid_thw", got.image_grid_thw_I3)]:
-        assert torch.equal(ours, stock[name])
+    assert torch.equal(got.image_grid_thw_I3, stock["image_grid_thw"])
     assert torch.equal(got.video_grid_thw_V3, stock["video_grid_thw"])
-    assert torch.equal(got.pixel_values_videos, stock["pixel_values_videos"])
+    assert got.pixel_values.dtype == got.pixel_values_videos.dtype == torch.uint8
+    assert torch.equal(normalised(got.pixel_values, got.image_normal), stock["pixel_values"])
+    assert torch.equal(normalised(got.pixel_values_videos, got.video_normal), stock["pixel_values_videos"])
 
 
 def test_only_answers_are_labelled(processor, sample):
@@ -167,3 +171,21 @@ def test_a_thinking_model_is_asked_for_the_answer_at_once(tmp_path):
     thinking = AutoProcessor.from_pretrained(make("qwen3_5", tmp_path))
     text = Encoder(thinking, POLICY).chat(Sample("p", (Turn("user", ("hi",)),)), generate=True)
     assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_levels_normalised_on_the_device_are_the_processors_pixels(family, tmp_path, footage):
+    processor = AutoProcessor.from_pretrained(make(family, tmp_path))
+    processor.image_processor.image_mean, processor.image_processor.image_std = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
+    processor.video_processor.image_mean = [0.4, 0.5, 0.6]
+    Image.effect_noise((170, 95), 60).save(tmp_path / "a.png")
+    question = Turn("user", (ImageRef(str(tmp_path / "a.png")), VideoRef(str(footage["bikes"]), 1.0, 3.0), "What?"))
+    encoder, sample = Encoder(processor, POLICY), Sample("s", (question, Turn("assistant", ("B",))))
+    batch, (clips, images) = collate([encoder.encode(sample)], filler_token=0), encoder.read(sample)
+    frames = torch.from_numpy(clips[0].frames_THWC).permute(0, 3, 1, 2)
+    own = {"do_rescale": True, "do_normalize": True, "return_tensors": "pt"}
+    stock_video = encoder.video_processor(frames, **CALL | own)["pixel_values_videos"]
+    stock_image = processor.image_processor(images, **own)["pixel_values"]
+    assert torch.equal(normalised(batch.pixel_values_videos, batch.video_normal), stock_video)
+    assert torch.equal(normalised(batch.pixel_values, batch.image_normal), stock_image)
+    assert batch.pixel_values.dtype == batch.pixel_values_videos.dtype == torch.uint8

@@ -62,3 +62,9 @@ def test_loading_draws_nothing_from_the_global_generator(samples, encoder):
 def test_encoders_travel_to_spawned_workers(encoder, samples):
     again = pickle.loads(pickle.dumps(encoder))
     assert torch.equal(again.encode(samples[0]).input_ids_N, encoder.encode(samples[0]).input_ids_N)
+
+
+@pytest.mark.gpu
+def test_batches_are_pinned_where_there_is_a_gpu(samples, encoder):
+    (step,) = step_loader(samples[:1], encoder, Plan(1, 1, 1, 1, 0, seed=0), first_step=0, last_step=1)
+    assert step.batches[0].pixel_values_videos.is_pinned() and step.batches[0].input_ids_N.is_pinned()

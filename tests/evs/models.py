@@ -113,6 +113,7 @@ class Prompts:
     pixel_values: torch.Tensor | None
     image_grid_thw_I3: torch.Tensor
     video_normal: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    image_normal: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 def prompts(family: str, layout: list[list[Any]], seed: int = 0) -> Prompts:
@@ -189,6 +190,7 @@ def alone(batch: Prompts, family: str, layout: list[list[Any]], sample: int) -> 
         second_per_grid_V=batch.second_per_grid_V[videos : videos + len(one.second_per_grid_V)],
         pixel_values=cut(batch.pixel_values, "image"),
         video_normal=batch.video_normal,
+        image_normal=batch.image_normal,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 from evs import FrameDelta, keep_count, keep_mask, prune
 from evs.adapters import adapter_for, check_family
-from evs.adapters.vision import _rotate
+from evs.adapters.vision import _rotate, normalised
 from tests.evs.models import MIXED, alone, prompts, stock_inputs
 
 
@@ -131,3 +132,19 @@ def test_more_placeholders_than_videos_is_an_error(family, model):
 def test_an_unsupported_family_names_the_supported_ones():
     with pytest.raises(ValueError, match="'llava' is not supported: use one of qwen2_5_vl"):
         check_family("llava")
+
+
+def test_uint8_pixels_are_seen_as_what_a_processor_makes_of_them(model, batch):
+    adapter, random = adapter_for(model), torch.Generator().manual_seed(0)
+    kinds = {"pixel_values": "image_normal", "pixel_values_videos": "video_normal"}
+    normals = {"image_normal": ((0.48, 0.46, 0.41), (0.27, 0.26, 0.28)), "video_normal": ((0.5,) * 3, (0.4,) * 3)}
+    sizes = {kind: getattr(batch, kind).shape for kind in kinds}
+    pixels = {kind: torch.randint(0, 256, size, dtype=torch.uint8, generator=random) for kind, size in sizes.items()}
+    raw = replace(batch, **pixels, **normals)
+    ready = replace(batch, **{kind: normalised(pixels[kind], normals[name]) for kind, name in kinds.items()})
+    laid = adapter.lay(batch)
+    keep_N = (torch.rand(len(laid.segment_N), generator=random) < 0.5) | ~laid.visual_N
+    for look in (lambda each: adapter.see(each, laid)[0], lambda each: adapter.see_kept(each, laid, keep_N, 0)):
+        assert torch.equal(look(raw).embeds_ND, look(ready).embeds_ND)
+    with pytest.raises(ValueError, match="uint8 pixels cannot be normalised without their mean and std"):
+        adapter.see(replace(raw, image_normal=None), laid)
