@@ -116,7 +116,7 @@ class QwenVL:
             pixels, grids = [torch.zeros(merge**2, patch, device=device)], torch.tensor([[1, merge, merge]])
         if units is not None:
             return self.model.model.visual(torch.cat(pixels), grid_thw=grids, units=units)
-        out = self.model.model.visual(torch.cat(pixels), grid_thw=grids.to(device))
+        out = self.model.model.visual(torch.cat(pixels), grid_thw=grids)
         return (out.pooler_output, *(getattr(out, "deepstack_features", None) or ()))
 
     def _normalised(self, batch: MediaBatch, device: torch.device, units: Units | None) -> list[Tensor]:

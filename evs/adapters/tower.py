@@ -69,6 +69,20 @@ def see_units(visual: Any, pixels_RP: Tensor, grid_thw: Tensor, units: Units) ->
     return tuple(level[by_unit] for level in (visual.merger(hidden), *levels))
 
 
+def on_device(visual: Any) -> bool:
+    """Whether the blocks' attention reads the borders of windows on the device."""
+    return "flash" in visual.config._attn_implementation
+
+
+def borders(visual: Any, grid_thw: Tensor) -> dict[str, Tensor]:
+    """What the library's forward takes in place of borders that it would make on the device."""
+    order, cell = _order(visual, grid_thw.cpu()), visual.spatial_merge_size**2
+    grids = {"cu_seqlens": order.grids_B * cell}
+    if not hasattr(visual, "fullatt_block_indexes"):
+        return grids
+    return grids | {"cu_window_seqlens": order.windows_B * cell, "window_index": order.unit_U}
+
+
 def _order(visual: Any, grid_thw: Tensor) -> Order:
     """Of all units. A tower without windows attends to whole temporal grids, unit by unit."""
     library, cell = vars(sys.modules[type(visual).__module__]), visual.spatial_merge_size**2
@@ -87,8 +101,12 @@ def _order(visual: Any, grid_thw: Tensor) -> Order:
 def _borders(visual: Any, order: Order, number: int, device: torch.device) -> dict[str, Any]:
     """How far block `number` attends."""
     whole = number in getattr(visual, "fullatt_block_indexes", (number,))
-    borders = (order.grids_B if whole else order.windows_B) * visual.spatial_merge_size**2
-    return {"cu_seqlens": borders.to(device, torch.int32), "max_seqlen": int(borders.diff().max())}
+    cu_seqlens = (order.grids_B if whole else order.windows_B) * visual.spatial_merge_size**2
+    longest = int(cu_seqlens.diff().max())
+    return {
+        "cu_seqlens": cu_seqlens.to(device, torch.int32) if on_device(visual) else cu_seqlens,
+        "max_seqlen": longest,
+    }
 
 
 def _placed(visual: Any, hidden: Tensor, grid_thw: Tensor, rows_R: Tensor) -> Tensor:

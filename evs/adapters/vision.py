@@ -1,21 +1,22 @@
-"""Two costs of the Qwen vision towers that are only in how they are written, removed without touching a weight.
+"""Costs of the Qwen vision towers that are only in how they are written, removed without touching a weight.
 
 The patch embedding is a Conv3d whose stride is its kernel: a matrix product. Outside FlashAttention the library
 attends one window at a time in a Python loop; windows of equal length make one batched call. In half precision on a
-CPU, where SDPA's kernel is slow at short windows (above all backward), that call is two matrix products.
+CPU, where SDPA's kernel is slow at short windows (above all backward), that call is two matrix products. The borders of
+windows stay on the CPU, so that no block waits for a GPU to learn them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from evs.adapters.tower import Units, see_units
+from evs.adapters.tower import Units, borders, on_device, see_units
 
 SHORT = 256  # rows: up to here windows are attended by matrix products on a CPU
 
@@ -31,7 +32,7 @@ def speed_up(visual: Any) -> None:
     # The forward of the module that owns the weight, so that ZeRO 3 gathers it around the call.
     proj.forward = partial(_patches_as_matrix_product, proj)
     for block in visual.blocks:
-        if "flash" not in block.attn.config._attn_implementation:
+        if not on_device(visual):
             block.attn.forward = partial(_attend_windows, block.attn)
 
 
@@ -63,7 +64,9 @@ def _forward(visual: Any, pixels_RP: Tensor, grid_thw: Tensor, units: Units | No
     """The library's forward; on some merge units alone, a tuple of rows."""
     if units is not None:
         return see_units(visual, pixels_RP, grid_thw, units)
-    return type(visual).forward(visual, pixels_RP, grid_thw=grid_thw, **options)
+    if not on_device(visual):
+        options |= borders(visual, grid_thw)
+    return type(visual).forward(visual, pixels_RP, grid_thw=grid_thw.to(pixels_RP.device), **options)
 
 
 def _patches_as_matrix_product(proj: nn.Conv3d, x: Tensor) -> Tensor:
@@ -74,7 +77,7 @@ def _patches_as_matrix_product(proj: nn.Conv3d, x: Tensor) -> Tensor:
 def _attend_windows(
     attn: Any, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: tuple[Tensor, Tensor], **_: Any
 ) -> Tensor:
-    """[R, D] patches -> [R, D]; `cu_seqlens` are the windows' borders, [windows + 1]."""
+    """[R, D] patches -> [R, D]; `cu_seqlens` are the windows' borders, [windows + 1], on the CPU."""
     rows = hidden_states.shape[0]
     q, k, v = attn.qkv(hidden_states).reshape(rows, 3, attn.num_heads, -1).unbind(1)
     cos, sin = (x.float().chunk(2, dim=-1)[0].unsqueeze(-2) for x in position_embeddings)  # their halves are equal
@@ -108,10 +111,17 @@ def _matrix_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _attend_ragged(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
-    window_lengths = torch.tensor(lengths)
-    row_lengths = window_lengths.repeat_interleave(window_lengths).to(q.device)
     out = torch.empty_like(v)
-    for length in sorted(set(lengths) - {0}):
-        rows = (row_lengths == length).nonzero().squeeze(1)
+    for length, rows in _rows_by_length(tuple(lengths), q.device):
         out = out.index_copy(0, rows, _attend_equal(q[rows], k[rows], v[rows], length))
     return out
+
+
+@lru_cache(4)  # the same for all blocks of a batch that attend alike, recomputed ones included
+@torch.inference_mode(False)  # or what an evaluation has left could not be trained on
+def _rows_by_length(lengths: tuple[int, ...], device: torch.device) -> list[tuple[int, Tensor]]:
+    """Every length of a window with the rows of all windows that have it."""
+    window_lengths = torch.tensor(lengths)
+    row_lengths = window_lengths.repeat_interleave(window_lengths)
+    kinds = sorted(set(lengths) - {0})
+    return [(kind, (row_lengths == kind).nonzero().squeeze(1).to(device)) for kind in kinds]

@@ -148,3 +148,14 @@ def test_uint8_pixels_are_seen_as_what_a_processor_makes_of_them(model, batch):
         assert torch.equal(look(raw).embeds_ND, look(ready).embeds_ND)
     with pytest.raises(ValueError, match="uint8 pixels cannot be normalised without their mean and std"):
         adapter.see(replace(raw, image_normal=None), laid)
+
+
+def test_no_block_of_the_tower_asks_the_device_how_long_its_windows_are(model, batch):
+    visual = adapter_for(copy.deepcopy(model)).model.model.visual.to("meta")  # there every value asked for is an error
+    grids = torch.cat([batch.image_grid_thw_I3, batch.video_grid_thw_V3])
+    rows = len(batch.pixel_values) + len(batch.pixel_values_videos)
+    with torch.device("meta"):
+        tables = {"position_ids": torch.zeros(rows, 2), "interp_indices": torch.zeros(rows, 4, dtype=torch.long)}
+        pixels, weights = torch.zeros(rows, batch.pixel_values.shape[1]), torch.zeros(rows, 4)
+    merged = visual(pixels, grid_thw=grids, **tables, interp_weights=weights).pooler_output
+    assert len(merged) == rows // 4
