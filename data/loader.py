@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,10 +27,32 @@ class Step:
 
     batches: tuple[Batch, ...]
     quarantined: tuple[Quarantined, ...]
+    resized: int = 0  # samples that decoded to another number of tokens than their headers promised
 
     def pin_memory(self) -> Step:
         """What a DataLoader with `pin_memory` calls."""
         return replace(self, batches=tuple(batch.pin_memory() for batch in self.batches))
+
+
+@dataclass(frozen=True)
+class Planned:
+    """How many tokens each sample (S) has by its headers, and whether more may not be: where a budget was filled."""
+
+    tokens_S: np.ndarray
+    strict: bool
+
+    def differs(self, place: int, encoding: Encoding) -> bool:
+        """Whether decoding gave another number."""
+        return len(encoding.input_ids_N) != self.tokens_S[place]
+
+    def check(self, place: int, encoding: Encoding) -> None:
+        """MediaError if there are more than a budget holds."""
+        tokens, planned = len(encoding.input_ids_N), self.tokens_S[place]
+        if self.strict and tokens > planned:
+            raise MediaError(
+                f"{encoding.id}: decodes to {tokens} tokens, where {planned} were planned by its media's headers; "
+                "write the files anew (ffmpeg -c copy), or start again if they have changed"
+            )
 
 
 class Steps(Dataset[Step]):
@@ -40,19 +63,26 @@ class Steps(Dataset[Step]):
         samples: Sequence[Sample],
         encoder: Encoder,
         micro_batches: Callable[[int], Sequence[Sequence[int]]],
+        planned: Planned | None = None,
     ) -> None:
-        self.samples, self.encoder, self.micro_batches = samples, encoder, micro_batches
+        self.samples, self.encoder, self.micro_batches, self.planned = samples, encoder, micro_batches, planned
 
     def __getitem__(self, step: int) -> Step:
         lost: list[Quarantined] = []
-        batches = [self._batch(places, lost) for places in self.micro_batches(step)]
-        return Step(tuple(batches), tuple(lost))
+        resized: list[str] = []
+        batches = [self._batch(places, lost, resized) for places in self.micro_batches(step)]
+        return Step(tuple(batches), tuple(lost), len(resized))
 
-    def _batch(self, places: Sequence[int], lost: list[Quarantined]) -> Batch:
+    def _batch(self, places: Sequence[int], lost: list[Quarantined], resized: list[str]) -> Batch:
         encodings: list[Encoding] = []
-        for sample in (self.samples[place] for place in places):
+        for place in places:
+            sample = self.samples[place]
             try:
-                encodings.append(self.encoder.encode(sample))
+                encoding = self.encoder.encode(sample)
+                if self.planned is not None and self.planned.differs(place, encoding):
+                    resized.append(sample.id)
+                    self.planned.check(place, encoding)
+                encodings.append(encoding)
             except (MediaError, RowError) as error:
                 lost.append(Quarantined(sample.id, str(error)))
         return collate(encodings, filler_token=self.encoder.filler_token)
@@ -66,10 +96,11 @@ def step_loader(
     first_step: int,
     last_step: int,
     workers: int = 0,
+    planned: Planned | None = None,
 ) -> DataLoader[Step]:
     """Steps first_step to last_step - 1 of `plan`, in order: wherever it starts, a step holds the same samples."""
     plan.micro_batches(first_step)  # what leads to it is planned here, once, not in every worker
-    return _loader(Steps(samples, encoder, plan.micro_batches), range(first_step, last_step), workers)
+    return _loader(Steps(samples, encoder, plan.micro_batches, planned), range(first_step, last_step), workers)
 
 
 def shard_loader(

@@ -47,6 +47,10 @@ class Sizes:
         of_videos = kept(self.grids_V[videos], self.tokens_V[videos], rate)
         return self.fixed_S[places] + np.bincount(owner, of_videos, len(places)).astype(np.int64)
 
+    def unpruned(self) -> np.ndarray:
+        """[S] tokens of the samples before pruning."""
+        return self.tokens(np.arange(len(self)), 0.0, lambda grids, tokens, _: grids * tokens)
+
     def select(self, places: np.ndarray) -> Sizes:
         """Those of some samples, in the given order."""
         videos, first_S = ragged(self.first_S, places)

@@ -20,7 +20,7 @@ from torch import nn
 from data.batching import TERA, Budget, BudgetPlan, Plan
 from data.containment import Limits
 from data.encode import Encoder
-from data.loader import Step, step_loader
+from data.loader import Planned, Step, step_loader
 from data.loads import Price
 from data.sizes import KeptCounts, Sizes
 from data.types import Sample
@@ -136,8 +136,16 @@ def assemble(ready: Prepared) -> Run:
     checkpoints = Checkpoints(engine, run_dir / "checkpoints", config.train.keep, task, optimizer, ready.shape)
     if origin.checkpoint and origin.saved:
         checkpoints.load(origin.checkpoint, origin.saved)
+    sizes = ready.learned.index.sizes
     span = {"first_step": origin.step, "last_step": config.train.steps}
-    steps = step_loader(ready.learned.samples, ready.encoder, ready.plan, **span, workers=config.data.workers)
+    steps = step_loader(
+        ready.learned.samples,
+        ready.encoder,
+        ready.plan,
+        **span,
+        workers=config.data.workers,
+        planned=Planned(sizes.unpruned(), isinstance(ready.plan, BudgetPlan)) if config.data.audit else None,
+    )
     evaluate = None
     if ready.held_out is not None:
         evaluate = build_evaluation(

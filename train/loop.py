@@ -145,6 +145,7 @@ def _train_step(parts: Parts, step: int, data: Step, config: Config, stop: Stop)
     parts.recorder.record("samples", sum(len(batch.ids) for batch in data.batches))
     parts.recorder.quarantine(data.quarantined)
     parts.recorder.record("quarantined/decoding", len(data.quarantined))  # the rest was known before
+    parts.recorder.record("resized", data.resized)  # decoded to other numbers of tokens than headers promised
     parts.tolerance.note(data.quarantined)
     parts.recorder.record("grad_norm", norm, weight=1)
     parts.recorder.record("skipped", not math.isfinite(norm), weight=1)  # the share of the steps

@@ -2,10 +2,14 @@ import pickle
 
 import pytest
 import torch
+from PIL import Image
 
 from data.batching import Plan, shards
 from data.encode import Encoder
-from data.loader import shard_loader, step_loader
+from data.loader import Planned, shard_loader, step_loader
+from data.media.images import probe_image
+from data.sizes import gather
+from data.types import ImageRef, Sample, Turn
 from tests.data.conftest import POLICY
 
 
@@ -46,6 +50,26 @@ def test_long_rows_are_left_out_whole(samples, processor):
     plan = Plan(1, 1, 1, 1, 0, seed=0)
     (step,) = step_loader(samples, Encoder(processor, POLICY, max_tokens=9), plan, first_step=0, last_step=1)
     assert "data.max_tokens=9" in step.quarantined[0].reason
+
+
+@pytest.mark.parametrize(("strict", "lost"), [(True, ["a"]), (False, [])])
+def test_a_sample_that_decodes_to_more_tokens_than_a_budget_was_planned_for_is_left_out(
+    encoder, tmp_path, strict, lost
+):
+    """Of three pictures that change after planning, one grows, one shrinks and one stays."""
+    turns = [
+        (Turn("user", (ImageRef(str(tmp_path / f"{id}.png")), "What?")), Turn("assistant", ("x",))) for id in "abc"
+    ]
+    asked = [Sample(id, each) for id, each in zip("abc", turns)]
+    for id in "abc":
+        Image.new("RGB", (256, 256)).save(tmp_path / f"{id}.png")
+    sizes = gather(encoder.costs(asked, {ref: probe_image(ref) for sample in asked for ref in sample.media}))
+    Image.new("RGB", (384, 384)).save(tmp_path / "a.png")
+    Image.new("RGB", (128, 128)).save(tmp_path / "b.png")
+    span = {"first_step": 0, "last_step": 1, "planned": Planned(sizes.unpruned(), strict)}
+    (step,) = step_loader(asked, encoder, Plan(3, 3, 1, 1, 0, seed=0, shuffle=False), **span)
+    assert step.resized == 2 and [each.id for each in step.quarantined] == lost
+    assert all("tokens, where" in each.reason for each in step.quarantined)
 
 
 def test_shards_are_loaded_one_batch_a_step(samples, encoder):

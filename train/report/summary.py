@@ -25,6 +25,7 @@ class Summary:
     rate: float  # mean of the drawn ones
     peak_memory_gib: float | None  # of the main rank
     forecast_gib: float | None  # by the preflight
+    resized: int  # samples that decoded to another number of tokens than their headers promised
     quarantined: dict[str, int]  # by reason
     checkpoint: str | None
 
@@ -49,6 +50,7 @@ def summarize(run_dir: Path, forecast_gib: float | None = None) -> Summary:
         rate=sum(row["rate"] * length for row, length in zip(rows, lengths)) / max(1, sum(lengths)),
         peak_memory_gib=max(peaks) if peaks else None,
         forecast_gib=forecast_gib,
+        resized=int(sum(row.get("resized", 0) for row in rows)),
         quarantined=by_reason(run_dir),
         checkpoint=str(checkpoints[-1]) if checkpoints else None,
     )
@@ -81,6 +83,8 @@ def text(summary: Summary, run_dir: Path) -> str:
     if summary.peak_memory_gib is not None:
         forecast = f" (forecast {summary.forecast_gib:.2f})" if summary.forecast_gib is not None else ""
         lines.append(f"peak memory {summary.peak_memory_gib:.2f} GiB a rank{forecast}")
+    if summary.resized:
+        lines.append(f"samples that decoded to other numbers of tokens than their headers promised: {summary.resized}")
     lines += [f"quarantined {count}: {reason}" for reason, count in summary.quarantined.items()]
     if summary.checkpoint:
         lines.append(f"checkpoint: {summary.checkpoint}")
