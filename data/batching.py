@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data.loads import Budget, Loads, Price
+from data.loads import Budget, Loads, Patches, Price
 from data.packing import pack
 from data.sizes import KeptCounts, Sizes
 from data.sources.mixture import Mixture, order
@@ -93,17 +93,23 @@ class BudgetPlan:
     seed: int
     mixture: Mixture | None = None  # None: every sample once an epoch
     price: Price | None = None
+    freed: int = 0  # patches that do not enter the vision tower for a token that is dropped
 
     def micro_batches(self, step: int) -> tuple[tuple[int, ...], ...]:
         """Sample indices of this rank's micro-batches in `step` (from 0), one tuple for each of its rates."""
         return self._planner.step(step)[self.rank :: self.world]
 
     @cached_property
+    def patches(self) -> Patches:
+        """That enter the vision tower, by sample and the tokens that are left of it."""
+        return Patches(self.sizes.patches_S, self.sizes.unpruned(), self.freed)
+
+    @cached_property
     def _planner(self) -> _Planner:
         return _Planner(self)
 
     def __getstate__(self) -> dict[str, Any]:  # a worker process plans for itself
-        return {name: value for name, value in vars(self).items() if name != "_planner"}
+        return {name: value for name, value in vars(self).items() if name not in ("_planner", "patches")}
 
     def check(self, rate: float, name: Callable[[int], str]) -> None:
         """ValueError where a sample alone is above the budget at `rate`, the lowest that will be drawn."""
@@ -112,7 +118,7 @@ class BudgetPlan:
         cost = self.price(everything, tokens) if self.price else None
         for what, each, budget, unit in (
             ("token", tokens, self.budget.tokens, 1),
-            ("patch", self.sizes.patches_S, self.budget.patches, 1),
+            ("patch", self.patches(everything, tokens), self.budget.patches, 1),
             ("cost", cost, self.budget.cost, TERA),
         ):
             if budget is not None and each is not None and each.max() > budget:
@@ -126,7 +132,7 @@ class _Planner:
     """A place in the endless stream of steps. It moves forward; an earlier step is planned from the beginning."""
 
     def __init__(self, plan: BudgetPlan) -> None:
-        self.plan, self.loads = plan, Loads(plan.sizes, plan.kept, plan.budget, plan.price)
+        self.plan, self.loads = plan, Loads(plan.sizes, plan.kept, plan.budget, plan.price, plan.patches)
         self._rewind()
 
     def _rewind(self) -> None:

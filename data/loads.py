@@ -22,14 +22,49 @@ class Price:
     fixed_S: np.ndarray
     token: float
     look: float
+    spared: Spared | None = None  # by a tower that is given what is left; None: it sees everything
 
     def __call__(self, samples: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Of samples [M] that have [..., M] tokens left, in the dtype of the prices."""
-        return self.fixed_S[samples] + tokens * (tokens * (self.look / 2) + (self.token + self.look / 2))
+        cost = self.fixed_S[samples] + tokens * (tokens * (self.look / 2) + (self.token + self.look / 2))
+        return cost if self.spared is None else cost - self.spared(samples, tokens)
 
     def per(self, cost: float) -> Price:
         """The same in fractions of `cost`, in single precision."""
-        return Price((self.fixed_S / cost).astype(np.float32), self.token / cost, self.look / cost)
+        spared = self.spared and self.spared.per(cost)
+        return Price((self.fixed_S / cost).astype(np.float32), self.token / cost, self.look / cost, spared)
+
+
+@dataclass(frozen=True)
+class Spared:
+    """Operations that a vision tower is spared where d of a sample's `tokens_S` are dropped before it: d line - d^2
+    square."""
+
+    tokens_S: np.ndarray
+    line_S: np.ndarray
+    square_S: np.ndarray
+
+    def __call__(self, samples: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        dropped = self.tokens_S[samples] - tokens
+        return dropped * (self.line_S[samples] - dropped * self.square_S[samples])
+
+    def per(self, cost: float) -> Spared:
+        """The same in fractions of `cost`, in single precision."""
+        each = (self.tokens_S, self.line_S / cost, self.square_S / cost)
+        return Spared(*(values.astype(np.float32) for values in each))
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Patches that enter the vision tower, by sample: each of its `tokens_S` that is dropped before frees some."""
+
+    patches_S: np.ndarray
+    tokens_S: np.ndarray
+    freed: int = 0  # 0: nothing is dropped before the tower
+
+    def __call__(self, samples: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Of samples [M] that have [..., M] tokens left."""
+        return self.patches_S[samples] - self.freed * (self.tokens_S[samples] - tokens)
 
 
 @dataclass(frozen=True)
@@ -37,7 +72,7 @@ class Budget:
     """What one micro-batch may hold. Micro-batches are equal in cost where it is given, else in tokens."""
 
     tokens: int  # that the language model reads, after pruning
-    patches: int | None = None  # that the vision tower reads
+    patches: int | None = None  # that enter the vision tower
     cost: float | None = None  # operations, by a Price
     lookahead: int = 256  # samples beyond those that a step needs, among which the ones that fit are looked for
 
@@ -53,9 +88,9 @@ class Loads:
     Kept tokens are looked up: videos come in few shapes, and rates recur.
     """
 
-    def __init__(self, sizes: Sizes, kept: KeptCounts, budget: Budget, price: Price | None) -> None:
+    def __init__(self, sizes: Sizes, kept: KeptCounts, budget: Budget, price: Price | None, patches: Patches) -> None:
         assert (price is None) == (budget.cost is None)
-        self.sizes, self.budget = sizes, budget
+        self.sizes, self.budget, self.patches = sizes, budget, patches
         self.cost = price.per(budget.cost) if price is not None and budget.cost is not None else None
         widest = int(sizes.tokens_V.max(initial=0)) + 1
         shapes, self.shape_V = np.unique(sizes.grids_V * widest + sizes.tokens_V, return_inverse=True)
@@ -65,11 +100,11 @@ class Loads:
 
     def __call__(self, samples: np.ndarray, rates: Sequence[float]) -> np.ndarray:
         tokens_PM = self._tokens(samples, rates)
-        loads = [tokens_PM * np.float32(1 / self.budget.tokens)]
+        loads: list[np.ndarray] = [tokens_PM * np.float32(1 / self.budget.tokens)]
         if self.cost is not None:
             loads.insert(0, self.cost(samples, tokens_PM))
         if self.budget.patches is not None:
-            loads.append(np.broadcast_to(self.sizes.patches_S[samples] / self.budget.patches, tokens_PM.shape))
+            loads.append(self.patches(samples, tokens_PM) / self.budget.patches)
         return np.stack(loads)
 
     def expected(self, rates: Sequence[float]) -> int:

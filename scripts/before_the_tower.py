@@ -24,12 +24,7 @@ from train import cli
 from train.report.curve import Curve, table
 
 BEFORE = ("method=pixel_delta", "prune_at=input")  # of scripts/evaluate.py
-TRAINED_BEFORE = (
-    "method=pixel_delta",
-    "method.prune_at=input",
-    "method.dtype=float32",
-    "~method.dtype",
-)  # of train/run.py
+TRAINED_BEFORE = ("method=pixel_delta", "method.prune_at=input")  # of train/run.py
 
 
 @dataclass

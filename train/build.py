@@ -22,7 +22,7 @@ from data.containment import Limits
 from data.encode import Encoder
 from data.loader import Planned, Step, step_loader
 from data.loads import Price
-from data.sizes import KeptCounts, Sizes
+from data.sizes import Sizes
 from data.types import Sample
 from evs.adapters import adapter_for
 from evs.methods import Method
@@ -111,10 +111,12 @@ def prepare(config: Config) -> Prepared:
     shape["data"] = learned.fingerprint
     origin.check(engine, shape, config.resume_changes)
     kept = partial(kept_counts, method)
-    plan = build_plan(config, engine, learned, rates=rates, kept=kept, architecture=base_model(empty).config)
+    architecture = base_model(empty).config
+    plan = build_plan(config, engine, learned, rates=rates, method=method, architecture=architecture)
     forecast = None
     if config.data.audit and config.preflight != "off":
-        forecast = check_memory(config, engine, empty, largest(plan, learned.index.sizes, rates.lowest(), kept))
+        freed = freed_patches(method, architecture)
+        forecast = check_memory(config, engine, empty, largest(plan, learned.index.sizes, rates.lowest(), kept, freed))
     if config.show and engine.is_main_process:
         places = chain.from_iterable(plan.micro_batches(origin.step))
         print(show.parameters(empty))
@@ -181,12 +183,12 @@ def build_meter(engine: Accelerator, config: Config, model: Any, memory: Memory,
     return meter
 
 
-def build_price(config: ModelConfig, architecture: Any, sizes: Sizes) -> Price:
+def build_price(config: ModelConfig, architecture: Any, sizes: Sizes, method: Method) -> Price:
     """What every sample costs in a step as it is trained. `architecture`: the Hugging Face configuration."""
     lora = config.lora.r is not None
     recomputed = config.checkpoint_towers if config.gradient_checkpointing else []
     frozen = TOWERS if lora else config.freeze
-    return cost.price(architecture, sizes, frozen=frozen, lora=lora, recomputed=recomputed)
+    return cost.price(architecture, sizes, depth(method), frozen=frozen, lora=lora, recomputed=recomputed)
 
 
 def build_plan(
@@ -195,7 +197,7 @@ def build_plan(
     learned: Usable,
     *,
     rates: StepRates,
-    kept: KeptCounts,
+    method: Method,
     architecture: Any,
 ) -> Plan | BudgetPlan:
     """Which samples share a step: to a budget if there is one, else by number."""
@@ -203,14 +205,15 @@ def build_plan(
     if train.token_budget is None:
         samples = len(learned.samples)
         return Plan(samples, train.batch_size, train.accumulation, world, rank, config.seed, mixture=learned.mixture)
-    sizes, allowed, price = learned.index.sizes, None, None
+    sizes, allowed, price, kept = learned.index.sizes, None, None, partial(kept_counts, method)
     if train.cost_budget is not None:
-        price = build_price(config.model, architecture, sizes)
+        price = build_price(config.model, architecture, sizes, method)
         tokens_S = sizes.tokens(np.arange(len(sizes)), rates.lowest(), kept)
         automatic = train.cost_budget == "auto"
         allowed = cost.budget(price, tokens_S, train.token_budget) if automatic else TERA * float(train.cost_budget)
     budget = Budget(train.token_budget, train.patch_budget, allowed, train.lookahead)
-    plan = BudgetPlan(sizes, budget, rates, kept, world, rank, config.seed, learned.mixture, price)
+    freed = freed_patches(method, architecture)
+    plan = BudgetPlan(sizes, budget, rates, kept, world, rank, config.seed, learned.mixture, price, freed)
     plan.check(rates.lowest(), lambda place: learned.samples[place].id)
     return plan
 
@@ -224,6 +227,11 @@ def check_memory(config: Config, engine: Accelerator, empty: Any, batch: Largest
     engine.print(preflight.report(batch, parts, room))
     preflight.check(parts, room, config)
     return parts.total / 2**30
+
+
+def freed_patches(method: Method, architecture: Any) -> int:
+    """Patches that do not enter the vision tower for a token that is dropped."""
+    return architecture.vision_config.spatial_merge_size**2 if depth(method) == 0 else 0
 
 
 def kept_counts(method: Method, grids_V: np.ndarray, tokens_V: np.ndarray, rate: float) -> np.ndarray:

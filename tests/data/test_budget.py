@@ -104,6 +104,18 @@ def test_the_patch_budget_is_never_exceeded():
     assert 0.9 * 60000 <= max(patches) <= 60000
 
 
+@settings(max_examples=4, deadline=None)
+@given(rate=st.floats(0.5, 0.9), seed=st.integers(0, 9))
+def test_before_the_tower_a_patch_budget_holds_what_is_kept(rate, seed):
+    after = BudgetPlan(mixture(1000), Budget(40_000, 60_000), lambda step: [rate], kept, 1, 0, seed)
+    before = replace(after, freed=4)
+    (batch,), (small,) = before.micro_batches(0), after.micro_batches(0)
+    sizes, samples = before.sizes, np.array(batch)
+    entering = 4 * (sizes.tokens(samples, rate, kept) - sizes.fixed_S[samples]).sum()
+    assert 0.5 * 60_000 <= entering <= 60_000 < sizes.patches_S[samples].sum()
+    assert len(batch) > 1.2 * len(small)
+
+
 def test_a_resumed_plan_is_the_unbroken_one():
     whole = [plan().micro_batches(step) for step in range(30)]
     resumed = plan()

@@ -24,7 +24,13 @@ METHODS = sorted(p.stem for p in (ROOT / "configs" / "method").glob("*.yaml"))
 def test_every_rate_and_method_composes_and_builds(words, rate, method):
     config = composed(*words(f"rate={rate}", f"method={method}"))
     build_rates(config.rate)
-    assert build_method(config.method).name == method
+    assert build_method(config.method).name == method.removesuffix("_unrounded")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_experiment_takes_any_method(words, method):
+    for experiment in EXPERIMENTS:
+        assert build_method(composed(*words(f"+experiment={experiment}", f"method={method}")).method)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.loads import Price
+from data.loads import Price, Spared
 from data.sizes import Sizes
 from evs.adapters.packing import recurrent_layers
 
@@ -58,7 +58,7 @@ def before_tower(config: Any, work: Work, dropped: Any, block: int) -> Work:
     The survivors are taken to be shared alike among temporal grids, which concerns attention's part only.
     """
     vision = config.vision_config
-    left = 1 - dropped * vision.spatial_merge_size**2 / max(work.patches, 1)
+    left = 1 - dropped * vision.spatial_merge_size**2 / np.maximum(work.patches, 1)
     whole = block / vision.depth  # the share of blocks that see everything
     return replace(
         work,
@@ -105,12 +105,24 @@ def training(
     )
 
 
-def price(config: Any, sizes: Sizes, **trained: Any) -> Price:
-    """What training on each sample costs, by the tokens that are left of it; `trained` as in `training`."""
+def price(config: Any, sizes: Sizes, before: int | None = None, **trained: Any) -> Price:
+    """What training on each sample costs, by the tokens that are left of it; the tower drops the others before its
+    block `before` (None: after it). `trained` as in `training`."""
     zero = np.zeros(len(sizes))
-    media = training(config, Work(sizes.patches_S, sizes.pairs_S, zero, zero, sizes.targets_S), **trained).total
+    seen = Work(sizes.patches_S, sizes.pairs_S, zero, zero, sizes.targets_S)
+    media = training(config, seen, **trained).total
     token, look = (training(config, Work(0, 0, *each, 0), **trained).total for each in ((1, 0), (0, 1)))
-    return Price(media, float(token), float(look))
+    if before is None:
+        return Price(media, float(token), float(look))
+    tokens_S = sizes.unpruned()
+    most_S = tokens_S - sizes.fixed_S
+    half_S, whole_S = (
+        media - training(config, before_tower(config, seen, share * most_S, before), **trained).total
+        for share in (0.5, 1)
+    )
+    least_S = np.maximum(most_S, 1)  # where there is no video, nothing is spared
+    line_S, square_S = (4 * half_S - whole_S) / least_S, (4 * half_S - 2 * whole_S) / least_S**2
+    return Price(media, float(token), float(look), Spared(tokens_S, line_S, square_S))
 
 
 def budget(price: Price, tokens_S: np.ndarray, token_budget: int) -> float:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from data.batching import BudgetPlan, Plan
+from data.loads import Patches
 from data.sizes import KeptCounts, Sizes
 from evs.adapters.packing import has_kernels, recurrent_layers
 from train.config import Config
@@ -36,7 +37,7 @@ class Largest:
 
     tokens: int  # read by the language model
     text: int  # of them, those that no pruning touches; the labelled ones are among them
-    patches: int  # read by the vision tower
+    patches: int  # that enter the vision tower
     frames: int
 
 
@@ -57,16 +58,20 @@ class Estimate:
         return sum(vars(self).values())
 
 
-def largest(plan: Plan | BudgetPlan, sizes: Sizes, rate: float, kept: KeptCounts) -> Largest:
-    """`rate`: the lowest that will be drawn. Bounds, but for text, and patches, that a budget leaves open."""
-    frames = int(sizes.frames_S.max())
+def largest(plan: Plan | BudgetPlan, sizes: Sizes, rate: float, kept: KeptCounts, freed: int = 0) -> Largest:
+    """`rate`: the lowest that will be drawn. Bounds, but for text, and patches, that a budget leaves open.
+
+    `freed`: patches that do not enter the vision tower for a token that is dropped.
+    """
+    frames, everything = int(sizes.frames_S.max()), np.arange(len(sizes))
+    tokens_S = sizes.tokens(everything, rate, kept)
+    patches_S = Patches(sizes.patches_S, sizes.unpruned(), freed)(everything, tokens_S)
     if isinstance(plan, Plan):
-        of_each = sizes.tokens(np.arange(len(sizes)), rate, kept)
         most = min(plan.batch_size, len(sizes))
-        tokens, text, patches = (_sum_of_largest(each, most) for each in (of_each, sizes.fixed_S, sizes.patches_S))
+        tokens, text, patches = (_sum_of_largest(each, most) for each in (tokens_S, sizes.fixed_S, patches_S))
         return Largest(tokens, text, patches, frames)
     batches = [np.array(batch) for step in range(PLANNED) for batch in plan.micro_batches(step)]
-    text, patches = (max(int(each[batch].sum()) for batch in batches) for each in (sizes.fixed_S, sizes.patches_S))
+    text, patches = (max(int(each[batch].sum()) for batch in batches) for each in (sizes.fixed_S, patches_S))
     return Largest(plan.budget.tokens, text, plan.budget.patches or patches, frames)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from data.sizes import SampleSize, gather
 from evs import FrameDelta
 from evs.adapters import adapter_for
 from tests.evs.models import KERNELS, prompts, tiny_model
@@ -102,3 +103,21 @@ def test_a_tower_that_drops_tokens_before_a_block_costs_what_its_blocks_see():
     assert at_end == whole
     assert at_input.patches < half.patches < whole.patches
     assert 2 * cost.forward(config, at_input).vision < cost.forward(config, whole).vision
+
+
+@pytest.mark.parametrize(
+    ("family", "off"), [("qwen3_vl", 1e-9), ("qwen2_5_vl", 0.02)]
+)  # windows shrink by their own rule
+@pytest.mark.parametrize("before", [0, 1, 3])
+@pytest.mark.parametrize("frozen", [(), ("vision",)])
+def test_the_price_of_a_sample_is_what_its_step_costs_with_a_tower_that_drops(family, off, before, frozen):
+    config = tiny_model(family).config
+    grids = [(9, 24, 32), (2, 8, 8), (40, 16, 12)]
+    sizes = gather(SampleSize(50, ((t, h * w // 4),), t * h * w, 2 * t, 7, t * (h * w) ** 2) for t, h, w in grids)
+    price = cost.price(config, sizes, before, frozen=frozen)
+    for place, (t, h, w) in enumerate(grids):
+        for share in (0, 0.3, 0.75, 0.9):
+            dropped = int(share * t * h * w // 4)
+            whole = cost.batch_work([(t, h, w)], [50 + t * h * w // 4 - dropped], 7)
+            step = cost.training(config, cost.before_tower(config, whole, dropped, before), frozen=frozen)
+            assert price(np.array([place]), np.array([whole.tokens]))[0] == pytest.approx(step.total, rel=off)
