@@ -1,0 +1,96 @@
+"""Media broken in the ways that files are: mutations of real video files and pictures, and extremes that are valid."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+from PIL import Image
+
+from tests.data import videos
+
+FOREIGN = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\0\0\0\0AVI LIST", b"\x1a\x45\xdf\xa3", b"\0\0\0 ftypisom")
+CODECS = {"mp4": "libx264", "webm": "libvpx-vp9", "avi": "mpeg4"}
+
+
+def rows(folder: Path, count: int, without: str = "") -> Path:
+    """A data file of `count` media, one a row: each of the extremes but one, the rest mutated, written to `folder`."""
+    whole = originals(folder)
+    made = [make(folder / name) for name, make in EXTREMES.items() if name != without]
+    for number in range(count - len(made)):
+        source = whole[number % len(whole)]
+        made.append(folder / f"{number}{source.suffix}")
+        made[-1].write_bytes(mutated(source.read_bytes(), number))
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(_row(each)) + "\n" for each in made))
+    return path
+
+
+def originals(folder: Path) -> list[Path]:
+    """Small files of the five formats, whole."""
+    made = [
+        videos.write(folder / f"whole.{suffix}", [i / 25 for i in range(50)], codec=codec, size=(96, 128), g=10)
+        for suffix, codec in CODECS.items()
+    ]
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8))
+    for suffix in ("png", "jpg"):
+        noise.save(folder / f"whole.{suffix}")
+        made.append(folder / f"whole.{suffix}")
+    return made
+
+
+def mutated(content: bytes, number: int) -> bytes:
+    """Mutation `number`, in turn: bits flipped anywhere or in the header, cut off, of a foreign beginning."""
+    rng, found = np.random.default_rng(number), np.frombuffer(content, np.uint8).copy()
+    match number // 5 % 4:
+        case 0 | 1 as head:
+            places = rng.integers(0, 600 if head else len(found), rng.integers(1, 30))
+            found[places % len(found)] ^= (1 << rng.integers(0, 8, len(places))).astype(np.uint8)
+            return found.tobytes()
+        case 2:
+            return content[: rng.integers(0, len(content))]
+        case _:
+            header = FOREIGN[rng.integers(len(FOREIGN))]
+            return header + content[len(header) :]
+
+
+def _picture(*size: int, mode: str = "RGB") -> Callable[[Path], Path]:
+    def make(path: Path) -> Path:
+        Image.new(mode, size).save(path)
+        return path
+
+    return make
+
+
+def _bomb(path: Path) -> Path:
+    """A picture whose header promises 400 megapixels."""
+    _picture(20, 20)(path)
+    content = path.read_bytes()
+    header = b"IHDR" + (20_000).to_bytes(4, "big") * 2 + content[24:29]
+    path.write_bytes(content[:12] + header + crc32(header).to_bytes(4, "big") + content[33:])
+    return path
+
+
+def _film(width: int, height: int, frames: int) -> Callable[[Path], Path]:
+    return lambda path: videos.write(path, [i / 25 for i in range(frames)], size=(height, width), preset="ultrafast")
+
+
+EXTREMES: dict[str, Callable[[Path], Path]] = {
+    "wide.png": _picture(2010, 10),
+    "tall.jpg": _picture(10, 2010),
+    "144_megapixels.png": _picture(12_000, 12_000, mode="1"),
+    "bomb.png": _bomb,
+    "8k_one_frame.mp4": _film(7680, 4320, 1),
+    "8k.mp4": _film(7680, 4320, 2),
+    "wide.mp4": _film(4096, 16, 8),
+}
+
+
+def _row(path: Path) -> dict[str, Any]:
+    kind = "image" if path.suffix in (".png", ".jpg") else "video"
+    turns = [{"from": "human", "value": f"<{kind}>What is it?"}, {"from": "gpt", "value": "broken"}]
+    return {"id": path.name, kind: str(path), "conversations": turns}
