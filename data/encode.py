@@ -139,6 +139,7 @@ class Encoder:
             second_per_grid_V=torch.tensor([self._second_per_grid(c) for c in clips], dtype=torch.float64),
             pixel_values=_joined([picture["pixel_values"] for picture in pictures]),
             image_grid_thw_I3=_grids([picture["image_grid_thw"] for picture in pictures]),
+            video_M=torch.tensor([isinstance(part, VideoRef) for part in sample.media], dtype=torch.bool),
             choices=() if generate else self.labeller.choices(sample.turns),
             video_normal=normal(self.video_processor),
             image_normal=normal(self.processor.image_processor),
@@ -300,6 +301,7 @@ def collate(encodings: Sequence[Encoding], *, filler_token: int) -> Batch:
         second_per_grid_V=torch.cat([encoding.second_per_grid_V for encoding in encodings]),
         pixel_values=_joined([encoding.pixel_values for encoding in encodings]),
         image_grid_thw_I3=torch.cat([encoding.image_grid_thw_I3 for encoding in encodings]),
+        video_M=torch.cat([encoding.video_M for encoding in encodings]),
         choices=tuple(choice for encoding in encodings for choice in encoding.choices),
         video_normal=next((encoding.video_normal for encoding in encodings if encoding.video_normal), None),
         image_normal=next((encoding.image_normal for encoding in encodings if encoding.image_normal), None),
@@ -316,6 +318,7 @@ def _filler(token: int) -> Encoding:
         second_per_grid_V=torch.zeros(0, dtype=torch.float64),
         pixel_values=None,
         image_grid_thw_I3=_grids([]),
+        video_M=torch.zeros(0, dtype=torch.bool),
         choices=(),
     )
 

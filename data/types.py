@@ -98,6 +98,7 @@ class Encoding:
     second_per_grid_V: Tensor  # float64, seconds between temporal grids
     pixel_values: Tensor | None  # uint8 [R, patch], images
     image_grid_thw_I3: Tensor  # int64
+    video_M: Tensor  # bool [media], in the order of the prompt: whether it is a video
     choices: tuple[tuple[int, ...], ...]  # per assistant turn: first token of each offered option, () if free-form
     video_normal: Normal | None = None  # that videos are to be normalised with
     image_normal: Normal | None = None
@@ -116,6 +117,7 @@ class Batch:
     second_per_grid_V: Tensor
     pixel_values: Tensor | None
     image_grid_thw_I3: Tensor
+    video_M: Tensor
     choices: tuple[tuple[int, ...], ...]
     video_normal: Normal | None = None  # that videos are to be normalised with
     image_normal: Normal | None = None

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evs.adapters.base import Adapter, MediaBatch
+from evs.adapters import Adapter, MediaBatch, towers_of
 from evs.adapters.packing import index_in_segment
 from evs.methods import Method
 from evs.methods.evs import FrameDelta
@@ -174,7 +174,7 @@ class _Decoder:
     """
 
     def __init__(self, model: Any, x: DecoderInputs, next_B: Tensor) -> None:
-        self.model, self.next_B = model, next_B
+        self.model, self.next_B, self.rows = model, next_B, len(x.positions_PN)
         lengths_B = x.segment_N.bincount()
         longest = lengths_B.max()
         place = (x.segment_N, (longest - lengths_B)[x.segment_N] + index_in_segment(x.segment_N))
@@ -189,19 +189,19 @@ class _Decoder:
         self._run(pad(x.embeds_ND), pad(x.positions_PN.T.contiguous()).movedim(-1, 0), None, **extra)
 
     def logits_BV(self) -> Tensor:
-        return self.model.lm_head(self.hidden_BD).float()
+        return towers_of(self.model).head(self.hidden_BD).float()
 
     def feed(self, tokens: list[int]) -> None:
         """Append one token a row, at the row's next position."""
         self.mask_BL = torch.cat([self.mask_BL, torch.ones_like(self.mask_BL[:, :1])], dim=1)
         embeds = self.model.get_input_embeddings()(torch.tensor(tokens, device=self.next_B.device))
-        self._run(embeds[:, None], self.next_B[:, None].expand(3, -1, -1), self.cache)
+        self._run(embeds[:, None], self.next_B[:, None].expand(self.rows, -1, -1), self.cache)
         self.next_B = self.next_B + 1
 
     def _run(self, embeds: Tensor, positions: Tensor, cache: Any, **extra: Any) -> None:
-        out = self.model.model.language_model(
+        out = towers_of(self.model).language(
             inputs_embeds=embeds,
-            position_ids=positions,
+            position_ids=positions if self.rows > 1 else None,  # a family without rotary positions counts for itself
             attention_mask=self.mask_BL,
             past_key_values=cache,
             use_cache=True,

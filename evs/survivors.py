@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
-from evs.adapters.base import Adapter, MediaBatch
+from evs.adapters import Adapter, MediaBatch, towers_of
 from evs.methods.base import Method, depth
 from evs.prune import keep_mask, prune
 from evs.types import DecoderInputs
@@ -58,12 +59,14 @@ class Look:
 
 
 def check_place(adapter: Adapter, method: Method) -> None:
-    """Raises ValueError for a method that prunes where the family's tower cannot."""
-    before = depth(method)
+    """Raises ValueError for a method that scores or prunes where the family cannot."""
+    before, family = depth(method), adapter.model.config.model_type
+    if method.needs == "pixels" and not hasattr(adapter, "pixels"):
+        raise ValueError(
+            f"method={method.name} scores uint8 pixels, and {family} resizes frames in floating point: use method=evs"
+        )
     if before is None:
         return
-    family = adapter.model.config.model_type
-    if not hasattr(adapter, "see_kept"):
-        raise ValueError(f"method.prune_at={method.prune_at}: {family} prunes after its tower only: use merger")
-    if before > (blocks := len(adapter.model.model.visual.blocks)):
+    vision: Any = towers_of(adapter.model).vision
+    if before > (blocks := len(vision.blocks)):
         raise ValueError(f"method.prune_at={before}: the tower of {family} has {blocks} blocks: use 0 to {blocks}")

@@ -42,7 +42,7 @@ class DecoderInputs:
     """
 
     embeds_ND: Tensor
-    positions_PN: Tensor  # computed on the unpruned prompt, so that survivors keep their place
+    positions_PN: Tensor  # on the unpruned prompt, so that survivors keep their place; P = 1 without rotary positions
     segment_N: Tensor  # which sample a token belongs to, non-decreasing
     labels_N: Tensor  # IGNORE = no loss; unshifted: labels_N[i] is token i itself
     video_N: Tensor  # index of the token's video in the batch, -1 elsewhere

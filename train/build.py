@@ -24,7 +24,7 @@ from data.loader import Planned, Step, step_loader
 from data.loads import Price
 from data.sizes import Sizes
 from data.types import Sample
-from evs.adapters import adapter_for
+from evs.adapters import adapter_for, towers_of
 from evs.methods import Method
 from evs.methods.base import depth
 from evs.rates import RateDistribution
@@ -178,8 +178,9 @@ def build_meter(engine: Accelerator, config: Config, model: Any, memory: Memory,
     """Times the forward passes of the two towers, which are the model's own modules whatever wraps it."""
     lora, before = config.model.lora.r is not None, depth(method)
     meter = Meter(engine.device, model.config, memory, TOWERS if lora else config.model.freeze, lora, before)
-    meter.watch(model.model.visual, "vision")
-    meter.watch(model.model.language_model, "language_model")
+    towers = towers_of(model)
+    meter.watch(towers.vision, "vision")
+    meter.watch(towers.language, "language_model")
     return meter
 
 

@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from evs.adapters import check_family
+from evs.adapters import check_family, towers_of
 from train.config import Config, LoraConfig, ModelConfig
 from train.optim import freeze
 from train.seeding import seed_draws
@@ -32,7 +32,7 @@ def build_model(config: ModelConfig, dtype: torch.dtype, seed: int = 0) -> nn.Mo
 
 def fit_for_training(model: Any, config: ModelConfig) -> nn.Module:
     """`model`, changed in place: frozen, checkpointed, compiled and with LoRA as asked."""
-    towers = {"vision": model.model.visual, "language": model.model.language_model}
+    towers = towers_of(model)._asdict()
     freeze(model, config.freeze)
     if config.gradient_checkpointing:
         for name in config.checkpoint_towers:

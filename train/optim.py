@@ -11,12 +11,15 @@ from torch import nn
 
 from train.config import TOWERS, OptimConfig
 
+MERGERS = (".merger", "deepstack_merger", "multi_modal_projector.", "vision_final_layernorm.")
+VISION = ("visual.", "vision_model.")
+
 
 def tower_of(name: str) -> str:
     """vision | merger | language, from a parameter's name."""
-    if ".merger" in name or "deepstack_merger" in name:
+    if any(part in name for part in MERGERS):
         return "merger"
-    return "vision" if "visual." in name else "language"
+    return "vision" if any(part in name for part in VISION) else "language"
 
 
 def freeze(model: nn.Module, towers: Collection[str]) -> None:

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from data.types import IGNORE, Batch
 from evs import DecoderInputs
-from evs.adapters import Adapter
+from evs.adapters import Adapter, towers_of
 from evs.generate import Decoding, continue_at
 from evs.methods import Method
 from evs.survivors import Look
@@ -56,7 +56,7 @@ class UptrainTask(nn.Module):
         self.model = model
         self.adapter = adapter
         self.method = method
-        self.fused_loss = fuse_loss(adapter.model.lm_head)
+        self.fused_loss = fuse_loss(towers_of(adapter.model).head)
 
     def forward(self, batch: Batch, rate: float | Sequence[float] | Asked) -> StepOutput | list[View]:
         """`rate`: one for all videos of the batch, or one a video; or what an evaluation asks, in views."""
@@ -75,7 +75,9 @@ class UptrainTask(nn.Module):
         for rate in asked.rates:
             x = look.at([rate] * videos, pruned=rate > 0).x
             hidden_TD, _ = labelled(self.adapter.read(x), x)
-            views.append(View(self.adapter.model.lm_head(hidden_TD), x.segment_N.bincount(), self.written(x, asked)))
+            views.append(
+                View(towers_of(self.adapter.model).head(hidden_TD), x.segment_N.bincount(), self.written(x, asked))
+            )
         return views
 
     def written(self, x: DecoderInputs, asked: Asked) -> list[tuple[int, ...]]:
@@ -91,7 +93,7 @@ class UptrainTask(nn.Module):
 
         Through the module, never its weight: ZeRO 3 gathers parameters around module calls.
         """
-        head: Any = self.adapter.model.lm_head
+        head: Any = towers_of(self.adapter.model).head
         if self.training and self.fused_loss:
             return *head(hidden_TD, labels_T), None
         logits_TV = head(hidden_TD)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from evs.adapters.base import Adapter, MediaBatch
+from evs.adapters.base import Adapter, MediaBatch, Towers
+from evs.adapters.nemotron import Nemotron
 from evs.adapters.qwen2_5_vl import Qwen25VL
 from evs.adapters.qwen3_vl import Qwen3VL
-from evs.adapters.vision import speed_up
 
-FAMILIES = {
+FAMILIES: dict[str, Any] = {
     "qwen2_5_vl": Qwen25VL,
     "qwen3_vl": Qwen3VL,
     "qwen3_vl_moe": Qwen3VL,
     "qwen3_5": Qwen3VL,
     "qwen3_5_moe": Qwen3VL,
+    "nemotron_h_omni": Nemotron,
 }
 
-__all__ = ["FAMILIES", "Adapter", "MediaBatch", "adapter_for", "check_family"]
+__all__ = ["FAMILIES", "Adapter", "MediaBatch", "adapter_for", "check_family", "towers_of"]
 
 
 def check_family(model_type: str) -> str:
@@ -32,6 +33,9 @@ def adapter_for(model: Any, scheme: str = "preserve") -> Adapter:
 
     Raises ValueError for a family without an adapter, and for a position scheme that the family does not have.
     """
-    adapter = FAMILIES[check_family(model.config.model_type)](model, scheme)
-    speed_up(model.model.visual)
-    return adapter
+    return FAMILIES[check_family(model.config.model_type)](model, scheme)
+
+
+def towers_of(model: Any) -> Towers:
+    """The modules of a Hugging Face model by what they do, wherever its family keeps them."""
+    return Towers(*(model.get_submodule(path) for path in FAMILIES[check_family(model.config.model_type)].towers))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from evs.types import DecoderInputs, Grid
 
@@ -36,14 +37,27 @@ class MediaBatch(Protocol):
     def image_normal(self) -> tuple[Sequence[float], Sequence[float]] | None: ...
     @property
     def image_grid_thw_I3(self) -> Tensor: ...
+    @property
+    def video_M(self) -> Tensor: ...  # [media] bool, in prompt order: whether it is a video
+
+
+class Towers(NamedTuple):
+    """A model's modules by what they do."""
+
+    vision: nn.Module
+    language: nn.Module  # the text model without its head
+    head: nn.Module
 
 
 class Adapter(Protocol):
     """One per model family, duck-typed on the Hugging Face model object, which it neither owns nor changes.
 
     `lay`, `see` and `read` are a forward pass in three steps: what was laid out and seen once can be pruned at several
-    rates, each read on its own.
+    rates, each read on its own. A family whose frames are no uint8 pixels has neither `pixels` nor `see_kept`.
     """
+
+    schemes: ClassVar[tuple[str, ...]]
+    towers: ClassVar[tuple[str, str, str]]  # where the family keeps its Towers
 
     @property
     def model(self) -> Any: ...
@@ -76,3 +90,16 @@ class Adapter(Protocol):
     def read(self, x: DecoderInputs) -> Tensor:
         """[N, D] hidden states after the final norm, in the packed order of `x`."""
         ...
+
+
+def check_scheme(adapter: Any) -> None:
+    """Raise ValueError for a position scheme that the adapter's family does not have."""
+    if adapter.scheme not in adapter.schemes:
+        family, known = adapter.model.config.model_type, " or ".join(adapter.schemes)
+        raise ValueError(f"scheme {adapter.scheme!r} is unknown for {family}: use {known}")
+
+
+def rows_in_prompt_order(laid: DecoderInputs) -> Tensor:
+    """[M] for every visual token in order, its row in (all images' rows, then all videos' rows)."""
+    video_M = laid.video_N[laid.visual_N] >= 0
+    return torch.where(video_M, (~video_M).sum() + video_M.cumsum(0), (~video_M).cumsum(0)) - 1

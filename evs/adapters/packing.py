@@ -4,8 +4,9 @@ FlashAttention and flex attention read the pack as it is. SDPA and eager would b
 the pack is laid out as right-padded rows when that is cheaper: under causal attention no token sees the padding to
 its right, and no mask is needed at all.
 
-Layers with a recurrent state (Qwen3.5's gated DeltaNet) separate samples only where kernels with variable lengths are
-installed and given the borders. Without them the pack is always rows: a recurrence does not see the padding behind it.
+Layers with a recurrent state (Qwen3.5's gated DeltaNet, Nemotron's Mamba) separate samples only where kernels with
+variable lengths are installed and given the borders. Without them the pack is always rows: a recurrence does not see
+the padding behind it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ MASK_FREE = (
     "flex",
     "paged",
 )  # attention implementations that separate packed samples by position row 0
-VARLEN = ("fla", "causal_conv1d")  # packages whose kernels restart a recurrence and its convolution at given borders
+# packages whose kernels restart a recurrence and its convolution at given borders, by what its configuration names
+VARLEN = {"linear_num_value_heads": ("fla", "causal_conv1d"), "mamba_num_heads": ("mamba_ssm", "causal_conv1d")}
 
 
 def index_in_segment(segment_N: Tensor) -> Tensor:
@@ -34,7 +36,7 @@ def index_in_segment(segment_N: Tensor) -> Tensor:
 def decode_packed(language_model: Any, x: DecoderInputs) -> Tensor:
     """[N, D] last hidden states of the text model `language_model` over the pack `x`."""
     config, index_N = language_model.config, index_in_segment(x.segment_N)
-    separable = not recurrent_layers(config) or has_kernels()
+    separable = not recurrent_layers(config) or has_kernels(config)
     if separable and any(name in config._attn_implementation for name in MASK_FREE):
         return _as_one_row(language_model, x, index_N)
     samples, longest = int(x.segment_N[-1]) + 1, int(index_N.max()) + 1
@@ -48,9 +50,9 @@ def recurrent_layers(config: Any) -> int:
     return (getattr(config, "layer_types", None) or []).count("linear_attention")
 
 
-def has_kernels() -> bool:
-    """Whether recurrences run in kernels that restart them at given borders."""
-    return all(find_spec(package) for package in VARLEN)
+def has_kernels(config: Any) -> bool:
+    """Whether a text model's recurrences run in kernels that restart them at given borders."""
+    return all(find_spec(name) for heads, names in VARLEN.items() if hasattr(config, heads) for name in names)
 
 
 def _as_one_row(language_model: Any, x: DecoderInputs, index_N: Tensor) -> Tensor:
@@ -88,6 +90,8 @@ def _run(
     **borders: Tensor,
 ) -> Tensor:
     extra = {"visual_pos_masks": visual, "deepstack_visual_embeds": list(deepstack)} if deepstack else {}
+    if len(positions) == 2:  # a family without rotary positions reads where samples begin alone
+        positions = positions[0]
     return language_model(
         inputs_embeds=embeds, position_ids=positions, attention_mask=None, use_cache=False, **extra, **borders
     ).last_hidden_state

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from evs.adapters.base import MediaBatch
+from evs.adapters.base import MediaBatch, check_scheme, rows_in_prompt_order
 from evs.adapters.packing import decode_packed
 from evs.adapters.tower import Units
-from evs.adapters.vision import levels_of, normalised
+from evs.adapters.vision import levels_of, normalised, speed_up
 from evs.positions import Box, image_box, rope_positions
 from evs.prune import prune
 from evs.types import DecoderInputs, Grid
@@ -26,11 +26,11 @@ class QwenVL:
     scheme: str = "preserve"
 
     schemes: ClassVar[tuple[str, ...]] = ("preserve",)
+    towers: ClassVar[tuple[str, str, str]] = ("model.visual", "model.language_model", "lm_head")
 
     def __post_init__(self) -> None:
-        if self.scheme not in self.schemes:
-            family = self.model.config.model_type
-            raise ValueError(f"scheme {self.scheme!r} is unknown for {family}: use {' or '.join(self.schemes)}")
+        check_scheme(self)
+        speed_up(self.model.model.visual)
 
     def image_box(self, grid: Grid) -> Box:
         return image_box(grid)
@@ -64,7 +64,7 @@ class QwenVL:
 
     def see_kept(self, batch: MediaBatch, laid: DecoderInputs, keep_N: Tensor, depth: int) -> DecoderInputs:
         kept_U = keep_N.new_empty(int(laid.visual_N.sum()))
-        kept_U[_rows_in_prompt_order(laid)] = keep_N[laid.visual_N]
+        kept_U[rows_in_prompt_order(laid)] = keep_N[laid.visual_N]
         units = Units(kept_U.cpu(), depth) if len(kept_U) else None
         return _filled(prune(laid, keep_N), self._tower(batch, laid.embeds_ND.device, units))
 
@@ -144,15 +144,9 @@ class QwenVL:
 
 def _filled(laid: DecoderInputs, levels: tuple[Tensor, ...]) -> DecoderInputs:
     """What was laid out, with the rows of the tower in their places."""
-    order, embeds_ND = _rows_in_prompt_order(laid), laid.embeds_ND
+    order, embeds_ND = rows_in_prompt_order(laid), laid.embeds_ND
     rows, *deepstack = (level[order].to(embeds_ND.dtype) for level in levels)
     embeds_ND = embeds_ND.masked_scatter(laid.visual_N[:, None], rows)
     if not len(order):  # the tower saw a blank patch, so that every rank calls the same modules
         embeds_ND = embeds_ND + 0 * sum(level.sum() for level in levels)
     return replace(laid, embeds_ND=embeds_ND, deepstack=tuple(deepstack))
-
-
-def _rows_in_prompt_order(laid: DecoderInputs) -> Tensor:
-    """[M] for every visual token in order, its row in (all images' rows, then all videos' rows)."""
-    video_M = laid.video_N[laid.visual_N] >= 0
-    return torch.where(video_M, (~video_M).sum() + video_M.cumsum(0), (~video_M).cumsum(0)) - 1

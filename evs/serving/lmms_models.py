@@ -45,6 +45,7 @@ class Prompt:
     second_per_grid_V: Tensor
     pixel_values: Tensor | None
     image_grid_thw_I3: Tensor
+    video_M: Tensor
     video_normal: tuple[tuple[float, ...], tuple[float, ...]]  # mean and std
     image_normal: None = None  # images are normalised
 
@@ -126,7 +127,8 @@ class Pruned(lmms):
         )
         seconds = [self.processor.video_processor.temporal_patch_size / _sampled_fps(each) for _, each in clips]
         rule = self.processor.video_processor
-        return _prompt(inputs, seconds, (tuple(rule.image_mean), tuple(rule.image_std)))
+        videos = [part.type == "video" for part in parts if part.type in ("video", "image")]
+        return _prompt(inputs, seconds, videos, (tuple(rule.image_mean), tuple(rule.image_std)))
 
     def clip(self, part: Any) -> tuple[np.ndarray, VideoMetadata]:
         """A video's frames [T, H, W, C] and where they stand in it; a part of it counts as a video of its own."""
@@ -160,7 +162,7 @@ def pack(prompts: Sequence[Prompt]) -> Prompt:
     return Prompt(**fields | {"segment_N": segment_N}, video_normal=prompts[0].video_normal)
 
 
-def _prompt(inputs: Any, seconds: Sequence[float], normal: Any) -> Prompt:
+def _prompt(inputs: Any, seconds: Sequence[float], videos: Sequence[bool], normal: Any) -> Prompt:
     ids_N, none = inputs["input_ids"][0], torch.zeros(0, 3, dtype=torch.long)
     return Prompt(
         input_ids_N=ids_N,
@@ -171,6 +173,7 @@ def _prompt(inputs: Any, seconds: Sequence[float], normal: Any) -> Prompt:
         second_per_grid_V=torch.tensor(seconds, dtype=torch.float64),
         pixel_values=inputs.get("pixel_values"),
         image_grid_thw_I3=inputs.get("image_grid_thw", none),
+        video_M=torch.tensor(videos, dtype=torch.bool),
         video_normal=normal,
     )
 

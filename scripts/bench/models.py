@@ -110,6 +110,7 @@ def build_batch(shape: Shape, dtype: torch.dtype, clips: int | None = None, seed
         second_per_grid_V=torch.ones(clips, dtype=torch.float64),
         pixel_values=None,
         image_grid_thw_I3=torch.zeros(0, 3, dtype=torch.long),
+        video_M=torch.ones(clips, dtype=torch.bool),
         choices=((),) * clips,
         video_normal=((0.5,) * 3, (0.5,) * 3),
     )

@@ -52,4 +52,4 @@ class Ours:
         rates_V = [rate] * len(self.adapter.grids(batch))
         out = Look(self.adapter, batch, ServersChoice(kept, self.method)).at(rates_V, pruned=rate > 0)
         following = int(next_positions(self.adapter.scheme, out.laid, out.x)) + torch.arange(STEPS - 1)
-        return torch.cat([out.x.positions_PN.cpu(), following.expand(3, -1)], dim=1).tolist()
+        return torch.cat([out.x.positions_PN.cpu(), following.expand(len(out.x.positions_PN), -1)], dim=1).tolist()

@@ -12,6 +12,8 @@ from unittest.mock import patch
 
 import torch
 from transformers import (
+    NemotronH_Omni_Reasoning_V3,
+    NemotronH_Omni_Reasoning_V3_Config,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3_5Config,
@@ -23,6 +25,8 @@ from transformers import (
     Qwen3VLMoeConfig,
     Qwen3VLMoeForConditionalGeneration,
 )
+
+from evs.adapters import towers_of
 
 VIDEO, IMAGE, START, END, WORDS = 11, 12, 13, 14, 10  # ids below WORDS are text
 TEXT: dict[str, Any] = {
@@ -66,7 +70,22 @@ HYBRID = {
     "linear_value_head_dim": 16,
 }
 KERNELS = ("torch_chunk_gated_delta_rule", "causal_conv1d_fn")  # by these names the library calls them
+MAMBA_KERNELS = ("mamba2_chunk_scan", "causal_conv1d_fn", "mamba2_split_conv1d_scan_combined")
 TOWER_3_5 = {**TOWER, "num_position_embeddings": 64}
+MAMBA = {
+    **{name: TEXT[name] for name in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")},
+    **{
+        name: TEXT[name] for name in ("num_key_value_heads", "head_dim", "bos_token_id", "eos_token_id", "pad_token_id")
+    },
+    **{"model_type": "nemotron_h", "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"]},
+    **{"mamba_num_heads": 4, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 2, "chunk_size": 8},
+    **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    **{"moe_shared_expert_intermediate_size": 16, "time_step_min": 0.001},
+}
+RADIO: dict[str, Any] = {
+    **{"model_type": "radio", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4},
+    **{"max_img_size": 32, "num_cls_tokens": 2, "num_registers": 1, "video_temporal_patch_size": 2},
+}
 BUILDERS: dict[str, Any] = {
     "qwen2_5_vl": lambda: Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(
@@ -87,7 +106,20 @@ BUILDERS: dict[str, Any] = {
             **IDS,
         )
     ),
+    "nemotron_h_omni": lambda: NemotronH_Omni_Reasoning_V3(
+        NemotronH_Omni_Reasoning_V3_Config(
+            text_config=MAMBA,
+            vision_config=RADIO,
+            vision_hidden_size=32,
+            projector_hidden_size=48,
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+        )
+    ),
 }
+
+
+QWEN = [family for family in BUILDERS if family.startswith("qwen")]
 
 
 def tiny_model(family: str) -> Any:
@@ -112,6 +144,7 @@ class Prompts:
     second_per_grid_V: torch.Tensor
     pixel_values: torch.Tensor | None
     image_grid_thw_I3: torch.Tensor
+    video_M: torch.Tensor
     video_normal: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     image_normal: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
@@ -123,6 +156,7 @@ def prompts(family: str, layout: list[list[Any]], seed: int = 0) -> Prompts:
     labels: list[int] = []
     segments: list[int] = []
     grids: dict[str, list[tuple[int, int, int]]] = {"video": [], "image": []}
+    videos: list[bool] = []
     for sample, items in enumerate(layout):
         begin = len(ids)
         for item in items:
@@ -131,7 +165,8 @@ def prompts(family: str, layout: list[list[Any]], seed: int = 0) -> Prompts:
                 continue
             kind, (t, h, w) = item
             grids[kind].append((t, 2 * h, 2 * w))
-            pad = VIDEO if kind == "video" else IMAGE
+            videos.append(kind == "video")
+            pad = VIDEO if kind == "video" and family != "nemotron_h_omni" else IMAGE
             if kind == "video" and family != "qwen2_5_vl":
                 for frame in range(t):
                     ids += [*([5] * (1 + frame % 2)), START, *([pad] * (h * w)), END]
@@ -143,7 +178,8 @@ def prompts(family: str, layout: list[list[Any]], seed: int = 0) -> Prompts:
 
     def pixels(kind: str) -> torch.Tensor | None:
         rows = sum(t * h * w for t, h, w in grids[kind])
-        return torch.randn(rows, 3 * 2 * 4 * 4, generator=random) if rows else None
+        frames = 1 if kind == "image" and family == "nemotron_h_omni" else 2
+        return torch.randn(rows, 3 * frames * 4 * 4, generator=random) if rows else None
 
     return Prompts(
         torch.tensor(ids),
@@ -154,6 +190,7 @@ def prompts(family: str, layout: list[list[Any]], seed: int = 0) -> Prompts:
         torch.linspace(0.4, 1.3, len(grids["video"]), dtype=torch.float64),
         pixels("image"),
         torch.tensor(grids["image"], dtype=torch.long).view(-1, 3),
+        torch.tensor(videos, dtype=torch.bool),
     )
 
 
@@ -194,8 +231,10 @@ def alone(batch: Prompts, family: str, layout: list[list[Any]], sample: int) -> 
     )
 
 
-def stock_inputs(batch: Prompts) -> SimpleNamespace:
-    """The library's own keyword arguments for a pack of one sample."""
+def stock_inputs(family: str, batch: Prompts) -> SimpleNamespace | None:
+    """The library's own keyword arguments for a pack of one sample; None where it takes no such prompt."""
+    if family == "nemotron_h_omni":
+        return _nemotron_inputs(batch)
     kwargs = {
         "input_ids": batch.input_ids_N[None],
         "pixel_values_videos": batch.pixel_values_videos,
@@ -206,15 +245,40 @@ def stock_inputs(batch: Prompts) -> SimpleNamespace:
     return SimpleNamespace(**{name: value for name, value in kwargs.items() if value is not None})
 
 
+def unclamped(model: Any) -> Any:
+    """The library's model with Mamba's steps as it decodes and as servers run it: without a least one."""
+    for module in model.modules():
+        if hasattr(module, "time_step_limit"):
+            module.time_step_limit = (0.0, float("inf"))
+    return model
+
+
+def _nemotron_inputs(batch: Prompts) -> SimpleNamespace | None:
+    shapes = {tuple(thw) for thw in batch.video_grid_thw_V3.tolist()}
+    if len(shapes) > 1 or not (batch.video_M.all() or not batch.video_M.any()):
+        return None
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids_N[None]}
+    for t, h, w in shapes:
+        assert batch.pixel_values_videos is not None
+        patches = batch.pixel_values_videos.view(-1, t, h, w, 6, 4, 4).permute(0, 1, 4, 2, 5, 3, 6)
+        inputs["pixel_values_videos"] = patches.reshape(-1, t, 6, 4 * h, 4 * w)
+    if batch.pixel_values is not None:
+        inputs |= {"pixel_values": batch.pixel_values, "image_grid_hw": batch.image_grid_thw_I3[:, 1:]}
+    return SimpleNamespace(**inputs)
+
+
 @contextmanager
 def one_row(model: Any, *, restart: bool = True) -> Iterator[None]:
     """Packs are read as one row, as where kernels with variable lengths are installed.
 
-    In place of those of flash-linear-attention and causal-conv1d, which need a GPU, stand the library's own recurrence
-    and convolution, called between the borders that the kernels would be given; or, without `restart`, across them.
+    In place of those of flash-linear-attention, mamba-ssm and causal-conv1d, which need a GPU, stand the library's own
+    recurrence and convolution, called between the borders that the kernels would be given; or, without `restart`,
+    across them.
     """
-    library: Any = sys.modules[type(model).__module__]
-    rule, convolution = (getattr(library, name, None) for name in KERNELS)
+    library: Any = sys.modules[type(towers_of(model).language).__module__]
+    mamba = hasattr(library, MAMBA_KERNELS[0])
+    names = MAMBA_KERNELS if mamba else KERNELS
+    rule, convolution = (getattr(library, name, None) for name in names[:2])
 
     def rule_between(
         *qkv: torch.Tensor, g: torch.Tensor, beta: torch.Tensor, cu_seqlens: torch.Tensor, **_: Any
@@ -228,9 +292,16 @@ def one_row(model: Any, *, restart: bool = True) -> Iterator[None]:
         lengths = seq_idx[0].bincount().tolist() if restart else [x.shape[2]]
         return torch.cat([convolution(x, *weights, activation=activation) for x in x.split(lengths, dim=2)], dim=2)
 
-    with patch.multiple("evs.adapters.packing", MASK_FREE=("sdpa",), VARLEN=()):
+    def scan_between(*xs: torch.Tensor, seq_idx: torch.Tensor, **options: Any) -> torch.Tensor:
+        hidden, dt, decay, *states = xs
+        lengths = seq_idx[0].bincount().tolist() if restart else [hidden.shape[1]]
+        pieces = zip(*(x.split(lengths, dim=1) for x in (hidden, dt, *states)))
+        return torch.cat([rule(x, step, decay, *bc, **options) for x, step, *bc in pieces], dim=1)
+
+    stands_in = (scan_between if mamba else rule_between, convolution_between, lambda *_, **__: None)
+    with patch.multiple("evs.adapters.packing", MASK_FREE=("sdpa",), VARLEN={}):
         if rule is None:
             yield
         else:
-            with patch.multiple(library, **dict(zip(KERNELS, (rule_between, convolution_between)))):
+            with patch.multiple(library, **dict(zip(names, stands_in))):
                 yield

@@ -8,13 +8,18 @@ import torch
 from evs.adapters import adapter_for
 from evs.adapters.tower import Units, _order
 from evs.adapters.vision import _rotate
-from tests.evs.models import prompts
+from tests.evs.models import QWEN, prompts
 
 LAYOUT = [
     [("image", (1, 5, 3)), 2, ("video", (3, 3, 6)), 1, ("video", (2, 2, 2)), 4],
     [3, ("video", (4, 7, 5)), 5],
 ]
 DEPTHS = [0, 1, 2, 3]
+
+
+@pytest.fixture(params=QWEN)
+def family(request):
+    return request.param
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from evs.adapters import adapter_for
+from evs.adapters import adapter_for, towers_of
 from evs.generate import Decoding, generate, next_positions
 from evs.methods.evs import FrameDelta
 from evs.prune import keep_mask, prune
@@ -20,7 +20,9 @@ SHORT = [[3, ("video", (2, 3, 3)), 5], [2, ("image", (1, 2, 2)), 1, ("video", (2
 def test_rate_zero_is_the_library_s_greedy_generation(model, family, sample) -> None:
     batch = prompts(family, [SHORT[sample]])
     ours = generate(model, adapter_for(model), batch, 0.0, Decoding(STEPS, eos_ids=()))[0]
-    inputs = vars(stock_inputs(batch)) | {"mm_token_type_ids": _types(batch)}
+    if (stock := stock_inputs(family, batch)) is None:
+        pytest.skip("the library takes no prompt with both videos and images")
+    inputs = vars(stock) | ({} if family == "nemotron_h_omni" else {"mm_token_type_ids": _types(batch)})
     if family == "qwen2_5_vl":
         inputs["second_per_grid_ts"] = batch.second_per_grid_V
     theirs = model.generate(**inputs, max_new_tokens=STEPS, do_sample=False, eos_token_id=None)
@@ -103,7 +105,7 @@ def _teacher_forced(adapter, x, sample: int, tokens: tuple[int, ...], next_posit
     embeds = adapter.model.get_input_embeddings()(answer)
     before = int(x.visual_N[x.segment_N < sample].sum())
     visual = int(x.visual_N[own].sum())
-    steps = torch.arange(next_position, next_position + len(answer)).expand(3, -1)
+    steps = torch.arange(next_position, next_position + len(answer)).expand(len(x.positions_PN), -1)
     whole = replace(
         x,
         embeds_ND=torch.cat([x.embeds_ND[own], embeds]),
@@ -115,4 +117,4 @@ def _teacher_forced(adapter, x, sample: int, tokens: tuple[int, ...], next_posit
         deepstack=tuple(rows[before : before + visual] for rows in x.deepstack),
     )
     with torch.no_grad():
-        return adapter.model.lm_head(adapter.read(whole))[-len(tokens) :]
+        return towers_of(adapter.model).head(adapter.read(whole))[-len(tokens) :]

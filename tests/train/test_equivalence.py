@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from evs import FrameDelta
 from evs.adapters import adapter_for
 from tests.evs.models import alone, one_row, prompts, tiny_model
+from train.optim import freeze
 from train.task import UptrainTask
 
 side = st.integers(1, 3)
@@ -20,7 +22,7 @@ image = st.tuples(st.just("image"), st.tuples(st.just(1), side, side))
 sample = st.tuples(st.integers(1, 6), st.lists(st.one_of(video, image), max_size=2), st.integers(4, 9)).map(
     lambda parts: [parts[0], *parts[1], parts[2]]
 )
-FAMILIES = ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_5_moe"]
+FAMILIES = ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_5_moe", "nemotron_h_omni"]
 
 
 @functools.cache
@@ -62,7 +64,7 @@ def test_packed_padded_and_single_samples_train_alike(family, layout, rate):
     assert_same(single, padded)
 
 
-@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe"])
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe", "nemotron_h_omni"])
 def test_packed_samples_run_into_each_other_where_the_state_does_not_restart(family):
     layout = [[3, ("video", (4, 2, 2)), 6], [2, ("video", (3, 2, 2)), 5]]
     batch = prompts(family, layout)
@@ -79,9 +81,12 @@ def test_a_frozen_tower_keeps_no_activations(family):
     batch, model = prompts(family, layout), task(family).model
     kept: list[int] = []
     try:
-        model.model.visual.requires_grad_(False)
+        freeze(model, ["vision", "merger"])
+        adapter = adapter_for(model)
+        laid = adapter.lay(batch)
+        laid = replace(laid, embeds_ND=laid.embeds_ND.detach())
         with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape[0]) or x, lambda x: x):
-            model.model.visual(batch.pixel_values_videos, grid_thw=batch.video_grid_thw_V3)
+            adapter.see(batch, laid)
     finally:
         model.requires_grad_(True)
     assert not kept

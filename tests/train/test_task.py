@@ -35,7 +35,7 @@ def batch(family):
 def test_the_loss_is_the_stock_models_summed_over_labels(family, task, batch):
     one = alone(batch, family, MIXED, 0)
     positions = task.adapter.lay(one).positions_PN[:, None]
-    logits = tiny_model(family)(**vars(stock_inputs(one)), position_ids=positions).logits[0]
+    logits = tiny_model(family)(**vars(stock_inputs(family, one)), position_ids=positions).logits[0]
     expected = cross_entropy(logits[:-1], one.labels_N[1:], reduction="sum", ignore_index=-100)
     torch.testing.assert_close(task(one, 0.0).loss_sum, expected, atol=1e-3, rtol=1e-4)
 

@@ -147,7 +147,7 @@ def _activations(config: Config, hf_config: Any, batch: Largest) -> float:
 def _states(config: Config, text: Any, batch: Largest) -> float:
     """Bytes that the library's own recurrence keeps, in float32 and chunks; kernels keep next to nothing."""
     layers = recurrent_layers(text)
-    if not layers or has_kernels():
+    if not layers or has_kernels(text):
         return 0
     key, value = text.linear_key_head_dim, text.linear_value_head_dim
     each = text.linear_num_value_heads * (9 * (key + value) + 4 * DELTA_CHUNK + 3.5 * key * value / DELTA_CHUNK)

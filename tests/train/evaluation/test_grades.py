@@ -11,7 +11,7 @@ from train.evaluation.grades import grades
 def batch(labels: list[int], choices: tuple[tuple[int, ...], ...]) -> Batch:
     n, empty = len(labels), torch.zeros(0, 3, dtype=torch.long)
     ids = torch.zeros(n, dtype=torch.long)
-    return Batch(("x",), ids, torch.tensor(labels), ids, None, empty, torch.zeros(0), None, empty, choices)
+    return Batch(("x",), ids, torch.tensor(labels), ids, None, empty, torch.zeros(0), None, empty, ids == ids, choices)
 
 
 def logits(predicted: list[int], vocabulary: int = 8) -> torch.Tensor:
