@@ -21,7 +21,7 @@ from data.labels import Labeller
 from data.media.decode import decode, places
 from data.media.frames import FramePolicy, Sampler
 from data.media.images import load_image
-from data.media.processor import CALL, LEVELS, configured, frame_patches, normal
+from data.media.processor import CALL, LEVELS, configured, frame_patches, in_our_terms, normal
 from data.sizes import SampleSize
 from data.types import IGNORE, Batch, Clip, Encoding, ImageRef, MediaError, RowError, Sample, VideoRef
 
@@ -51,7 +51,7 @@ class _Outline:
 
 
 class Encoder:
-    """Samples -> token ids, labels and patches of a Qwen-VL model.
+    """Samples -> token ids, labels and patches of a vision-language model.
 
     The processor's parts are called one by one: its `__call__` costs as much again and takes one size for all videos.
     What its versions differ in (sampling, sizes, the cap per frame) is passed, never left to its defaults.
@@ -60,6 +60,7 @@ class Encoder:
     def __init__(
         self, processor: Any, policy: FramePolicy, max_tokens: int | None = None, limits: Limits = LIMITS
     ) -> None:
+        processor = in_our_terms(processor)
         self.processor, self.policy, self.max_tokens, self.limits = processor, policy, max_tokens, limits
         self.labeller = Labeller(processor.tokenizer)
         tokenizer = processor.tokenizer

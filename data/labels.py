@@ -13,6 +13,7 @@ from data.types import IGNORE, RowError, Sample, Turn
 
 OPTION = re.compile(r"^\s*\(?([A-Z])[.):]\s*\S", re.MULTILINE)  # "A. foo", "(B) bar", "C) baz"
 LETTER = re.compile(r"^\(?([A-Z])(?=[.):,]|\s*$)")  # an answer that names one
+NO_THOUGHTS = ("<think>\n\n</think>\n\n", "<think></think>")  # as templates write them: Qwen's, Nemotron's
 
 
 class Labeller:
@@ -25,7 +26,7 @@ class Labeller:
             raise ValueError("the tokenizer lacks <|im_start|> or <|im_end|>; use a checkpoint with a ChatML template")
         self.end = specials["<|im_end|>"]
         self.header = [specials["<|im_start|>"], *self.tokens("assistant\n")]
-        self.no_thought = self.tokens("<think>\n\n</think>\n\n")
+        self.no_thoughts = [self.tokens(thought) for thought in NO_THOUGHTS]
         self.special = re.compile("|".join(map(re.escape, specials)))
 
     def tokens(self, text: str) -> list[int]:
@@ -64,8 +65,8 @@ class Labeller:
         for place, token in enumerate(ids):
             if token == self.header[0] and ids[place : place + width] == self.header:
                 begin = place + width
-                if ids[begin : begin + len(self.no_thought)] == self.no_thought:
-                    begin += len(self.no_thought)
+                empty = (t for t in self.no_thoughts if ids[begin : begin + len(t)] == t)
+                begin += len(next(empty, []))
                 yield begin, ids.index(self.end, begin) + 1
 
     def choices(self, turns: Sequence[Turn]) -> tuple[tuple[int, ...], ...]:

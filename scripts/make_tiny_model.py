@@ -22,10 +22,11 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from scripts.tiny import nemotron
 from train import cli
 from train.experts import publish_experts
 
-SPECIALS = (
+SPECIALS: tuple[str, ...] = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"),
     *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>"),
     *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
@@ -94,7 +95,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Options:
-    family: str  # qwen2_5_vl, qwen3_vl, qwen3_vl_moe, qwen3_5 or qwen3_5_moe
+    family: str  # qwen2_5_vl, qwen3_vl, qwen3_vl_moe, qwen3_5, qwen3_5_moe or nemotron_h_omni
     out: Path  # a new folder
     seed: int = 0  # of the weights
     sizes: Sizes = field(default_factory=Sizes)  # widths and depths, as sizes.text_layers=3
@@ -116,6 +117,14 @@ class Family:
     thinks: bool = False  # its chat template writes a thought, empty where there is none, before the last answer
 
 
+@dataclass(frozen=True)
+class Other:
+    """A family that has little in common with Qwen's, made in a file of its own."""
+
+    made: Any  # the module with its `config`, `processor` and `SPECIALS`
+    patch: int
+
+
 def make(family: str, out: Path, seed: int = 0, **sizes: Any) -> Path:
     """The folder `out`, holding the checkpoint; `sizes` are fields of Sizes. ValueError: bad family or size."""
     if family not in FAMILIES:
@@ -123,11 +132,10 @@ def make(family: str, out: Path, seed: int = 0, **sizes: Any) -> Path:
     spec, size = FAMILIES[family], Sizes(**sizes)
     if size.text_width % (32 * size.text_heads):
         raise ValueError(f"text_width={size.text_width} must be a multiple of 32 x {size.text_heads} text_heads")
-    tokenizer = _tokenizer(size.vocabulary)
-    config = _config(spec, size, tokenizer)
+    tokenizer, config, processor = _parts(spec, size, size.patch or spec.patch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = getattr(hf, f"{spec.name}ForConditionalGeneration")(config)
+        model = hf.AutoModelForImageTextToText.from_config(config)
     model.generation_config = hf.GenerationConfig(
         do_sample=False,
         eos_token_id=tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"]),
@@ -135,8 +143,17 @@ def make(family: str, out: Path, seed: int = 0, **sizes: Any) -> Path:
     )
     model.save_pretrained(out)
     publish_experts(Path(out), config)
-    _processor(spec, tokenizer, size.patch or spec.patch).save_pretrained(out)
+    processor.save_pretrained(out)
     return Path(out)
+
+
+def _parts(spec: Family | Other, size: Sizes, patch: int) -> tuple[Any, Any, Any]:
+    """Tokenizer, configuration and processor."""
+    if isinstance(spec, Other):
+        tokenizer = _tokenizer(size.vocabulary, (*SPECIALS, *spec.made.SPECIALS))
+        return tokenizer, spec.made.config(size, tokenizer, patch), spec.made.processor(tokenizer, patch)
+    tokenizer = _tokenizer(size.vocabulary, SPECIALS)
+    return tokenizer, _config(spec, size, tokenizer), _processor(spec, tokenizer, patch)
 
 
 def _config(spec: Family, size: Sizes, tokenizer: Any) -> Any:
@@ -178,24 +195,24 @@ def _config(spec: Family, size: Sizes, tokenizer: Any) -> Any:
     )
 
 
-def _tokenizer(vocabulary: int) -> Any:
+def _tokenizer(vocabulary: int, specials: tuple[str, ...]) -> Any:
     """Byte-level BPE of the Qwen2 kind with at most `vocabulary` tokens, its merges learnt from WORDS."""
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = hf.Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary - len(SPECIALS),
+        vocab_size=vocabulary - len(specials),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     learner.train_from_iterator([text for word in WORDS.split() for text in (word, f" {word}")], trainer)
     learnt = json.loads(learner.to_str())["model"]
     merges: Any = [tuple(pair) for pair in learnt["merges"]]
-    specials = {token: len(learnt["vocab"]) + place for place, token in enumerate(SPECIALS)}
+    known = {token: len(learnt["vocab"]) + place for place, token in enumerate(specials)}
     return hf.Qwen2Tokenizer(
-        vocab=learnt["vocab"] | specials,
+        vocab=learnt["vocab"] | known,
         merges=merges,
         eos_token="<|im_end|>",
-        extra_special_tokens=list(SPECIALS),
+        extra_special_tokens=list(specials),
         model_max_length=32768,
     )
 
@@ -284,7 +301,7 @@ _QWEN3: dict[str, Any] = {
     "vision": _vision_qwen3,
 }
 _QWEN3_5 = _QWEN3 | {"vision": lambda _: {"num_position_embeddings": 256}, "thinks": True}
-FAMILIES = {
+FAMILIES: dict[str, Family | Other] = {
     "qwen2_5_vl": Family(
         name="Qwen2_5_VL",
         processor="Qwen2_5_VLProcessor",
@@ -300,6 +317,7 @@ FAMILIES = {
     "qwen3_vl_moe": Family(name="Qwen3VLMoe", text=_text_qwen3_moe, **_QWEN3),
     "qwen3_5": Family(name="Qwen3_5", text=_text_qwen3_5, **_QWEN3_5),
     "qwen3_5_moe": Family(name="Qwen3_5Moe", text=_text_qwen3_5_moe, **_QWEN3_5),
+    "nemotron_h_omni": Other(made=nemotron, patch=16),
 }
 
 

@@ -26,8 +26,17 @@ def build_model(config: ModelConfig, dtype: torch.dtype, seed: int = 0) -> nn.Mo
     """The Hugging Face model, frozen, checkpointed and with LoRA as asked; what LoRA draws follows from `seed`."""
     check_attention(config.attention)
     model = _hub(AutoModelForImageTextToText, config, dtype=dtype, attn_implementation=config.attention)
+    _own_storage(model)
     seed_draws("initial weights", seed)
     return fit_for_training(model, config)
+
+
+def _own_storage(model: nn.Module) -> None:
+    """Copy parameters that are parts of a larger one in the checkpoint (RADIO's queries, keys, values): such parts
+    are not saved."""
+    for parameter in model.parameters():
+        if parameter.untyped_storage().nbytes() > parameter.nbytes:
+            parameter.data = parameter.data.clone()
 
 
 def fit_for_training(model: Any, config: ModelConfig) -> nn.Module:

@@ -14,7 +14,7 @@ from transformers import AutoVideoProcessor
 from transformers.utils import cached_file
 
 from data.media.frames import FramePolicy
-from data.media.processor import configuration
+from data.media.processor import configuration, in_our_terms
 from evs.policy import FILE, Policy, read
 from train.config import Config, frame_policy
 
@@ -70,7 +70,7 @@ def filled(options: Options, policy: Policy) -> Options:
 
 def write_processor(folder: Path, policy: Policy) -> None:
     """Put what the policy decides into the video processor's configuration, in the file that is read for it."""
-    entries = configuration(AutoVideoProcessor.from_pretrained(folder), frames_of(policy))
+    entries = configuration(in_our_terms(AutoVideoProcessor.from_pretrained(folder)), frames_of(policy))
     whole = folder / PROCESSOR
     if whole.is_file() and "video_processor" in (content := json.loads(whole.read_text())):
         content["video_processor"] |= entries

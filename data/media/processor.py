@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from data.media.frames import FramePolicy
+from data.media.nemotron import NemotronProcessor, NemotronVideos
 from data.types import Normal
 
 FLOOR = 1.05  # of the smallest frame: the library's bounds on a frame never go below
@@ -27,6 +28,17 @@ CALL = {
 }
 
 
+OWN_TERMS: dict[str, Any] = {  # families whose processors are asked in their own terms
+    "NemotronH_Omni_Reasoning_V3Processor": NemotronProcessor,
+    "NemotronH_Omni_Reasoning_V3VideoProcessor": NemotronVideos,
+}
+
+
+def in_our_terms(processor: Any) -> Any:
+    """A Hugging Face processor, or one part of it, as the encoder asks it; Qwen's is so already."""
+    return OWN_TERMS.get(type(processor).__name__, lambda same: same)(processor)
+
+
 def configured(video_processor: Any, policy: FramePolicy) -> Any:
     """A copy that samples and resizes as `policy` says; what it leaves open stays the checkpoint's."""
     processor = copy.copy(video_processor)
@@ -37,6 +49,8 @@ def configured(video_processor: Any, policy: FramePolicy) -> Any:
 
 def configuration(video_processor: Any, policy: FramePolicy) -> dict[str, Any]:
     """The entries of the processor's configuration that a policy decides."""
+    if hasattr(video_processor, "configuration"):
+        return video_processor.configuration(policy)
     frames = {"num_frames": None, "fps": policy.fps, "min_frames": policy.min_frames, "max_frames": policy.max_frames}
     bounds = _of_video if _bounds_the_video(video_processor) else _of_frames
     return frames | bounds(video_processor, policy)
@@ -56,8 +70,13 @@ def frame_patches(processor: Any, frames: int, height: int, width: int) -> int:
     return resized.shape[-2] * resized.shape[-1] // processor.patch_size**2
 
 
-def normal(processor: Any) -> Normal:
-    """Mean and standard deviation that the processor takes off levels divided by 255, whatever it divides them by."""
+def normal(processor: Any) -> Normal | None:
+    """Mean and standard deviation that the processor takes off levels divided by 255, whatever it divides them by.
+
+    None for one that resizes in floating point: its patches are normalised already.
+    """
+    if not hasattr(processor, "rescale_factor"):
+        return None
     scale = 255 * processor.rescale_factor
     mean, std = processor.image_mean, processor.image_std
     return tuple(value / scale for value in mean), tuple(value / scale for value in std)

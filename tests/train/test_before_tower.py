@@ -9,7 +9,7 @@ import torch
 
 from evs.adapters import adapter_for
 from evs.methods.pixels import PixelDelta
-from tests.evs.models import BUILDERS, MIXED, alone, prompts, tiny_model
+from tests.evs.models import MIXED, QWEN, alone, prompts, tiny_model
 from tests.runs import composed, rows, trained
 from train.build import build_run
 from train.served import policy_of
@@ -18,7 +18,7 @@ from train.task import UptrainTask
 NORMAL = ((0.5,) * 3, (0.5,) * 3)
 
 
-@pytest.fixture(params=BUILDERS)
+@pytest.fixture(params=QWEN)
 def family(request) -> str:
     return request.param
 
@@ -76,6 +76,11 @@ def test_before_tower_a_run_on_footage_trains_and_says_so_in_its_policy(words, t
 def test_a_place_that_the_tower_does_not_have_is_one_line(words, word, message):
     with pytest.raises(ValueError, match=message):
         build_run(composed(*words("method=pixel_delta", word)))
+
+
+def test_a_score_of_pixels_that_a_family_does_not_have_is_one_line(words):
+    with pytest.raises(ValueError, match="nemotron_h_omni resizes frames in floating point: use method=evs"):
+        build_run(composed(*words("method=pixel_delta", family="nemotron_h_omni")))
 
 
 def test_a_score_of_features_before_the_tower_is_one_line(words):

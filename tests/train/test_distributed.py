@@ -30,7 +30,11 @@ def torchrun(*words: str) -> None:
 
 @pytest.mark.parametrize(
     ("engine", "family"),
-    [*((engine, "qwen2_5_vl") for engine in ("ddp", "zero1", "zero2", "zero3")), ("zero3", "qwen3_5_moe")],
+    [
+        *((engine, "qwen2_5_vl") for engine in ("ddp", "zero1", "zero2", "zero3")),
+        ("zero3", "qwen3_5_moe"),
+        ("zero3", "nemotron_h_omni"),
+    ],
 )
 def test_two_ranks_train_as_one_process_does(words, tmp_path, engine, family):
     trained(*words(*FIXED, "train.accumulation=4", family=family, run_dir=tmp_path / "one"))

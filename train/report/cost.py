@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,12 +75,29 @@ def causal(length: Any) -> Any:
 
 def forward(config: Any, work: Work) -> Operations:
     """Operations of one forward pass."""
-    text, vision = config.get_text_config(), config.vision_config
+    text, vision = config.get_text_config(), vision_shape(config)
     return Operations(
         vision=2 * work.patches * _vision_weights(vision) + _vision_attention(vision, work),
         merger=2 * work.patches / vision.spatial_merge_size**2 * _merger_weights(vision),
         language=2 * work.tokens * (_language_weights(text) + _recurrence(text)) + _causal_attention(text, work),
         head=2 * work.targets * text.hidden_size * text.vocab_size,
+    )
+
+
+def vision_shape(config: Any) -> Any:
+    """The vision tower's configuration in the terms of Qwen's, in which RADIO's is put."""
+    vision = config.vision_config
+    if hasattr(vision, "depth"):
+        return vision
+    return SimpleNamespace(
+        depth=vision.num_hidden_layers,
+        hidden_size=vision.hidden_size,
+        intermediate_size=int(vision.hidden_size * vision.mlp_ratio),
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.video_temporal_patch_size,
+        spatial_merge_size=round(1 / config.downsample_ratio),
+        merger_size=config.projector_hidden_size,
+        out_hidden_size=config.get_text_config().hidden_size,
     )
 
 
@@ -134,6 +152,8 @@ def budget(price: Price, tokens_S: np.ndarray, token_budget: int) -> float:
 
 def _language_weights(text: Any) -> int:
     """Weights that one token meets in all decoder layers."""
+    if hasattr(text, "layers_block_type"):
+        return sum(_block_weights(text, block) for block in text.layers_block_type)
     width, recurrent = text.hidden_size, recurrent_layers(text)
     sides = 3 if recurrent else 2  # queries and outputs, and in hybrids a gate
     projections = width * _head(text) * (sides * text.num_attention_heads + 2 * text.num_key_value_heads)
@@ -144,6 +164,21 @@ def _language_weights(text: Any) -> int:
     values = text.linear_num_value_heads * text.linear_value_head_dim
     projections = width * (2 * keys + 3 * values + 2 * text.linear_num_value_heads)
     return whole + recurrent * (projections + text.linear_conv_kernel_dim * (2 * keys + values))
+
+
+def _block_weights(text: Any, block: str) -> int:
+    """Weights that one token meets in a block of Nemotron, which is one thing: attention, Mamba, an MLP or experts."""
+    width = text.hidden_size
+    if block == "full_attention":
+        return width * _head(text) * 2 * (text.num_attention_heads + text.num_key_value_heads)
+    if block == "linear_attention":
+        inner, shared = text.mamba_num_heads * text.mamba_head_dim, 2 * text.n_groups * text.ssm_state_size
+        return width * (3 * inner + shared + text.mamba_num_heads) + text.conv_kernel * (inner + shared)
+    if block == "mlp":
+        return 2 * width * text.intermediate_size
+    latent = text.moe_latent_size or width
+    routed = 2 * latent * text.num_experts_per_tok * text.moe_intermediate_size + 2 * width * latent * (latent != width)
+    return routed + width * (text.n_routed_experts + 2 * text.moe_shared_expert_intermediate_size)
 
 
 def _mlp_weights(text: Any) -> int:
@@ -159,11 +194,20 @@ def _recurrence(text: Any) -> int:
     """Multiply-adds of one token with the states of all layers: read with the key, written, read with the query."""
     if not (recurrent := recurrent_layers(text)):
         return 0
-    return 3 * recurrent * text.linear_num_value_heads * text.linear_key_head_dim * text.linear_value_head_dim
+    heads, key, value = state_shape(text)
+    return 3 * recurrent * heads * key * value
+
+
+def state_shape(text: Any) -> tuple[int, int, int]:
+    """Heads of a recurrent layer, and the two sides of a head's state."""
+    if hasattr(text, "mamba_num_heads"):
+        return text.mamba_num_heads, text.ssm_state_size, text.mamba_head_dim
+    return text.linear_num_value_heads, text.linear_key_head_dim, text.linear_value_head_dim
 
 
 def _causal_attention(text: Any, work: Work) -> Any:
-    attending = text.num_hidden_layers - recurrent_layers(text)
+    recurrent = recurrent_layers(text)
+    attending = text.layer_types.count("full_attention") if recurrent else text.num_hidden_layers
     return 4 * work.looks * _head(text) * text.num_attention_heads * attending
 
 
@@ -189,4 +233,5 @@ def _vision_attention(vision: Any, work: Work) -> Any:
 def _merger_weights(vision: Any) -> int:
     """Weights that one merged token meets, at every level."""
     width = vision.hidden_size * vision.spatial_merge_size**2
-    return (width**2 + width * vision.out_hidden_size) * (1 + len(getattr(vision, "deepstack_visual_indexes", ())))
+    inner = getattr(vision, "merger_size", width)
+    return inner * (width + vision.out_hidden_size) * (1 + len(getattr(vision, "deepstack_visual_indexes", ())))

@@ -20,6 +20,7 @@ from data.sizes import KeptCounts, Sizes
 from evs.adapters.packing import has_kernels, recurrent_layers
 from train.config import Config
 from train.head import CHUNK
+from train.report.cost import state_shape, vision_shape
 
 PLANNED = 50  # steps of a budgeted plan that are looked at for what has no bound
 SPARE = 0.95  # of the memory that may be used
@@ -131,7 +132,7 @@ def _buffers(
 
 def _activations(config: Config, hf_config: Any, batch: Largest) -> float:
     """Numbers kept for backward at the peak: every layer's, or its input only and one layer's again."""
-    text, vision = hf_config.get_text_config(), hf_config.vision_config
+    text, vision = hf_config.get_text_config(), vision_shape(hf_config)
     checkpointed = config.model.checkpoint_towers if config.model.gradient_checkpointing else []
     layer = batch.tokens * (12 * text.hidden_size + 4 * _mlp(text))
     language = _tower(layer, batch.tokens * text.hidden_size, text.num_hidden_layers, "language" in checkpointed)
@@ -149,8 +150,9 @@ def _states(config: Config, text: Any, batch: Largest) -> float:
     layers = recurrent_layers(text)
     if not layers or has_kernels(text):
         return 0
-    key, value = text.linear_key_head_dim, text.linear_value_head_dim
-    each = text.linear_num_value_heads * (9 * (key + value) + 4 * DELTA_CHUNK + 3.5 * key * value / DELTA_CHUNK)
+    heads, key, value = state_shape(text)
+    chunk = getattr(text, "chunk_size", DELTA_CHUNK)
+    each = heads * (9 * (key + value) + 4 * chunk + 3.5 * key * value / chunk)
     again = config.model.gradient_checkpointing and "language" in config.model.checkpoint_towers
     return 4 * batch.tokens * each * (1 if again else layers)
 
@@ -158,7 +160,8 @@ def _states(config: Config, text: Any, batch: Largest) -> float:
 def _mlp(text: Any) -> int:
     """Width of what one token opens up in the MLP."""
     if experts := getattr(text, "num_experts_per_tok", None):
-        return experts * text.moe_intermediate_size + getattr(text, "shared_expert_intermediate_size", 0)
+        shared = [getattr(text, f"{kind}shared_expert_intermediate_size", 0) for kind in ("", "moe_")]
+        return experts * text.moe_intermediate_size + sum(shared)
     return text.intermediate_size
 
 

@@ -58,19 +58,19 @@ def _pieces(encoder: Encoder, encoding: Encoding, clips: Sequence[Clip]) -> Iter
     """The prompt from left to right: text decoded, each medium in words in place of its tokens."""
     tokenizer, ids = encoder.processor.tokenizer, encoding.input_ids_N.tolist()
     labelled = (encoding.labels_N != IGNORE).tolist()
-    media = {
-        tokenizer.convert_tokens_to_ids(encoder.processor.video_token): iter(_videos(encoder, encoding, clips)),
-        tokenizer.convert_tokens_to_ids(encoder.processor.image_token): iter(_images(encoder, encoding)),
-    }
+    marks = encoder.processor.video_token, encoder.processor.image_token
+    placeholders = set(tokenizer.convert_tokens_to_ids([mark for mark in marks if mark in tokenizer.get_vocab()]))
+    videos, images = _videos(encoder, encoding, clips), _images(encoder, encoding)
+    media = (next(videos if video else images) for video in encoding.video_M.tolist())
     place = 0
     while place < len(ids):
-        if ids[place] in media:
-            words, tokens = next(media[ids[place]])
+        if ids[place] in placeholders:
+            words, tokens = next(media)
             end = _end(ids, place, tokens)
             inside = end - place - tokens
             yield f"<{words}, {inside} tokens of timestamps and markers among them>" if inside else f"<{words}>"
         else:
-            end = place + len(list(takewhile(lambda token: token not in media, ids[place:])))
+            end = place + len(list(takewhile(lambda token: token not in placeholders, ids[place:])))
             for loss, run in groupby(range(place, end), labelled.__getitem__):
                 text = tokenizer.decode([ids[i] for i in run])
                 yield f"{OPEN}{text}{CLOSE}" if loss else text
