@@ -31,9 +31,11 @@ class LoraConfig:
     r: int | None = number(None, least=1)  # rank; null: no LoRA, all weights are trained
     alpha: int = number(128, least=1)  # its scale is alpha / r
     dropout: float = number(0.05, least=0, below=1)  # before the adapters
+    # Over module names. Not the output projection of a Mamba mixer: the kernel for training reads its weight directly,
+    # and LoRA in the module would be skipped silently.
     targets: str = ruled(
-        r".*language_model.*\.(q|k|v|o|gate|up|down|in|out)_proj(_\w+)?", Expression()
-    )  # over module names
+        r".*language_model.*\.((q|k|v|o|gate|up|down|in)_proj(_\w+)?|(?<!\.mixer\.)out_proj)", Expression()
+    )
 
 
 @dataclass

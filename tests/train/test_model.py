@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from train.config import ModelConfig
+from train.config import LoraConfig, ModelConfig
 from train.model import build_model
 
 
@@ -23,6 +23,14 @@ def recomputed(model):
 def test_layers_are_recomputed_in_the_chosen_towers_alone(checkpoint, towers):
     config = ModelConfig(path=str(checkpoint("qwen2_5_vl")), checkpoint_towers=towers)
     assert recomputed(build_model(config, torch.float32)) == set(towers)
+
+
+@pytest.mark.parametrize(("family", "trained"), [("qwen3_5", True), ("nemotron_h_omni", False)])
+def test_lora_leaves_out_a_projection_whose_weight_a_kernel_reads_directly(checkpoint, family, trained):
+    model = build_model(ModelConfig(path=str(checkpoint(family)), lora=LoraConfig(r=2)), torch.float32)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert all(any(f".{module}_proj" in name for name in names) for module in ("q", "o", "in", "up"))
+    assert any(".out_proj." in name for name in names) == trained
 
 
 @pytest.mark.slow
