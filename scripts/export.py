@@ -27,7 +27,7 @@ from train.config import Config
 from train.hub import push
 from train.report.card import About, Measured, about_base, is_hub_id, model_card
 from train.report.curve import evaluations, from_results, plot
-from train.served import policy_of, serve_command, write_processor
+from train.served import NO_SERVER, policy_of, serve_command, write_processor
 from train.state.checkpoint import complete, step_of
 from train.state.manifest import NAME
 from train.weights import check_shapes, copy_companions, write_adapter, write_weights
@@ -62,7 +62,7 @@ def main(options: Options) -> None:
         plot(measured.curves, out / "curve.png", "Accuracy by pruning rate")
     model_card(config, policy, checkpoint.name, measured, about).save(out / "README.md")
     policy.write(out)
-    explain(policy, measured, options, checkpoint)
+    explain(policy, measured, options, checkpoint, about)
     if options.push:
         print(f"pushed: {push(out, options.push, options.private)}")
 
@@ -157,11 +157,11 @@ def about_of(options: Options, base: Path, path: str) -> About:
     return replace(about, base_model=options.base_model or about.base_model)
 
 
-def explain(policy: Policy, measured: Measured, options: Options, checkpoint: Path) -> None:
+def explain(policy: Policy, measured: Measured, options: Options, checkpoint: Path, about: About) -> None:
     """Print what is there, how to serve it, and what is missing."""
     out = shlex.quote(options.out)
     print(f"checkpoint: {options.out} (from {checkpoint})")
-    print(f"serve it: {serve_command(policy, out, measured.recommended)}")
+    print(f"serve it: {serve_command(policy, out, measured.recommended)}" if about.served else NO_SERVER)
     if measured.own is None:
         print(f"not evaluated: python scripts/evaluate.py model={out} data=FILE out=curve.json, then add the curve:")
         print(f"  python scripts/export.py run={shlex.quote(options.run)} out={out} results=[curve.json]")

@@ -16,8 +16,10 @@ from transformers.utils import cached_file
 from data.media.frames import FramePolicy
 from data.media.processor import configuration, in_our_terms
 from evs.policy import FILE, Policy, read
+from evs.serving.vllm import MODELS
 from train.config import Config, frame_policy
 
+NO_SERVER = "No server has been compared on this family yet: it may read other frames and pixels than the training did"
 Options = TypeVar("Options")
 PROCESSOR, VIDEO_PROCESSOR = "processor_config.json", "video_preprocessor_config.json"
 
@@ -78,6 +80,12 @@ def write_processor(folder: Path, policy: Policy) -> None:
         return
     own = AutoVideoProcessor.from_pretrained(folder).to_dict()
     _write(folder / VIDEO_PROCESSOR, own | entries)
+
+
+def has_server(folder: Path) -> bool:
+    """Whether the vLLM plugin serves the family of the checkpoint in `folder`."""
+    architectures = json.loads((folder / "config.json").read_text()).get("architectures") or []
+    return any(name in MODELS for name in architectures)
 
 
 def serve_command(policy: Policy, model: str = "<this checkpoint>", rate: float | None = None) -> str:

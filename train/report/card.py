@@ -15,7 +15,7 @@ from evs.policy import Policy
 from evs.serving.vllm import SUPPORTED
 from train.config import Config
 from train.report.curve import POINT, Curve, table
-from train.served import serve_command
+from train.served import NO_SERVER, has_server, serve_command
 
 BODY = Template("""
 # $name
@@ -27,12 +27,7 @@ $origin uptrained to stay accurate when Efficient Video Sampling
 
 $rate
 
-    $install
-    $serve
-
-Without the plugin, vLLM keeps the same tokens and puts them at other positions than in training. The plugin needs vLLM
-$first or later ($versions are tested). `evs.json` holds the frames, pixels, rates, scores and curve of the training;
-frame rate and limits are given on the command line, since servers read them from no file.
+$serving
 
 ## Training
 
@@ -42,6 +37,14 @@ $checkpoint of $steps steps; rates drawn from `$rates`, pruned by `$method`; fro
 
 $curve
 """)
+SERVING = Template("""\
+    $install
+    $serve
+
+Without the plugin, vLLM keeps the same tokens and puts them at other positions than in training. The plugin needs vLLM
+$first or later ($versions are tested). `evs.json` holds the frames, pixels, rates, scores and curve of the training;
+frame rate and limits are given on the command line, since servers read them from no file.""")
+UNSERVED = f"{NO_SERVER}. `evs.json` holds the frames, pixels, rates, scores and curve of the training."
 STOCK = "A stock checkpoint: the base model's keys, configuration and processor, its frame sizes those of the training."
 ADAPTER = (
     "This is a LoRA adapter: `AutoModelForImageTextToText.from_pretrained` loads it with its base model (peft). "
@@ -64,6 +67,7 @@ class About:
     license_link: str | None = None
     datasets: tuple[str, ...] = ()  # Hub ids
     adapter: bool = False
+    served: bool = True  # by a server that was compared with the training
 
 
 @dataclass(frozen=True)
@@ -88,10 +92,7 @@ def model_card(config: Config, policy: Policy, checkpoint: str, measured: Measur
         origin=f"[{about.base_model}](https://huggingface.co/{about.base_model})," if about.base_model else "A model",
         form=ADAPTER if about.adapter else STOCK,
         rate=advice(measured.own, best),
-        install=f"pip install evs-uptrain vllm=={SUPPORTED[-1]}",
-        serve=serve_command(policy, rate=best),
-        first=SUPPORTED[0],
-        versions=" and ".join(SUPPORTED),
+        serving=_serving(policy, best) if about.served else UNSERVED,
         checkpoint=checkpoint,
         steps=config.train.steps,
         rates=_call(config.rate),
@@ -101,6 +102,15 @@ def model_card(config: Config, policy: Policy, checkpoint: str, measured: Measur
         curve="\n\n".join(shown if measured.own else [*shown, UNKNOWN]),
     )
     return ModelCard(f"---\n{metadata(name, measured.own, about).to_yaml()}\n---\n{body}")
+
+
+def _serving(policy: Policy, rate: float | None) -> str:
+    return SERVING.substitute(
+        install=f"pip install evs-uptrain vllm=={SUPPORTED[-1]}",
+        serve=serve_command(policy, rate=rate),
+        first=SUPPORTED[0],
+        versions=" and ".join(SUPPORTED),
+    )
 
 
 def advice(curve: Curve | None, rate: float | None) -> str:
@@ -147,7 +157,7 @@ def results(curve: Curve) -> list[EvalResult]:
 
 
 def about_base(base: Path, path: str) -> About:
-    """The base model's id, where `path` is one, and the licence on the card in its folder."""
+    """The base model's id, where `path` is one, the licence on the card in its folder, and whether it can be served."""
     card = base / "README.md"
     data: dict[str, Any] = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
     return About(
@@ -155,6 +165,7 @@ def about_base(base: Path, path: str) -> About:
         license=data.get("license"),
         license_name=data.get("license_name"),
         license_link=data.get("license_link"),
+        served=has_server(base),
     )
 
 
