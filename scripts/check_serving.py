@@ -74,6 +74,7 @@ class Options:
     chunks: list[int] = field(default_factory=lambda: [0])  # tokens that the server prefills at a time; 0: all
     servers: list[str] = field(default_factory=lambda: ["plugin"])  # plugin, stock or both
     method: str | None = None  # of both sides; this and scheme: as evs.json says
+    prune_at: str | None = None  # of our side: input, for method=pixel_delta; as evs.json says, as the server reads it
     scheme: str | None = None  # of our side; vllm: a stock server's (Qwen2.5-VL)
     dtype: str = "float32"  # of both sides; bfloat16 rounds differently in two implementations
     device: str = "cpu"  # of our side: cpu or cuda
@@ -129,7 +130,7 @@ def _asked(
 ) -> Iterator[tuple[Key, Answer, dict[str, Any]]]:
     """(key, our answer, the server's) to every prompt at every rate."""
     answers = [each for server in options.servers for each in serve(prompts, options, server, engine).items()]
-    method = method_named(cast(str, options.method))
+    method = method_named(cast(str, options.method), prune_at=cast(str, options.prune_at))
     ours = Ours(options.model, method, cast(str, options.scheme), options.dtype, options.device)
     batches = {prompt.name: prompt.batch for prompt in prompts}
     for key, theirs in answers:
@@ -180,7 +181,8 @@ def serve(
 
 
 def _method(name: str | None) -> dict[str, str]:
-    return {} if name in (None, "evs") else {"video_pruning_method": name}  # evs is the server's default
+    # evs is the server's default, and counts for pixel_delta
+    return {} if name in (None, "evs", "pixel_delta") else {"video_pruning_method": name}
 
 
 def table(verdicts: dict[Key, Verdict], options: Options) -> str:
@@ -223,8 +225,14 @@ def _check(options: Options) -> None:
         for name in asked:
             if name not in known:
                 raise ValueError(f"no {kind} {name!r}{cli.suggest(name, list(known))}")
-    if options.method not in SERVED:
-        raise ValueError(f"method={options.method}: no server prunes so; use {' or '.join(SERVED)}")
+    if (options.method, options.prune_at) == ("pixel_delta", "input"):
+        if beside(options.model).prune_at != "input":
+            raise ValueError("prune_at=input: the server reads it from the checkpoint's evs.json, which says merger")
+    elif options.method not in SERVED or options.prune_at != "merger":
+        raise ValueError(
+            f"method={options.method} prune_at={options.prune_at}: no server prunes so; use {' or '.join(SERVED)}, or "
+            "pixel_delta at input"
+        )
     for video in options.videos:
         if not Path(video).is_file():
             raise ValueError(f"videos: {video} does not exist: give video files")

@@ -22,6 +22,11 @@ from evs.policy import FILE, Policy, read
 logger = init_logger("vllm.plugins.evs")  # below vllm's own, whose handlers it takes
 
 LOADER = {"fps": 2.0, "min_frames": 4, "max_frames": 768}  # of vLLM's loaders for both families, where nothing is said
+BEFORE_THE_TOWER = (
+    "Qwen2_5_VLForConditionalGeneration",
+    "Qwen3VLForConditionalGeneration",
+    "Qwen3VLMoeForConditionalGeneration",
+)
 SIZES = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 
 
@@ -81,10 +86,7 @@ def refuse(vllm_config: Any, policy: Policy | None) -> None:
     if pruning is None:
         return
     if policy and policy.prune_at != "merger":
-        raise ValueError(
-            f"this checkpoint was trained with prune_at={policy.prune_at}, but the server's tower sees every token: "
-            "serve without --video-pruning-rate, or train with method.prune_at=merger"
-        )
+        _refuse_before_the_tower(vllm_config.model_config, policy)
     stages = vllm_config.parallel_config.pipeline_parallel_size
     if stages > 1:
         raise ValueError(
@@ -100,6 +102,21 @@ def refuse(vllm_config: Any, policy: Policy | None) -> None:
         )
 
 
+def _refuse_before_the_tower(model_config: Any, policy: Policy) -> None:
+    """ValueError where the server's tower cannot be given the survivors that the checkpoint has learned from."""
+    place, multimodal = f"this checkpoint was trained with prune_at={policy.prune_at}", model_config.multimodal_config
+    (architecture,) = model_config.architectures
+    if policy.prune_at != "input" or policy.method != "pixel_delta" or architecture not in BEFORE_THE_TOWER:
+        raise ValueError(
+            f"{place}, but the server's tower of {architecture} sees every token: serve without "
+            "--video-pruning-rate, or train with method.prune_at=merger"
+        )
+    if multimodal.mm_encoder_tp_mode == "data":
+        raise ValueError(f"{place}, which --mm-encoder-tp-mode data does not shard: leave it out")
+    if not multimodal.mm_device_do_normalize:
+        raise ValueError(f"{place}, which scores pixels before normalisation: leave --mm-device-do-normalize on")
+
+
 def departures(model_config: Any, policy: Policy) -> Iterator[Departure]:
     multimodal = model_config.multimodal_config
     if pruning := multimodal.get_video_pruning_spec():
@@ -110,7 +127,7 @@ def departures(model_config: Any, policy: Policy) -> Iterator[Departure]:
 
 
 def _tokens(method: str, dtype: str, policy: Policy) -> Iterator[Departure]:
-    if method != policy.method:
+    if method != policy.method and policy.prune_at == "merger":
         yield Departure("method", method, policy.method, f"--video-pruning-method {policy.method}")
     if policy.scheme != "preserve":
         yield Departure("scheme", "preserve", policy.scheme, "EVS_VLLM_PLUGIN=0, for stock positions")

@@ -22,6 +22,7 @@ from evs.methods.evs import FrameDelta
 from evs.positions import frame_boxes, image_box, rope_positions, timed_box
 from evs.select import select
 from evs.serving.preserved import Prompts, Slots, carry, to_channels, within
+from evs.serving.vllm_tower import SeesSurvivors
 from evs.types import Grid
 
 
@@ -29,6 +30,7 @@ class PreservedPositions:
     """A mixin before a vLLM model; a family adds what its videos take. With pruning off the model is the stock one."""
 
     is_multimodal_pruning_enabled: bool
+    video_pruning_rate: float
     config: Any
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
@@ -97,10 +99,7 @@ class ExactSeconds(Qwen2_5_VLMultiModalProcessor):
         return self.info.ctx.get_mm_config().is_multimodal_pruning_enabled()
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    ExactSeconds, info=Qwen2_5_VLProcessingInfo, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
-)
-class Qwen25VL(PreservedPositions, Qwen2_5_VLForConditionalGeneration):
+class OnTheClock(PreservedPositions):
     """A video is one box on the clock of its real frame times."""
 
     def _video(self, data: Any) -> tuple[Tensor, int]:
@@ -112,13 +111,23 @@ class Qwen25VL(PreservedPositions, Qwen2_5_VLForConditionalGeneration):
 
     def _postprocess_video_embeds_evs(self, videos: Sequence[Tensor], video_input: Any) -> tuple[Tensor, ...]:
         out = []
-        seconds = video_input["second_per_grid_ts"].flatten().tolist()
-        for rows, thw, second in zip(videos, video_input["video_grid_thw"].tolist(), seconds):
-            grid = self._grid(thw)
+        for video, (rows, thw) in enumerate(zip(videos, video_input["video_grid_thw"].tolist())):
             with gpu_sync_allowed():
-                kept = select(FrameDelta()(rows, grid), self.video_pruning_rate).flatten().nonzero().squeeze(1)
-            out.append(carry(rows[kept], self._timed(grid, second)[0].to(kept.device)[:, kept]))
+                keep_THW = select(FrameDelta()(rows, self._grid(thw)), self.video_pruning_rate)
+                out.append(self._survivors(rows[keep_THW.flatten()], keep_THW, video, video_input))
         return tuple(out)
+
+    def _survivors(self, rows_MD: Tensor, keep_THW: Tensor, video: int, video_input: Any) -> Tensor:
+        grid, second = Grid(*keep_THW.shape), float(video_input["second_per_grid_ts"].flatten()[video])
+        with gpu_sync_allowed():
+            kept = keep_THW.flatten().nonzero().squeeze(1)
+            return carry(rows_MD, self._timed(grid, second)[0].to(kept.device)[:, kept])
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    ExactSeconds, info=Qwen2_5_VLProcessingInfo, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
+)
+class Qwen25VL(SeesSurvivors, OnTheClock, Qwen2_5_VLForConditionalGeneration): ...
 
 
 class FrameByFrame(PreservedPositions):
@@ -155,7 +164,19 @@ class FrameByFrame(PreservedPositions):
         return channels.to(retention_mask.device)
 
 
-class Qwen3VL(FrameByFrame, Qwen3VLForConditionalGeneration): ...
+class FramesOfSurvivors(SeesSurvivors, FrameByFrame):
+    def _survivors(self, rows_MD: Tensor, keep_THW: Tensor, video: int, video_input: Any) -> Tensor:
+        with gpu_sync_allowed():
+            return self._create_final_video_embeddings(  # type: ignore[attr-defined]
+                video_embeddings=rows_MD,
+                num_tokens_per_frame=keep_THW.sum(dim=(1, 2)).tolist(),
+                timestamps=video_input.timestamps[video],
+                video_grid_thw=video_input["video_grid_thw"][video].tolist(),
+                retention_mask=keep_THW.flatten(),
+            )
 
 
-class Qwen3VLMoe(FrameByFrame, Qwen3VLMoeForConditionalGeneration): ...
+class Qwen3VL(FramesOfSurvivors, Qwen3VLForConditionalGeneration): ...
+
+
+class Qwen3VLMoe(FramesOfSurvivors, Qwen3VLMoeForConditionalGeneration): ...

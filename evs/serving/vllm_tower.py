@@ -1,0 +1,139 @@
+"""vLLM's vision towers given the survivors alone, for checkpoints that were trained with `prune_at=input`.
+
+Both towers take what they know of their rows' places as an argument: here it is what is left of that, so their own
+forward runs, on rows of the survivors, at their original places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.model_executor.layers.attention import MMEncoderAttention
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
+
+from evs.adapters.tower import Order
+from evs.methods.pixels import PixelDelta
+from evs.select import select
+from evs.serving.start import policy_of
+from evs.types import Grid
+
+
+class SeesSurvivors:
+    """A mixin before a vLLM model whose tower `see_survivors` knows; `_survivors` adds positions, by family."""
+
+    is_multimodal_pruning_enabled: bool
+    video_pruning_rate: float
+    visual: Any
+    # (merged rows, mask [T, H, W], number of the video, video input) -> rows and positions for the language model
+    _survivors: Callable[[Tensor, Tensor, int, Any], Tensor]
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        policy = policy_of(vllm_config.model_config)
+        at_input = policy is not None and policy.prune_at == "input"
+        self._before_tower = at_input and self.is_multimodal_pruning_enabled
+
+    def _process_video_input(self, video_input: Any) -> Any:
+        # Nothing yet: the tower sees survivors alone, once they are chosen.
+        return () if self._before_tower else super()._process_video_input(video_input)  # type: ignore[misc]
+
+    def _postprocess_video_embeds_evs(self, videos: Any, video_input: Any) -> tuple[Tensor, ...]:
+        if not self._before_tower:
+            return super()._postprocess_video_embeds_evs(videos, video_input)  # type: ignore[misc]
+        if video_input["type"] != "pixel_values_videos":
+            raise ValueError("video_embeds: this checkpoint drops tokens before the vision tower; send the video")
+        grids = video_input["video_grid_thw"].tolist()
+        rows, masks = see_survivors(self.visual, video_input["pixel_values_videos"], grids, self.video_pruning_rate)
+        return tuple(self._survivors(*each, video, video_input) for video, each in enumerate(zip(rows, masks)))
+
+
+def see_survivors(
+    visual: Any, pixels_RP: Tensor, grids_thw: Sequence[Sequence[int]], rate: float
+) -> tuple[list[Tensor], list[Tensor]]:
+    """(merged rows of what survives, its mask [T, H, W]) of every video. `pixels_RP`: uint8 patches of all videos."""
+    if pixels_RP.dtype != torch.uint8:
+        raise ValueError("prune_at=input scores uint8 pixels, but these are normalised: leave do_normalize alone")
+    merge = visual.spatial_merge_size
+    grids = [Grid(t, h // merge, w // merge) for t, h, w in grids_thw]
+    pixels_UC = pixels_RP.reshape(sum(grid.tokens for grid in grids), -1)
+    with gpu_sync_allowed():
+        masks = [
+            select(PixelDelta()(pixels, grid), rate)
+            for pixels, grid in zip(pixels_UC.split([g.tokens for g in grids]), grids)
+        ]
+        kept_U = torch.cat([mask.flatten() for mask in masks])
+        pixels_RP = pixels_UC[kept_U].reshape(-1, pixels_RP.shape[1])
+        metadata = _windowed if hasattr(visual, "get_rope_by_thw") else _whole
+        rows = visual(pixels_RP, None, encoder_metadata=metadata(visual, grids_thw, kept_U.cpu()))
+        return list(rows.split([int(mask.sum()) for mask in masks])), masks
+
+
+def _whole(visual: Any, grids_thw: Sequence[Sequence[int]], kept_U: Tensor) -> dict[str, Any]:
+    """Of Qwen3-VL's tower, which attends to whole temporal grids."""
+    order = Order(torch.arange(len(kept_U)), *[_grids(visual, grids_thw)] * 2).only(kept_U)
+    kept_R = kept_U.repeat_interleave(visual.spatial_merge_unit)
+    cos, sin = visual.rot_pos_emb(grids_thw)
+    rows = (visual.fast_pos_embed_interpolate(grids_thw), cos, sin)
+    names = ("pos_embeds", "rotary_pos_emb_cos", "rotary_pos_emb_sin")
+    return {name: each[kept_R.to(each.device)] for name, each in zip(names, rows)} | _borders(visual, order.grids_B)
+
+
+def _windowed(visual: Any, grids_thw: Sequence[Sequence[int]], kept_U: Tensor) -> dict[str, Any]:
+    """Of Qwen2.5-VL's tower, which reads units window by window."""
+    cell = visual.spatial_merge_unit
+    grids_B = _grids(visual, grids_thw)
+    cos, sin, units, windows = [], [], [], [torch.zeros(1, dtype=torch.long)]
+    first = 0
+    for thw in grids_thw:
+        cos_R, sin_R, unit_U, windows_B, _ = visual.get_rope_by_thw(*thw)
+        cos.append(cos_R)
+        sin.append(sin_R)
+        units.append(unit_U + first)
+        windows.append(windows_B.long() // cell + first)
+        first += len(unit_U)
+    whole = Order(torch.cat(units), grids_B, torch.cat(windows))
+    order = whole.only(kept_U)
+    kept_R = kept_U[whole.unit_U].repeat_interleave(cell)
+    place_U = kept_U.cumsum(0) - 1  # of a unit among the rows that enter
+    window_index = place_U[order.unit_U]
+    full, window = _borders(visual, order.grids_B), _borders(visual, order.windows_B)
+    tables = {"rotary_pos_emb_cos": torch.cat(cos), "rotary_pos_emb_sin": torch.cat(sin)}
+    return {
+        **{name: each[kept_R.to(each.device)].to(visual.device) for name, each in tables.items()},
+        "window_index": window_index.to(visual.device),
+        "reverse_indices": window_index.argsort().to(visual.device),
+        "cu_seqlens": full["cu_seqlens"],
+        "max_seqlen_full": full["max_seqlen"],
+        "sequence_lengths_full": full["sequence_lengths"],
+        "cu_window_seqlens": window["cu_seqlens"],
+        "max_seqlen_window": window["max_seqlen"],
+        "sequence_lengths_window": window["sequence_lengths"],
+    }
+
+
+def _grids(visual: Any, grids_thw: Sequence[Sequence[int]]) -> Tensor:
+    """Borders of temporal grids, in units."""
+    units = [h * w // visual.spatial_merge_unit for t, h, w in grids_thw for _ in range(t)]
+    return torch.tensor([0, *units]).cumsum(0)
+
+
+def _borders(visual: Any, units_B: Tensor) -> dict[str, Any]:
+    """How far attention goes, as the server's kernels take it."""
+    borders = (units_B * visual.spatial_merge_unit).numpy().astype(np.int32)
+    backend, device = visual.attn_backend, visual.device
+    return {
+        "max_seqlen": torch.tensor(MMEncoderAttention.compute_max_seqlen(backend, borders), dtype=torch.int32),
+        "sequence_lengths": MMEncoderAttention.maybe_compute_seq_lens(backend, borders, device),
+        "cu_seqlens": MMEncoderAttention.maybe_recompute_cu_seqlens(
+            backend,
+            borders,
+            visual.hidden_size,
+            visual.tp_size,
+            device,
+            fp8_padded_hidden_size=visual.fp8_padded_hidden_size,
+        ),
+    }
