@@ -70,10 +70,9 @@ class DataConfig:
     max_tokens: int | None = number(None, least=1)  # longer rows are dropped whole, and counted
     workers: int = number(4, least=0)  # processes that decode; 0: this one
     audit: bool = True  # read every file's header before the first step
-    # What one sample may take before it is left out: seconds from file to tensors, and GiB of its decoded pixels
-    # (frames x height x width x 3, by the headers, before anything is decoded).
-    sample_seconds: float = number(Limits.seconds, above=0)
-    sample_gib: float = number(Limits.gib, above=0)
+    # What one sample may take before it is left out.
+    sample_seconds: float = number(Limits.seconds, above=0)  # from file to tensors
+    sample_gib: float = number(Limits.gib, above=0)  # of decoded pixels, by the headers: frames x height x width x 3
     # Share of the audited rows, or of the samples so far, that may be left out, those of too many tokens among them;
     # above it the run stops and says why.
     max_bad_fraction: float = number(0.1, least=0, most=1)
