@@ -1,4 +1,4 @@
-"""Sample + Clips -> Encoding -> Batch, through the Hugging Face processor that is passed in."""
+"""Sample + Clips -> Encoding, through the Hugging Face processor that is passed in."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from data.collate import grids_of, joined
 from data.containment import LIMITS, Limits, check_room, contained
 from data.labels import Labeller
 from data.media.decode import decode, places
@@ -23,7 +23,7 @@ from data.media.frames import FramePolicy, Sampler
 from data.media.images import load_image
 from data.media.processor import CALL, LEVELS, configured, frame_patches, in_our_terms, normal
 from data.sizes import SampleSize
-from data.types import IGNORE, Batch, Clip, Encoding, ImageRef, MediaError, RowError, Sample, VideoRef
+from data.types import IGNORE, Clip, Encoding, ImageRef, MediaError, RowError, Sample, VideoRef
 
 
 class TooLong(RowError):
@@ -135,11 +135,11 @@ class Encoder:
             id=sample.id,
             input_ids_N=ids_N,
             labels_N=self.labeller.labels(ids_N, answers, sample.id),
-            pixel_values_videos=_joined([video["pixel_values_videos"] for video in videos]),
-            video_grid_thw_V3=_grids([video["video_grid_thw"] for video in videos]),
+            pixel_values_videos=joined([video["pixel_values_videos"] for video in videos]),
+            video_grid_thw_V3=grids_of([video["video_grid_thw"] for video in videos]),
             second_per_grid_V=torch.tensor([self._second_per_grid(c) for c in clips], dtype=torch.float64),
-            pixel_values=_joined([picture["pixel_values"] for picture in pictures]),
-            image_grid_thw_I3=_grids([picture["image_grid_thw"] for picture in pictures]),
+            pixel_values=joined([picture["pixel_values"] for picture in pictures]),
+            image_grid_thw_I3=grids_of([picture["image_grid_thw"] for picture in pictures]),
             video_M=torch.tensor([isinstance(part, VideoRef) for part in sample.media], dtype=torch.bool),
             choices=() if generate else self.labeller.choices(sample.turns),
             video_normal=normal(self.video_processor),
@@ -287,43 +287,6 @@ class Encoder:
         return float(self.temporal_patch * stretch / len(clip.times_T))
 
 
-def collate(encodings: Sequence[Encoding], *, filler_token: int) -> Batch:
-    """The encodings packed end to end; of none, one unlabelled `filler_token`, so that every rank has a step to do."""
-    if not encodings:
-        return collate([_filler(filler_token)], filler_token=filler_token)
-    lengths = torch.tensor([len(encoding.input_ids_N) for encoding in encodings])
-    return Batch(
-        ids=tuple(encoding.id for encoding in encodings if encoding.id),
-        input_ids_N=torch.cat([encoding.input_ids_N for encoding in encodings]),
-        labels_N=torch.cat([encoding.labels_N for encoding in encodings]),
-        segment_N=torch.repeat_interleave(torch.arange(len(encodings)), lengths),
-        pixel_values_videos=_joined([encoding.pixel_values_videos for encoding in encodings]),
-        video_grid_thw_V3=torch.cat([encoding.video_grid_thw_V3 for encoding in encodings]),
-        second_per_grid_V=torch.cat([encoding.second_per_grid_V for encoding in encodings]),
-        pixel_values=_joined([encoding.pixel_values for encoding in encodings]),
-        image_grid_thw_I3=torch.cat([encoding.image_grid_thw_I3 for encoding in encodings]),
-        video_M=torch.cat([encoding.video_M for encoding in encodings]),
-        choices=tuple(choice for encoding in encodings for choice in encoding.choices),
-        video_normal=next((encoding.video_normal for encoding in encodings if encoding.video_normal), None),
-        image_normal=next((encoding.image_normal for encoding in encodings if encoding.image_normal), None),
-    )
-
-
-def _filler(token: int) -> Encoding:
-    return Encoding(
-        id="",
-        input_ids_N=torch.tensor([token]),
-        labels_N=torch.tensor([IGNORE]),
-        pixel_values_videos=None,
-        video_grid_thw_V3=_grids([]),
-        second_per_grid_V=torch.zeros(0, dtype=torch.float64),
-        pixel_values=None,
-        image_grid_thw_I3=_grids([]),
-        video_M=torch.zeros(0, dtype=torch.bool),
-        choices=(),
-    )
-
-
 def _content(part: str | VideoRef | ImageRef) -> dict[str, str]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
@@ -332,14 +295,3 @@ def _content(part: str | VideoRef | ImageRef) -> dict[str, str]:
 
 def _edges(size: Any) -> dict[str, int]:
     return {"shortest_edge": size["shortest_edge"], "longest_edge": size["longest_edge"]}
-
-
-def _grids(grids: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(grids)) if grids else torch.zeros(0, 3, dtype=torch.int64)
-
-
-def _joined(pixels: Sequence[Tensor | None]) -> Tensor | None:
-    given = [each for each in pixels if each is not None]
-    if len(given) < 2:
-        return given[0] if given else None
-    return torch.cat(given)

@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.batching import BudgetPlan, Plan
-from data.encode import Encoder, collate
+from data.collate import collate
+from data.encode import Encoder
 from data.types import Batch, Encoding, MediaError, Quarantined, RowError, Sample
 
 # Forked workers share the samples and start at once; they touch no device, and torch gives them one thread, so no lock

@@ -35,7 +35,8 @@ if not __package__:  # run as a file: imports start at the repository root, not 
 import numpy as np
 from transformers import AutoConfig, AutoProcessor
 
-from data.encode import Encoder, collate
+from data.collate import collate
+from data.encode import Encoder
 from data.media.frames import FramePolicy
 from evs.adapters import check_family
 from evs.methods import method_named

@@ -25,7 +25,8 @@ import torch
 import transformers as hf
 from torch import Tensor
 
-from data.encode import Encoder, collate
+from data.collate import collate
+from data.encode import Encoder
 from data.formats.conversation import MARK, Media
 from data.formats.roots import Folder
 from data.media.frames import FramePolicy

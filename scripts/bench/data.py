@@ -17,7 +17,8 @@ from transformers import AutoProcessor
 from transformers.video_utils import load_video
 
 from data.batching import TERA, Budget, BudgetPlan
-from data.encode import Encoder, collate
+from data.collate import collate
+from data.encode import Encoder
 from data.loads import Price
 from data.media.container import VideoInfo
 from data.media.decode import decode as decode_sparse

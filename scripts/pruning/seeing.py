@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from data.encode import Encoder, collate
+from data.collate import collate
+from data.encode import Encoder
 from data.media.container import VideoInfo
 from data.media.decode import decode
 from data.types import Sample, Turn, VideoRef

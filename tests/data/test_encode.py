@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from data.encode import Encoder, TooLong, collate
+from data.collate import collate
+from data.encode import Encoder, TooLong
 from data.media.container import probe
 from data.media.frames import FramePolicy
 from data.media.processor import CALL
