@@ -23,7 +23,7 @@ from data.encode import Encoder
 from data.loader import Planned, Step, step_loader
 from data.loads import Price
 from data.sizes import Sizes
-from data.types import Sample
+from data.types import Quarantined, Sample
 from evs.adapters import adapter_for, towers_of
 from evs.methods import Method
 from evs.methods.base import depth
@@ -130,7 +130,7 @@ def assemble(ready: Prepared) -> Run:
     """Read the weights, let the engine wrap them, and continue from where the run was."""
     config, engine, origin, run_dir = ready.config, ready.engine, ready.origin, Path(ready.config.run_dir)
     recorder = build_recorder(engine, config, origin.step)
-    recorder.quarantine(ready.learned.lost if engine.is_main_process else ())
+    recorder.quarantine(audited(ready) if engine.is_main_process else ())
     memory = watch(engine.device)
     model = build_model(config.model, weight_dtype(config), config.seed)
     bare = UptrainTask(model, adapter_for(base_model(model), config.model.scheme), ready.method)
@@ -164,6 +164,12 @@ def assemble(ready: Prepared) -> Run:
         engine, task, optimizer, ready.rates, recorder, meter, health, tolerance, checkpoints, watchdog, evaluate
     )
     return Run(parts, steps, origin.step, ready.forecast_gib, origin)
+
+
+def audited(ready: Prepared) -> tuple[Quarantined, ...]:
+    """Rows to train or to evaluate on that were put aside; each once, though both may lie in one file."""
+    both = (ready.learned, ready.held_out)
+    return tuple(dict.fromkeys(lost for usable in both if usable is not None for lost in usable.lost))
 
 
 def check_usable(config: Config, learned: Usable, held_out: Usable | None) -> None:
@@ -259,8 +265,9 @@ def build_evaluation(
     *,
     data: DataConfig,
     config: EvalConfig,
-) -> Callable[[], list[Score]]:
-    """A function that scores the task as it then is on the samples, every one once over all ranks."""
+) -> Callable[[], tuple[list[Score], list[Quarantined]]]:
+    """A function that scores the task as it then is on the samples, every one once over all ranks, and gives those
+    that could not be asked."""
     return partial(ask_about(engine, encoder, samples, data=data, config=config).scores, task)
 
 

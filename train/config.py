@@ -74,7 +74,8 @@ class DataConfig:
     sample_seconds: float = number(Limits.seconds, above=0)  # from file to tensors
     sample_gib: float = number(Limits.gib, above=0)  # of decoded pixels, by the headers: frames x height x width x 3
     # Share of the audited rows, or of the samples so far, that may be left out, those of too many tokens among them;
-    # above it the run stops and says why.
+    # above it the run stops and says why. Three rows are never too many, nor are so many of the first 100 samples as
+    # this share of 100; 0: none may be bad.
     max_bad_fraction: float = number(0.1, least=0, most=1)
 
 

@@ -61,9 +61,11 @@ class Evaluation:
         self.samples, self.by_sample = questions(samples)
         self.by_key = {question.key: question for question in chain.from_iterable(self.by_sample.values())}
 
-    def scores(self, task: nn.Module) -> list[Score]:
-        """One Score a rate of the task as it now is, on every rank; leaves it in evaluation mode."""
-        return scores(self.ask(task).answers, self.by_key)
+    def scores(self, task: nn.Module) -> tuple[list[Score], list[Quarantined]]:
+        """One Score a rate of the task as it now is, and what could not be asked, on every rank; leaves it in
+        evaluation mode."""
+        outcome = self.ask(task)
+        return scores(outcome.answers, self.by_key), outcome.lost
 
     def ask(self, task: nn.Module, there: Sequence[Answer] = (), log: Answers | None = None) -> Outcome:
         """Ask what is not `there` yet, and append it to `log` batch by batch. Every rank must call it."""

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from data.loader import Step
-from data.types import Batch
+from data.types import Batch, Quarantined
 from evs import draw
 from evs.rates import RateDistribution
 from train.config import Config
@@ -71,7 +71,7 @@ class Parts:
     tolerance: Tolerance
     checkpoints: Checkpoints
     watchdog: Watchdog
-    evaluate: Callable[[], list[Score]] | None
+    evaluate: Callable[[], tuple[list[Score], list[Quarantined]]] | None
 
 
 def fit(parts: Parts, steps: Iterable[Step], config: Config, first_step: int) -> int:
@@ -225,8 +225,9 @@ def _report(parts: Parts, step: int, lr: float) -> None:
 def _evaluate(parts: Parts, step: int) -> None:
     assert parts.evaluate
     parts.watchdog.at("evaluate", step)
-    values: dict[str, float] = {}
-    scores = parts.evaluate()
+    scores, lost = parts.evaluate()
+    parts.recorder.missed(lost)
+    values: dict[str, float] = {"eval/quarantined": len(lost)}
     for score in scores:
         at = f"at_{score.rate:g}"
         values |= {f"eval/accuracy_{at}": score.accuracy, f"eval/loss_{at}": score.loss}

@@ -22,7 +22,7 @@ def page(words, questions, tmp_path):
     row = json.loads(questions.read_text().splitlines()[0])
     with questions.open("a") as file:
         file.write(json.dumps(row | {"id": "lost", "video": "/none.mp4"}) + "\n")
-    trained(*words("train.steps=2", f"data.eval={questions}", "eval.limit=1", "data.max_bad_fraction=0.2"))
+    trained(*words("train.steps=2", f"data.eval={questions}", "eval.limit=1"))
     measured = {"result": {"vision": {}, "0": {"seconds": 2.5}, "0.75": {"seconds": 0.4}}}
     measured |= {"options": {"shape": "small"}, "machine": {"device": "a CPU"}}
     (tmp_path / "prefill.json").write_text(json.dumps(measured))

@@ -130,6 +130,18 @@ def test_a_budget_below_one_sample_stops_before_training(words):
         trained(*words("train.token_budget=50"))
 
 
+@pytest.mark.parametrize("audit", [True, False])
+def test_what_an_evaluation_leaves_out_is_listed_once(words, questions, tmp_path, audit):
+    row = json.loads(questions.read_text().splitlines()[0])
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("".join(json.dumps(row | more) + "\n" for more in ({}, {"id": "lost", "video": "gone.mp4"})))
+    given = [f"data.eval={held_out}", f"data.audit={audit}", "train.steps=1", "eval.rates=[0]", "preflight=off"]
+    trained(*words(*given, "show=false"))
+    lost = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in lost] == ["lost"] and "no such file" in lost[0]["reason"]
+    assert metrics(tmp_path / "run", "eval/quarantined") == [0 if audit else 1] * 2
+
+
 def test_renamed_columns_and_a_held_out_fraction_of_one_file(words, questions, tmp_path):
     rows = [json.loads(line) for line in questions.read_text().splitlines()]
     renamed = [{"clip": row["video"], "dialog": row["conversations"]} for row in rows]

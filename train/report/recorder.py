@@ -35,6 +35,7 @@ class Recorder:
     _batches: list[dict[str, Any]] = field(default_factory=list)
     _mean: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
     _sum: dict[str, list[Any]] = field(default_factory=dict)
+    _missed: set[Quarantined] = field(default_factory=set)
 
     def record(self, name: str, value: Tensor | float, weight: Tensor | float | None = None) -> None:
         """A weighted mean over micro-batches and ranks with `weight`, a plain sum over them without."""
@@ -47,6 +48,13 @@ class Recorder:
         """Samples left out on this rank: counted, and each with its reason in `quarantine.jsonl`."""
         self.record("quarantined", len(samples))
         append_lines(self.run_dir / "quarantine.jsonl", [asdict(sample) for sample in samples])
+
+    def missed(self, samples: Sequence[Quarantined]) -> None:
+        """Samples of all ranks that an evaluation left out: in `quarantine.jsonl` too, once for all evaluations."""
+        if self.engine.is_main_process:
+            new = [sample for sample in samples if sample not in self._missed]
+            append_lines(self.run_dir / "quarantine.jsonl", [asdict(sample) for sample in new])
+        self._missed.update(samples)
 
     def batch(self, step: int, place: int, rate: float, samples: Sequence[str]) -> None:
         """What one micro-batch held, for `batches.jsonl` where it is asked for."""

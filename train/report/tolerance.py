@@ -11,7 +11,8 @@ from data.types import Quarantined
 from train.report.lines import append_lines
 from train.report.summary import kind_of
 
-MINIMUM = 100  # samples: of fewer, as many must be bad as would be too many of these
+SOON = 100  # samples: of fewer that were decoded, as many must be bad as would be too many of these
+FEW = 3  # audited rows that no small file is refused for
 
 
 @dataclass
@@ -32,23 +33,35 @@ class Tolerance:
         """Raises ValueError where, with a report's values, too many of the samples so far could not be used."""
         self.bad += values["quarantined/decoding"]
         self.seen += values["samples"] + values["quarantined/decoding"]
-        if self.bad > self.fraction * max(self.seen, MINIMUM):
+        if self.bad > self.fraction * max(self.seen, SOON):
             counted = f"{self.bad:.0f} of the {self.seen:.0f} samples so far"
             raise ValueError(_excess(counted, self.fraction, self.reasons, self.file))
 
 
 def check_audited(name: str, rows: int, lost: Sequence[Quarantined], fraction: float, file: Path) -> None:
-    """Raise ValueError, and leave the reasons in `file`, if too many of the rows that `name` gives cannot be used."""
-    if len(lost) > fraction * rows:
+    """Print how many of the rows that `name` gives cannot be used. Raise ValueError, and leave the reasons in `file`,
+    if they are too many.
+
+    A few may always be bad, so that one of nine rows stops nobody, unless the fraction is 0.
+    """
+    counted = f"{name}: {len(lost)} of {rows} rows"
+    reasons = Counter(kind_of(each.reason) for each in lost)
+    if len(lost) > max(fraction * rows, FEW if fraction else 0):
         file.parent.mkdir(parents=True, exist_ok=True)
         append_lines(file, [asdict(each) for each in lost])
-        reasons = Counter(kind_of(each.reason) for each in lost)
-        raise ValueError(_excess(f"{name}: {len(lost)} of {rows} rows", fraction, reasons, file))
+        raise ValueError(_excess(counted, fraction, reasons, file))
+    if lost:
+        print(f"{counted} cannot be used, {_often(reasons)}")
 
 
 def _excess(counted: str, fraction: float, reasons: Counter[str], file: Path) -> str:
-    often = "".join(f"most often ({count}): {reason}; " for reason, count in reasons.most_common(1))
+    often = f"{_often(reasons)}; " if reasons else ""
     return (
         f"{counted} cannot be used, more than data.max_bad_fraction={fraction:g}; {often}all are in {file}: "
         "correct the data or raise the fraction"
     )
+
+
+def _often(reasons: Counter[str]) -> str:
+    ((reason, count),) = reasons.most_common(1)
+    return f"most often ({count}): {reason}"

@@ -34,21 +34,28 @@ def test_a_mistake_that_strikes_every_sample_stops_the_run_at_once(tmp_path):
         Tolerance(0.1, tmp_path).look(step(0, 11))
 
 
-@pytest.mark.parametrize("fraction", [0.2, 0.25])
-def test_the_audit_stops_a_run_above_the_fraction_and_lists_the_rows(words, questions, tmp_path, fraction):
+def audited(words, questions, bad, *more):
+    """A start over the eight rows, of which so many have no video."""
     rows = [json.loads(line) for line in questions.read_text().splitlines()]
-    for row in rows[:2]:
+    for row in rows[:bad]:
         row["video"] = "gone.mp4"
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = words(f"data.max_bad_fraction={fraction}", "preflight=only")
-    if fraction == 0.25:
-        trained(*given)
-        return
+    trained(*words("preflight=only", "show=false", *more))
+
+
+@pytest.mark.parametrize(("bad", "fraction"), [(4, 0.1), (1, 0.0)])
+def test_the_audit_stops_a_run_above_the_fraction_and_lists_the_rows(words, questions, tmp_path, bad, fraction):
     with pytest.raises(
-        ValueError, match=r"^data.train: 2 of 8 rows .*most often \(2\): no such file.*quarantine.jsonl"
+        ValueError, match=rf"^data.train: {bad} of 8 rows .*most often \({bad}\): no such file.*quarantine.jsonl"
     ):
-        trained(*given)
-    assert len((tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()) == 2
+        audited(words, questions, bad, f"data.max_bad_fraction={fraction}")
+    assert len((tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()) == bad
+
+
+@pytest.mark.parametrize(("bad", "fraction"), [(3, 0.1), (4, 0.5)])
+def test_a_few_bad_rows_of_a_small_file_stop_nobody(words, questions, capsys, bad, fraction):
+    audited(words, questions, bad, f"data.max_bad_fraction={fraction}")
+    assert f"data.train: {bad} of 8 rows cannot be used, most often ({bad}): no such file" in capsys.readouterr().out
 
 
 def test_files_that_decoding_alone_shows_to_be_bad_stop_the_run(words, questions):
