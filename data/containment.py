@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import current_thread, main_thread
+from threading import current_thread, local, main_thread
 from typing import Any
 
 from data.types import MediaError, RowError
@@ -34,13 +35,24 @@ class Late(Exception):
     """The time of a sample is over. No OSError or ValueError: libraries catch these."""
 
 
+class OutOfTime(MediaError):
+    """It took longer than a sample may."""
+
+
+class OutOfMemory(MediaError):
+    """Memory was refused while it was read."""
+
+
+_running = local()  # until: when the time of this thread's sample is over
+
+
 @contextmanager
 def contained(name: str, seconds: float | None = None) -> Iterator[None]:
     """A MediaError that begins with `name` for every exception inside: of decoder, image library, processor, memory.
 
-    Another when it takes longer than `seconds`, in a process's main thread, which alone a signal interrupts. What
-    already says why a sample cannot be used goes through as it is. A mistake of ours that strikes every sample goes
-    through here too: data.max_bad_fraction shows it.
+    Another when it takes longer than `seconds`: in a process's main thread by a signal, which is served between two
+    calls of a library, elsewhere where `remaining` is asked. What already says why a sample cannot be used goes through
+    as it is. A mistake of ours that strikes every sample goes through here too: data.max_bad_fraction shows it.
     """
     try:
         with _interrupted(seconds):
@@ -49,9 +61,23 @@ def contained(name: str, seconds: float | None = None) -> Iterator[None]:
         raise
     except Late:
         reason = f"took longer than data.sample_seconds={seconds:g}; shorten it or raise the limit"
-        raise MediaError(f"{name}: {reason}") from None
+        raise OutOfTime(f"{name}: {reason}") from None
+    except MemoryError:
+        reason = "MemoryError: reading it takes more than data.sample_gib, or than the machine has"
+        raise OutOfMemory(f"{name}: {reason}") from None
     except Exception as error:
         raise MediaError(f"{name}: {first_line(error)}") from error
+
+
+def remaining() -> float | None:
+    """Seconds left to the sample that this thread is at, for a library that can limit itself; None: no limit.
+
+    Late where none are left.
+    """
+    until = getattr(_running, "until", None)
+    if until is not None and until < time.monotonic():
+        raise Late
+    return None if until is None else until - time.monotonic()
 
 
 def check_room(name: str, pixels: int, room: int | None) -> None:
@@ -71,16 +97,21 @@ def first_line(error: Exception) -> str:
 @contextmanager
 def _interrupted(seconds: float | None) -> Iterator[None]:
     """Late after so many seconds, between two calls of whatever library is at work."""
-    if seconds is None or current_thread() is not main_thread():
+    if seconds is None:
         yield
         return
-    before = signal.signal(signal.SIGALRM, _raise)
-    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
+    _running.until = time.monotonic() + seconds
+    main = current_thread() is main_thread()
+    if main:
+        before = signal.signal(signal.SIGALRM, _raise)
+        signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        if main:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        _running.until = None
 
 
 def _raise(*_: Any) -> None:

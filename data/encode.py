@@ -84,7 +84,7 @@ class Encoder:
             tokenizer.backend_tokenizer.to_str(),
             self.policy,
             self.max_tokens,
-            self.limits.gib,
+            self.limits,
             *(version(name) for name in ("transformers", "tokenizers", "av", "pillow")),
         )
         return blake2b(repr(made_of).encode(), digest_size=16).hexdigest()

@@ -10,10 +10,11 @@ from math import floor
 import av
 import numpy as np
 from av.container import InputContainer
-from av.error import FFmpegError
+from av.error import ExitError, FFmpegError
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from data.containment import Late, remaining
 from data.media.content import content
 from data.types import MediaError, VideoRef
 
@@ -56,9 +57,10 @@ def probe(ref: VideoRef) -> VideoInfo:
 
 @contextmanager
 def opened(ref: VideoRef) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file's container and first moving picture; every decoder failure becomes a MediaError."""
+    """The file's container and first moving picture; every decoder failure becomes a MediaError, but for time and
+    memory that are used up (data.containment)."""
     try:
-        with content(ref) as file, av.open(file, "r") as container:
+        with content(ref) as file, av.open(file, "r", timeout=remaining()) as container:
             streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
             if not streams:
                 raise MediaError(f"{ref.path}: holds no video stream; leave its rows out")
@@ -72,6 +74,10 @@ def opened(ref: VideoRef) -> Iterator[tuple[InputContainer, VideoStream]]:
             yield container, stream
     except UnicodeDecodeError:  # of PyAV before 19
         raise MediaError(f"{ref.path}: its metadata is not UTF-8; drop it (ffmpeg -map_metadata -1 -c copy)") from None
+    except MemoryError:
+        raise
+    except ExitError:  # FFmpeg's word for an interrupted call
+        raise Late from None
     except FFmpegError as error:
         raise MediaError(f"{ref.path}: {error.strerror}; get the whole file or leave its rows out") from None
 
@@ -105,29 +111,33 @@ def info(ref: VideoRef, container: InputContainer, stream: VideoStream) -> Video
 
 
 def demuxed(ref: VideoRef) -> Packets:
-    """All frames of a file, which is read through once."""
+    """All frames of a file, which is read through once and never held whole."""
+    shown: list[tuple[int | None, bool]] = []  # time stamp, keyframe
+    hidden_key = False
     with opened(ref) as (container, stream):
-        packets = [packet for packet in container.demux(stream) if packet.size]
-        if any(packet.is_corrupt for packet in packets):
-            raise MediaError(f"{ref.path}: one of its frames is cut off or damaged; get the whole file")
-        reorders = bool(stream.codec_context.has_b_frames)
-        shown = [packet for packet in packets if _is_shown(packet)]
-        ticks = [packet.pts for packet in shown]
-        if None in ticks or len(set(ticks)) < len(ticks):
-            return Packets(np.arange(len(shown)), np.zeros(len(shown), bool), False)
-        ticks_P = np.array(ticks, np.int64)
-        keys_P = np.array([packet.is_keyframe for packet in shown], bool)
+        for packet in container.demux(stream):
+            remaining()
+            if packet.is_corrupt and packet.size:
+                raise MediaError(f"{ref.path}: one of its frames is cut off or damaged; get the whole file")
+            if packet.size and _is_shown(packet):
+                shown.append((packet.pts, packet.is_keyframe))
+            hidden_key |= bool(packet.size) and packet.is_keyframe and packet.is_discard
+        reorders, kind = bool(stream.codec_context.has_b_frames), container.format.name
+    ticks = [tick for tick, _ in shown if tick is not None]
+    if len(set(ticks)) < len(shown):
+        return Packets(np.arange(len(shown)), np.zeros(len(shown), bool), False)
+    ticks_P, keys_P = np.array(ticks, np.int64), np.array([key for _, key in shown], bool)
     # Time stamps that contradict the codec were made up: by the container (AVI has none) or by whoever wrote it.
-    ordered = reorders == bool((np.diff(ticks_P) < 0).any()) and not (reorders and container.format.name == "avi")
+    ordered = reorders == bool((np.diff(ticks_P) < 0).any()) and not (reorders and kind == "avi")
     order = ticks_P.argsort()
     ordered = ordered and bool(keys_P[:1].all())
-    if any(packet.is_keyframe and packet.is_discard for packet in packets):
+    if hidden_key:
         keys_P[order[:1]] = True  # decoding starts at the hidden keyframe, and this is the first frame that it shows
     return Packets(ticks_P[order], keys_P[order], ordered)
 
 
 def _is_shown(packet: Packet) -> bool:
-    hidden = packet.stream.codec_context.name == "vp8" and not bytes(packet)[0] >> 4 & 1
+    hidden = packet.stream.codec_context.name == "vp8" and not memoryview(packet)[0] >> 4 & 1
     return not packet.is_discard and not hidden
 
 

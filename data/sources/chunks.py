@@ -10,28 +10,22 @@ import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import xxhash
 
-from data.containment import contained
 from data.encode import Encoder
-from data.media.container import VideoInfo, probe
-from data.media.images import probe_image
 from data.sizes import SampleSize, gather
 from data.sources.base import Samples
-from data.types import ImageRef, MediaError, Quarantined, RowError, Sample, VideoRef
+from data.sources.headers import THREADS, Header, Ref, read_headers, stat
+from data.types import Quarantined, RowError, Sample
 
 ROWS = 2048  # of a chunk
 BATCH = 64  # rows whose media are in memory together, where they are bytes of the rows
-THREADS = 16  # files that are opened at once
 UNUSABLE = SampleSize(0, (), 0, 0, 0, 0)
 
-Ref: TypeAlias = VideoRef | ImageRef
-Header: TypeAlias = VideoInfo | tuple[int, int] | MediaError
 Stats: TypeAlias = dict[str, list[int] | None]  # size and time of change of files, None where there is none
 
 
@@ -47,13 +41,13 @@ class Chunk:
     def make(self, path: Path) -> None:
         found: list[Sample | Quarantined] = []
         headers: dict[Ref, Header] = {}
-        with ThreadPoolExecutor(THREADS) as pool:
-            for begin in range(0, len(self.rows), BATCH):
-                batch = [_sample(self.samples, place) for place in self.rows[begin : begin + BATCH]]
-                if self.encoder is not None:
-                    refs = list(dict.fromkeys(ref for sample in _usable(batch) for ref in sample.media))
-                    headers.update(zip(map(_light, refs), pool.map(_header, refs)))
-                found += [_lightened(each) if isinstance(each, Sample) else each for each in batch]
+        for begin in range(0, len(self.rows), BATCH):
+            batch = [_sample(self.samples, place) for place in self.rows[begin : begin + BATCH]]
+            if self.encoder is not None:
+                refs = [ref for sample in _usable(batch) for ref in sample.media]
+                read = read_headers(refs, self.encoder.limits)
+                headers |= {_light(ref): header for ref, header in read.items()}
+            found += [_lightened(each) if isinstance(each, Sample) else each for each in batch]
         known = list(_usable(found))  # also those that turn out to be unusable, until their media change
         sizes = self._sizes(found, headers)
         stats = _stats(each for sample in known for each in _files(sample))
@@ -138,21 +132,6 @@ def _light(part: Any) -> Any:
     return replace(part, content=None) if isinstance(getattr(part, "content", None), bytes) else part
 
 
-def _header(ref: Ref) -> Header:
-    return _read(ref, "") if isinstance(ref.content, bytes) else _remembered(ref, repr(stat(ref.path)))
-
-
-def _read(ref: Ref, _: str) -> Header:
-    try:
-        with contained(ref.path):
-            return probe(ref) if isinstance(ref, VideoRef) else probe_image(ref)
-    except MediaError as error:
-        return error
-
-
-_remembered = lru_cache(1 << 14)(_read)  # across the chunks that a worker makes
-
-
 def _files(sample: Sample) -> Iterable[str]:
     return (ref.path for ref in sample.media if ref.content is None)
 
@@ -161,13 +140,3 @@ def _stats(files: Iterable[str]) -> Stats:
     names = list(dict.fromkeys(files))
     with ThreadPoolExecutor(THREADS) as pool:
         return dict(zip(names, pool.map(stat, names)))
-
-
-@lru_cache(1 << 16)  # cleared when an index is begun
-def stat(file: str) -> list[int] | None:
-    """Size and time of change."""
-    try:
-        found = Path(file).stat()
-    except OSError:
-        return None
-    return [found.st_size, found.st_mtime_ns]

@@ -15,8 +15,9 @@ import xxhash
 
 from data.encode import Encoder
 from data.sizes import Sizes, joined, ragged
-from data.sources.chunks import ROWS, Chunk, stat
+from data.sources.chunks import ROWS, Chunk
 from data.sources.collection import VERSION, Collection, Reading, named
+from data.sources.headers import stat
 from data.sources.shared import complete
 from data.types import Quarantined
 
