@@ -12,7 +12,7 @@ import numpy as np
 
 from data.loads import Budget, Loads, Patches, Price
 from data.packing import pack
-from data.sizes import KeptCounts, Sizes
+from data.sizes import KeptCounts, Sizes, Views
 from data.sources.mixture import Mixture, order
 
 TERA = 10**12
@@ -75,10 +75,10 @@ def shards(samples: int, batch_size: int, world: int, rank: int) -> tuple[tuple[
 
 @dataclass(frozen=True)
 class BudgetPlan:
-    """Micro-batches filled to a budget at their own rates, for one rank, from sizes alone.
+    """Micro-batches filled to a budget at their own rates, one or several (views), for one rank, from sizes alone.
 
     All micro-batches of a step are filled together out of the samples that are next in the epoch's order and some
-    beyond, each sample at the rate of its place. No sample waits for ever, since the oldest is always taken, and none
+    beyond, each sample at the rates of its place. No sample waits for ever, since the oldest is always taken, and none
     of the next epoch is taken in a step before the one that takes the last of this epoch. What a step holds depends
     on the steps before it in the same way on every rank, and not on how many ranks share it; planning one costs so
     little that resuming plans all anew.
@@ -86,14 +86,14 @@ class BudgetPlan:
 
     sizes: Sizes
     budget: Budget
-    rates: Callable[[int], Sequence[float]]  # of a global step's micro-batches, turn by turn and rank by rank
+    rates: Callable[[int], Sequence[Views]]  # of a global step's micro-batches, turn by turn and rank by rank
     kept: KeptCounts
     world: int
     rank: int
     seed: int
     mixture: Mixture | None = None  # None: every sample once an epoch
     price: Price | None = None
-    freed: int = 0  # patches that do not enter the vision tower for a token that is dropped
+    freed: int | None = None  # see Patches
 
     def micro_batches(self, step: int) -> tuple[tuple[int, ...], ...]:
         """Sample indices of this rank's micro-batches in `step` (from 0), one tuple for each of its rates."""
@@ -111,20 +111,22 @@ class BudgetPlan:
     def __getstate__(self) -> dict[str, Any]:  # a worker process plans for itself
         return {name: value for name, value in vars(self).items() if name not in ("_planner", "patches")}
 
-    def check(self, rate: float, name: Callable[[int], str]) -> None:
-        """ValueError where a sample alone is above the budget at `rate`, the lowest that will be drawn."""
+    def check(self, rates: Views, name: Callable[[int], str]) -> None:
+        """ValueError where a sample alone is above the budget at `rates`, the lowest that will be drawn."""
         everything = np.arange(len(self.sizes))
-        tokens = self.sizes.tokens(everything, rate, self.kept)
+        tokens = self.sizes.in_views(everything, rates, self.kept)
         cost = self.price(everything, tokens) if self.price else None
+        in_views, lower = (f" in {len(rates)} views", "lower train.views, ") if len(rates) > 1 else ("", "")
         for what, each, budget, unit in (
-            ("token", tokens, self.budget.tokens, 1),
+            ("token", tokens.sum(0), self.budget.tokens, 1),
             ("patch", self.patches(everything, tokens), self.budget.patches, 1),
             ("cost", cost, self.budget.cost, TERA),
         ):
             if budget is not None and each is not None and each.max() > budget:
+                sample, least = name(int(each.argmax())), each.max() / unit
                 raise ValueError(
-                    f"train.{what}_budget={budget / unit:g} is smaller than sample {name(int(each.argmax()))} alone: "
-                    f"give at least {each.max() / unit:g}, or cap the sample (data.max_tokens, data.max_frames)"
+                    f"train.{what}_budget={budget / unit:g} is smaller than sample {sample} alone{in_views}: give at "
+                    f"least {least:g}, {lower}or cap the sample (data.max_tokens, data.max_frames)"
                 )
 
 
@@ -149,7 +151,7 @@ class _Planner:
             self.next += 1
         return self.last
 
-    def _fill(self, rates: Sequence[float]) -> tuple[tuple[int, ...], ...]:
+    def _fill(self, rates: Sequence[Views]) -> tuple[tuple[int, ...], ...]:
         self._look_ahead(self.loads.expected(rates) + self.plan.budget.lookahead)
         place_M = pack(self.loads(self.waiting[0], rates), self.waiting[1], self.next)
         by_place = np.argsort(place_M, kind="stable")

@@ -5,34 +5,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 
-from data.sizes import KeptCounts, Sizes
+from data.sizes import KeptCounts, Sizes, Views
 
 TYPICAL = 4096  # samples whose mean stands for all
 RECURRING = 256  # rates whose counts are kept
 
 
-@dataclass(frozen=True)
-class Price:
-    """Operations of a training step by sample: fixed_S + token * n + look * n (n + 1) / 2 of n tokens that the language
-    model reads."""
+class Reading(NamedTuple):
+    """Operations of the language model on n tokens of a sample: token * n + look * n (n + 1) / 2."""
 
-    fixed_S: np.ndarray
     token: float
     look: float
-    spared: Spared | None = None  # by a tower that is given what is left; None: it sees everything
+
+
+@dataclass(frozen=True)
+class Price:
+    """Operations of a training step by sample: fixed_S, and in each view those of reading what is left of it."""
+
+    fixed_S: np.ndarray  # of the tower and the heads, in all views
+    views: tuple[Reading, ...]
+    spared: Spared | None = None  # in each view, by a tower that is given what is left; None: it sees everything, once
 
     def __call__(self, samples: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """Of samples [M] that have [..., M] tokens left, in the dtype of the prices."""
-        cost = self.fixed_S[samples] + tokens * (tokens * (self.look / 2) + (self.token + self.look / 2))
-        return cost if self.spared is None else cost - self.spared(samples, tokens)
+        """Of samples [M] that have [views, ..., M] tokens left, in the dtype of the prices."""
+        cost: np.ndarray = self.fixed_S[samples]
+        for (token, look), left in zip(self.views, tokens, strict=True):
+            cost = cost + left * (left * (look / 2) + (token + look / 2))
+            if self.spared is not None:
+                cost = cost - self.spared(samples, left)
+        return cost
 
     def per(self, cost: float) -> Price:
         """The same in fractions of `cost`, in single precision."""
-        spared = self.spared and self.spared.per(cost)
-        return Price((self.fixed_S / cost).astype(np.float32), self.token / cost, self.look / cost, spared)
+        views = tuple(Reading(token / cost, look / cost) for token, look in self.views)
+        return Price((self.fixed_S / cost).astype(np.float32), views, self.spared and self.spared.per(cost))
 
 
 @dataclass(frozen=True)
@@ -56,22 +67,25 @@ class Spared:
 
 @dataclass(frozen=True)
 class Patches:
-    """Patches that enter the vision tower, by sample: each of its `tokens_S` that is dropped before frees some."""
+    """Patches that enter the vision tower, by sample of `tokens_S` tokens: once for all views, or anew in each where
+    tokens are dropped before."""
 
     patches_S: np.ndarray
     tokens_S: np.ndarray
-    freed: int = 0  # 0: nothing is dropped before the tower
+    freed: int | None = None  # patches that do not enter for a token that is dropped; None: after the tower
 
     def __call__(self, samples: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """Of samples [M] that have [..., M] tokens left."""
-        return self.patches_S[samples] - self.freed * (self.tokens_S[samples] - tokens)
+        """Of samples [M] that have [views, ..., M] tokens left."""
+        if self.freed is None:
+            return np.broadcast_to(self.patches_S[samples], tokens[0].shape)
+        return (self.patches_S[samples] - self.freed * (self.tokens_S[samples] - tokens)).sum(0)
 
 
 @dataclass(frozen=True)
 class Budget:
     """What one micro-batch may hold. Micro-batches are equal in cost where it is given, else in tokens."""
 
-    tokens: int  # that the language model reads, after pruning
+    tokens: int  # that the language model reads, after pruning, in all views
     patches: int | None = None  # that enter the vision tower
     cost: float | None = None  # operations, by a Price
     lookahead: int = 256  # samples beyond those that a step needs, among which the ones that fit are looked for
@@ -83,7 +97,7 @@ class Budget:
 
 
 class Loads:
-    """Fractions of the budget [K, P, M] that samples take at the rates of places, the one to be equal first.
+    """Fractions of the budget [K, P, M] that samples take in the views of places, the one to be equal first.
 
     Kept tokens are looked up: videos come in few shapes, and rates recur.
     """
@@ -98,25 +112,26 @@ class Loads:
         self._kept = lru_cache(RECURRING)(lambda rate: kept(grids, tokens, rate).astype(np.int32))
         self._mean = lru_cache(RECURRING)(self._mean_load)
 
-    def __call__(self, samples: np.ndarray, rates: Sequence[float]) -> np.ndarray:
-        tokens_PM = self._tokens(samples, rates)
-        loads: list[np.ndarray] = [tokens_PM * np.float32(1 / self.budget.tokens)]
+    def __call__(self, samples: np.ndarray, rates: Sequence[Views]) -> np.ndarray:
+        tokens = self._tokens(samples, list(chain.from_iterable(zip(*rates, strict=True))))
+        views = tokens.reshape(-1, len(rates), len(samples))
+        loads: list[np.ndarray] = [views.sum(0) * np.float32(1 / self.budget.tokens)]
         if self.cost is not None:
-            loads.insert(0, self.cost(samples, tokens_PM))
+            loads.insert(0, self.cost(samples, views))
         if self.budget.patches is not None:
-            loads.append(self.patches(samples, tokens_PM) / self.budget.patches)
+            loads.append(self.patches(samples, views) / self.budget.patches)
         return np.stack(loads)
 
-    def expected(self, rates: Sequence[float]) -> int:
+    def expected(self, rates: Sequence[Views]) -> int:
         """About how many samples fill micro-batches of these rates."""
-        return 1 + int(sum(1 / self._mean(round(rate, 2)) for rate in rates))
+        return 1 + int(sum(1 / self._mean(tuple(round(rate, 2) for rate in views)) for views in rates))
 
-    def _mean_load(self, rate: float) -> float:
+    def _mean_load(self, views: Views) -> float:
         some = np.linspace(0, len(self.sizes) - 1, min(TYPICAL, len(self.sizes))).astype(int)
-        return float(self(some, [min(rate, 0.99)])[0].mean())
+        return float(self(some, [tuple(min(rate, 0.99) for rate in views)])[0].mean())
 
     def _tokens(self, samples: np.ndarray, rates: Sequence[float]) -> np.ndarray:
-        """[P, M] that the language model reads."""
+        """[rates, M] that the language model reads."""
         first_M = self.sizes.first_S[samples]
         counts_M = self.sizes.first_S[samples + 1] - first_M
         last_M = counts_M.cumsum()

@@ -10,6 +10,7 @@ import numpy as np
 
 # (temporal grids, tokens of one temporal grid, rate) -> tokens kept of each video; of evs, which data does not know
 KeptCounts: TypeAlias = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
+Views: TypeAlias = tuple[float, ...]  # the rates at which a micro-batch is read
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class Sizes:
         owner = np.repeat(np.arange(len(places)), np.diff(first))
         of_videos = kept(self.grids_V[videos], self.tokens_V[videos], rate)
         return self.fixed_S[places] + np.bincount(owner, of_videos, len(places)).astype(np.int64)
+
+    def in_views(self, places: np.ndarray, rates: Views, kept: KeptCounts) -> np.ndarray:
+        """[views, places] `tokens` at each of the rates."""
+        return np.stack([self.tokens(places, rate, kept) for rate in rates])
 
     def unpruned(self) -> np.ndarray:
         """[S] tokens of the samples before pruning."""

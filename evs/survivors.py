@@ -36,14 +36,15 @@ class Look:
         """Every video pruned at its rate. `pruned`: whether any is, or would be if there were one."""
         # Some schemes lay out unpruned prompts in another way; what is seen does not depend on it.
         laid = self._laid if pruned or self.adapter.scheme == "preserve" else self._unpruned
-        before = depth(self.method) if any(rates_V) else None
-        pixels = self.method.needs == "pixels" and any(rates_V)
-        seen_MC = self.adapter.pixels(self.batch) if pixels else self._seen[1]
-        keep_N = keep_mask(laid, seen_MC, self.adapter.grids(self.batch), rates_V, self.method)
-        if before is not None:
+        before, grids = depth(self.method), self.adapter.grids(self.batch)
+        if before is not None and any(rates_V):
+            keep_N = keep_mask(laid, self.adapter.pixels(self.batch), grids, rates_V, self.method)
             return Survivors(laid, keep_N, self.adapter.see_kept(self.batch, laid, keep_N, before))
-        full = replace(self._seen[0], positions_PN=laid.positions_PN)
-        return Survivors(laid, keep_N, prune(full, keep_N))
+        # Once a rate at rate 0 too: under ZeRO 3 every rank must call the tower equally often.
+        seen, seen_MC = self._seen if before is None else self.adapter.see(self.batch, self._laid)
+        pixels = self.method.needs == "pixels" and any(rates_V)
+        keep_N = keep_mask(laid, self.adapter.pixels(self.batch) if pixels else seen_MC, grids, rates_V, self.method)
+        return Survivors(laid, keep_N, prune(replace(seen, positions_PN=laid.positions_PN), keep_N))
 
     @cached_property
     def _laid(self) -> DecoderInputs:

@@ -40,7 +40,7 @@ from train.config import (
 from train.engine import build_engine, check_zero
 from train.evaluate import Evaluation
 from train.evaluation.scores import Score
-from train.loop import Parts, StepRates
+from train.loop import Parts
 from train.model import base_model, build_empty_model, build_model, build_processor, weight_dtype
 from train.optim import build_optimizer
 from train.report import cost, preflight, show
@@ -57,6 +57,7 @@ from train.state.resume import Origin, on_as_many_ranks, open_run
 from train.state.shape import shape_of
 from train.state.watchdog import Watchdog
 from train.task import UptrainTask
+from train.views import StepRates
 
 
 @dataclass(frozen=True)
@@ -190,12 +191,12 @@ def build_meter(engine: Accelerator, config: Config, model: Any, memory: Memory,
     return meter
 
 
-def build_price(config: ModelConfig, architecture: Any, sizes: Sizes, method: Method) -> Price:
+def build_price(config: ModelConfig, architecture: Any, sizes: Sizes, method: Method, *, views: int = 1) -> Price:
     """What every sample costs in a step as it is trained. `architecture`: the Hugging Face configuration."""
     lora = config.lora.r is not None
     recomputed = config.checkpoint_towers if config.gradient_checkpointing else []
     frozen = TOWERS if lora else config.freeze
-    return cost.price(architecture, sizes, depth(method), frozen=frozen, lora=lora, recomputed=recomputed)
+    return cost.price(architecture, sizes, depth(method), views, frozen=frozen, lora=lora, recomputed=recomputed)
 
 
 def build_plan(
@@ -214,10 +215,10 @@ def build_plan(
         return Plan(samples, train.batch_size, train.accumulation, world, rank, config.seed, mixture=learned.mixture)
     sizes, allowed, price, kept = learned.index.sizes, None, None, partial(kept_counts, method)
     if train.cost_budget is not None:
-        price = build_price(config.model, architecture, sizes, method)
-        tokens_S = sizes.tokens(np.arange(len(sizes)), rates.lowest(), kept)
+        price = build_price(config.model, architecture, sizes, method, views=train.views)
+        tokens = sizes.in_views(np.arange(len(sizes)), rates.lowest(), kept)
         automatic = train.cost_budget == "auto"
-        allowed = cost.budget(price, tokens_S, train.token_budget) if automatic else TERA * float(train.cost_budget)
+        allowed = cost.budget(price, tokens, train.token_budget) if automatic else TERA * float(train.cost_budget)
     budget = Budget(train.token_budget, train.patch_budget, allowed, train.lookahead)
     freed = freed_patches(method, architecture)
     plan = BudgetPlan(sizes, budget, rates, kept, world, rank, config.seed, learned.mixture, price, freed)
@@ -236,9 +237,11 @@ def check_memory(config: Config, engine: Accelerator, empty: Any, batch: Largest
     return parts.total / 2**30
 
 
-def freed_patches(method: Method, architecture: Any) -> int:
-    """Patches that do not enter the vision tower for a token that is dropped."""
-    return architecture.vision_config.spatial_merge_size**2 if depth(method) == 0 else 0
+def freed_patches(method: Method, architecture: Any) -> int | None:
+    """Patches that do not enter the vision tower for a token that is dropped; None where it is dropped after it."""
+    if (before := depth(method)) is None:
+        return None
+    return architecture.vision_config.spatial_merge_size**2 if before == 0 else 0
 
 
 def kept_counts(method: Method, grids_V: np.ndarray, tokens_V: np.ndarray, rate: float) -> np.ndarray:
@@ -248,7 +251,14 @@ def kept_counts(method: Method, grids_V: np.ndarray, tokens_V: np.ndarray, rate:
 
 def build_step_rates(config: Config, world: int) -> StepRates:
     train = config.train
-    return StepRates(build_rates(config.rate), world * train.accumulation, config.seed, train.rate_levels)
+    return StepRates(
+        build_rates(config.rate),
+        world * train.accumulation,
+        config.seed,
+        train.rate_levels,
+        views=train.views,
+        anchor=train.anchor_rate,
+    )
 
 
 def build_encoder(model: ModelConfig, data: DataConfig) -> Encoder:

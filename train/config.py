@@ -19,7 +19,7 @@ from train.ranges import Expression, check_values, names, number, pruning_rates,
 
 ENGINES = ("none", "ddp", "zero1", "zero2", "zero3", "zero3_offload")
 SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGCONT", "SIGQUIT", "SIGXCPU")
-RESUMABLE = ("seed", "data", "plan", "rates", "method", "frames")
+RESUMABLE = ("seed", "data", "plan", "rates", "views", "method", "frames")
 TOWERS = ("vision", "merger", "language")
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 SCHEMES = ("preserve", "vllm", "vllm_bf16")
@@ -104,16 +104,21 @@ class EngineConfig:
 class TrainConfig:
     steps: int = number(MISSING, least=1)  # of the optimizer
     batch_size: int = number(1, least=1)  # samples a rank and micro-batch; without effect under a token budget
-    # What a micro-batch may hold: tokens that the language model reads (null: batch_size samples instead), and patches
-    # that the vision tower reads (null: as many as come). Both bound memory; what a step takes is bounded by its cost,
-    # 10^12 operations of forward, backward and recomputation: a number, auto (what token_budget tokens cost at the
-    # lowest rate, less a tenth), or null (equal in tokens).
+    # What a micro-batch may hold: tokens that the language model reads in all views (null: batch_size samples
+    # instead), and patches that the vision tower reads (null: as many as come). Both bound memory; what a step takes is
+    # bounded by its cost, 10^12 operations of forward, backward and recomputation: a number, auto (what token_budget
+    # tokens cost at the lowest rate, less a tenth), or null (equal in tokens).
     token_budget: int | None = number(None, least=1)
     patch_budget: int | None = number(None, least=1)  # patches of a micro-batch; see token_budget
     cost_budget: str | None = names("auto", "auto", pattern=r"\d*\.?\d*[1-9]\d*\.?\d*(e[+-]?\d+)?")  # see token_budget
     lookahead: int = number(256, least=1)  # samples beyond a step's own among which those that fit are looked for
     accumulation: int = number(1, least=1)  # micro-batches a step, each with its own rate
     rate_levels: int | None = number(64, least=2)  # rates that are ever drawn, so that lengths recur; null: any
+    # How often the language model reads in a step what is decoded and seen by the vision tower once: at one rate from
+    # each of as many equal shares of the distribution. The loss is the mean over these views.
+    views: int = number(1, least=1)
+    # Rate of one of the views, always, the others are drawn; 0: each video is also read unpruned. null: all are drawn
+    anchor_rate: float | None = number(None, least=0, below=1)
     save_every: int = number(500, least=1)  # steps
     keep: int = number(2, least=1)  # checkpoints
     log_every: int = number(10, least=1)  # steps
@@ -134,7 +139,7 @@ class EvalConfig:
 class TrackerConfig:
     wandb: bool = True  # offline unless a key is known and the network answers
     tensorboard: bool = True  # event files in the run's folder
-    batches: bool = False  # list the samples and the rate of every micro-batch in batches.jsonl
+    batches: bool = False  # list the samples and the rates of every micro-batch in batches.jsonl
     project: str = "evs-uptrain"  # W&B's
     name: str | None = None  # of the run in W&B and on the model card; default: its folder's
 
@@ -231,6 +236,10 @@ def _in_training(config: Config) -> Iterator[tuple[bool, str]]:
     yield (
         not model.gradient_checkpointing and model.checkpoint_towers == [],
         "model.checkpoint_towers=[] has no effect without model.gradient_checkpointing: leave one of them out",
+    )
+    yield (
+        train.anchor_rate is not None and train.views == 1,
+        f"train.anchor_rate={train.anchor_rate} leaves no view to draw: set train.views=2, or use rate=constant",
     )
     yield (
         optim.warmup > train.steps,

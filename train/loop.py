@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,8 +14,6 @@ from torch import nn
 
 from data.loader import Step
 from data.types import Batch, Quarantined
-from evs import draw
-from evs.rates import RateDistribution
 from train.config import Config
 from train.evaluation.scores import Score
 from train.optim import lr_factor, set_lr
@@ -29,32 +26,7 @@ from train.state.health import Health, finite, poisoned
 from train.state.signals import Stop, agreed, noted
 from train.state.watchdog import Watchdog
 from train.task import StepOutput, count_targets
-
-
-@dataclass(frozen=True)
-class StepRates:
-    """The rates of a global step's micro-batches by their places in it, turn by turn and rank by rank within a turn.
-
-    A function of the step alone, on which the plan and the loop must agree. However many ranks share the places, and in
-    however many turns, the samples of a place meet the same rate.
-    """
-
-    distribution: RateDistribution
-    places: int
-    seed: int
-    levels: int | None = None
-
-    def __call__(self, step: int) -> list[float]:
-        return draw(self.distribution, self.places, seed=self.seed, step=step, levels=self.levels).tolist()
-
-    def typical(self) -> list[float]:
-        """A low, the median and a high rate of the distribution; fewer where they are equal."""
-        quantiles = self.distribution.icdf(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64))
-        return sorted(set(quantiles.tolist()))
-
-    def lowest(self) -> float:
-        """No drawn rate is below it."""
-        return float(self.distribution.icdf(torch.linspace(0, 1 - 1e-9, 4097, dtype=torch.float64)).min())
+from train.views import StepRates, Views
 
 
 @dataclass(frozen=True)
@@ -151,56 +123,59 @@ def _train_step(parts: Parts, step: int, data: Step, config: Config, stop: Stop)
     parts.recorder.record("skipped", not math.isfinite(norm), weight=1)  # the share of the steps
     if not math.isfinite(norm):
         skipped = zip(rates, finite(torch.stack(losses).tolist()), (batch.ids for batch in data.batches))
-        parts.health.skip(step + 1, norm, [{"rate": rate, "loss": loss, "samples": ids} for rate, loss, ids in skipped])
+        parts.health.skip(
+            step + 1, norm, [{"rates": each, "loss": loss, "samples": ids} for each, loss, ids in skipped]
+        )
     else:
         parts.health.streak = 0
     return status
 
 
-def _rates(parts: Parts, step: int) -> list[float]:
-    """Of this rank's micro-batches."""
+def _rates(parts: Parts, step: int) -> list[tuple[float, ...]]:
+    """Of this rank's micro-batches, one a view."""
     return parts.rates(step)[parts.engine.process_index :: parts.engine.num_processes]
 
 
 def _accumulate(parts: Parts, step: int, data: Step, seed: int) -> list[torch.Tensor]:
     """Gradients of the step's micro-batches, and the loss of each. The loss is a sum over labelled tokens divided by
-    their number over micro-batches and ranks, so that neither the rates nor the split of samples changes its weight."""
+    their number over micro-batches and ranks, so that neither the rates nor the split of samples changes its weight;
+    as a mean over views its scale does not follow their number."""
     engine = parts.engine
     targets = engine.reduce(torch.tensor(float(count_targets(data.batches)), device=engine.device), reduction="sum")
     # Engines average over ranks and accumulation steps; this undoes it.
     scale = engine.num_processes * len(data.batches) / targets.clamp_min(1)
     losses = []
-    for i, (batch, rate) in enumerate(zip(data.batches, _rates(parts, step))):
+    for i, (batch, rates) in enumerate(zip(data.batches, _rates(parts, step))):
         last = i == len(data.batches) - 1
         engine.gradient_state._set_sync_gradients(last)
         place = i * engine.num_processes + engine.process_index  # of the micro-batch in the step, as plans count
         seed_draws("dropout", seed, step, place)
         parts.watchdog.at("forward", step + 1, batch.ids)
         with nullcontext() if last else engine.no_sync(parts.task):
-            out = parts.task(batch, rate)
+            out = parts.task(batch, Views(rates))
             parts.watchdog.at("backward", step + 1, batch.ids)
             with parts.meter.span("backward"):
                 engine.backward(poisoned(out.loss_sum) * scale)
         losses.append(out.loss_sum.detach() / max(out.targets, 1))
-        parts.recorder.batch(step + 1, place, rate, batch.ids)
-        _record(parts, batch, rate, out)
+        parts.recorder.batch(step + 1, place, rates, batch.ids)
+        _record(parts, batch, rates, out)
     return losses
 
 
-def _record(parts: Parts, batch: Batch, rate: float, out: StepOutput) -> None:
+def _record(parts: Parts, batch: Batch, rates: Sequence[float], out: StepOutput) -> None:
     """What one micro-batch adds to the next report."""
     record = parts.recorder.record
-    sums: dict[str, Any] = {"loss": out.loss_sum.detach(), "token_accuracy": out.correct}
-    for name, value in sums.items():
-        mean = value / max(out.targets, 1)
-        record(name, mean, weight=out.targets)
-        for bucket in RATE_BUCKETS:  # all of them, since ranks draw different rates and must record the same names
-            its = bucket == rate_bucket(rate)
-            record(f"{name}/rate_{bucket}", mean if its else 0.0, weight=out.targets if its else 0)
-    record("rate", rate, weight=1)
-    record("kept", out.kept / out.tokens, weight=out.tokens)
-    record("tokens/before", out.tokens)
-    record("tokens/after", out.kept)
+    for rate, kept, *sums in zip(rates, out.kept, out.losses_K, out.correct_K):
+        for name, value in zip(("loss", "token_accuracy"), sums):
+            mean = value / max(out.targets, 1)
+            record(name, mean, weight=out.targets)
+            for bucket in RATE_BUCKETS:  # all of them, since ranks draw different rates and must record the same names
+                its = bucket == rate_bucket(rate)
+                record(f"{name}/rate_{bucket}", mean if its else 0.0, weight=out.targets if its else 0)
+        record("rate", rate, weight=1)
+        record("kept", kept / out.tokens, weight=out.tokens)
+        record("tokens/before", out.tokens)
+        record("tokens/after", kept)
     for name, value in parts.meter.work(batch, out).items():
         record(name, value)
 

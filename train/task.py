@@ -16,18 +16,21 @@ from evs.adapters import Adapter, towers_of
 from evs.generate import Decoding, continue_at
 from evs.methods import Method
 from evs.survivors import Look
+from evs.views import read_views
 from train.head import fuse_loss
+from train.views import Rate, Views
 
 
 class StepOutput(NamedTuple):
     """A tuple, because ZeRO 3 looks for the tensors in what a module returns to hook its backward pass."""
 
-    loss_sum: Tensor  # scalar float32, summed over the labelled tokens
-    correct: Tensor  # scalar float32, labelled tokens to which the model gives the largest probability
-    targets: int  # labelled tokens of the batch, the same at every rate
-    tokens: int  # before pruning
-    kept: int  # after pruning
-    logits_TV: Tensor | None  # at the labelled tokens, in evaluation only
+    loss_sum: Tensor  # scalar float32, summed over the labelled tokens, mean over the views
+    losses_K: Tensor  # float32, each view's sum
+    correct_K: Tensor  # float32, labelled tokens to which the model gives the largest probability, by view
+    targets: int  # labelled tokens of the batch, the same in every view
+    tokens: int  # before pruning, the same in every view
+    kept: tuple[int, ...]  # after pruning, by view
+    logits_KTV: Tensor | None  # at the labelled tokens, in evaluation only
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,20 @@ class UptrainTask(nn.Module):
         self.method = method
         self.fused_loss = fuse_loss(towers_of(adapter.model).head)
 
-    def forward(self, batch: Batch, rate: float | Sequence[float] | Asked) -> StepOutput | list[View]:
-        """`rate`: one for all videos of the batch, or one a video; or what an evaluation asks, in views."""
-        if isinstance(rate, Asked):
-            return self.views(batch, rate)
-        rates_V = [rate] * len(self.adapter.grids(batch)) if isinstance(rate, float | int) else rate
-        out = Look(self.adapter, batch, self.method).at(rates_V, pruned=any(rates_V or [rate]))
-        hidden_TD, labels_T = labelled(self.adapter.read(out.x), out.x)
-        loss_sum, correct, logits_TV = self.head(hidden_TD, labels_T)
-        return StepOutput(loss_sum, correct, len(labels_T), len(out.keep_N), len(out.x.segment_N), logits_TV)
+    def forward(self, batch: Batch, asked: Rate | Views | Asked) -> StepOutput | list[View]:
+        """A step's losses in each of the views (a rate alone is one view), or what an evaluation asks."""
+        if isinstance(asked, Asked):
+            return self.views(batch, asked)
+        look, videos = Look(self.adapter, batch, self.method), len(self.adapter.grids(batch))
+        seen = []
+        for rate in asked.rates if isinstance(asked, Views) else (asked,):
+            rates_V = [rate] * videos if isinstance(rate, float | int) else rate
+            seen.append(look.at(rates_V, pruned=any(rates_V or [rate])))
+        hidden = read_views(self.adapter, [out.x for out in seen])
+        states, labels = zip(*(labelled(hidden_ND, out.x) for hidden_ND, out in zip(hidden, seen)))
+        losses = self.head(torch.stack(states), labels[0])
+        kept = tuple(len(out.x.segment_N) for out in seen)
+        return StepOutput(*losses[:3], len(labels[0]), len(seen[0].keep_N), kept, losses[3])
 
     def views(self, batch: Batch, asked: Asked) -> list[View]:
         """The batch at each of the rates, from one look at its media."""
@@ -88,18 +96,18 @@ class UptrainTask(nn.Module):
             return continue_at(self.adapter.model, x, ends or [1], asked.decoding, going=asked.together)[: len(ends)]
         return continue_at(self.adapter.model, x, ends, asked.decoding) if ends else []
 
-    def head(self, hidden_TD: Tensor, labels_T: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(summed loss, correct tokens, logits in evaluation only).
+    def head(self, hidden_KTD: Tensor, labels_T: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """(loss, summed loss and correct tokens by view, logits in evaluation only).
 
-        Through the module, never its weight: ZeRO 3 gathers parameters around module calls.
+        Through the module, never its weight: ZeRO 3 gathers parameters around module calls. Once for all views.
         """
         head: Any = towers_of(self.adapter.model).head
         if self.training and self.fused_loss:
-            return *head(hidden_TD, labels_T), None
-        logits_TV = head(hidden_TD)
-        loss_sum = cross_entropy(logits_TV.float(), labels_T, reduction="sum")
-        correct = (logits_TV.detach().argmax(-1) == labels_T).sum().float()
-        return loss_sum, correct, None if self.training else logits_TV
+            return *head(hidden_KTD, labels_T), None
+        logits_KTV = head(hidden_KTD)
+        losses_K = torch.stack([cross_entropy(each.float(), labels_T, reduction="sum") for each in logits_KTV])
+        correct_K = (logits_KTV.detach().argmax(-1) == labels_T).sum(1).float()
+        return losses_K.mean(), losses_K.detach(), correct_K, None if self.training else logits_KTV
 
 
 def labelled(hidden_ND: Tensor, x: DecoderInputs) -> tuple[Tensor, Tensor]:

@@ -36,13 +36,21 @@ def index_in_segment(segment_N: Tensor) -> Tensor:
 def decode_packed(language_model: Any, x: DecoderInputs) -> Tensor:
     """[N, D] last hidden states of the text model `language_model` over the pack `x`."""
     config, index_N = language_model.config, index_in_segment(x.segment_N)
-    separable = not recurrent_layers(config) or has_kernels(config)
-    if separable and any(name in config._attn_implementation for name in MASK_FREE):
+    if keeps_segments_apart(config):
         return _as_one_row(language_model, x, index_N)
     samples, longest = int(x.segment_N[-1]) + 1, int(index_N.max()) + 1
-    if separable and samples > 1 and _cost(config, 1, len(index_N)) < _cost(config, samples, longest):
+    if _separable(config) and samples > 1 and _cost(config, 1, len(index_N)) < _cost(config, samples, longest):
         return _as_one_row(language_model, x, index_N)
     return _as_padded_rows(language_model, x, index_N, (samples, longest))
+
+
+def keeps_segments_apart(config: Any) -> bool:
+    """Whether a text model reads a pack as one row without a mask."""
+    return _separable(config) and any(name in config._attn_implementation for name in MASK_FREE)
+
+
+def _separable(config: Any) -> bool:
+    return not recurrent_layers(config) or has_kernels(config)
 
 
 def recurrent_layers(config: Any) -> int:

@@ -23,7 +23,7 @@ from data.loads import Price
 from data.media.container import VideoInfo
 from data.media.decode import decode as decode_sparse
 from data.media.frames import FramePolicy
-from data.sizes import SampleSize, Sizes, gather
+from data.sizes import SampleSize, Sizes, Views, gather
 from data.types import Batch, Sample, Turn, VideoRef
 from evs import FrameDelta, Uniform
 from evs.adapters.vision import normalised
@@ -31,8 +31,8 @@ from scripts.bench.models import build_shape, model_config
 from scripts.bench.timing import alternate, table
 from scripts.make_tiny_model import make
 from train.build import kept_counts
-from train.loop import StepRates
 from train.report import cost
+from train.views import StepRates
 
 KEPT = partial(kept_counts, FrameDelta())
 STEPS, WORLDS, TOKENS = 1000, (8, 64), 16_384
@@ -62,7 +62,7 @@ def batching(rounds: int) -> dict[str, Any]:
     """
     sizes, config = mixture(), model_config(build_shape("qwen2_5_vl_7b"))
     price = cost.price(config, sizes, frozen=("vision",), recomputed=("vision", "language"))
-    allowed = cost.budget(price, sizes.tokens(np.arange(len(sizes)), 0.0, KEPT), TOKENS)
+    allowed = cost.budget(price, sizes.in_views(np.arange(len(sizes)), (0.0,), KEPT), TOKENS)
     results = {
         f"{name}, {world} ranks": _planned(BudgetPlan(sizes, budget, _rates(world), KEPT, world, 0, 0, price=of), price)
         for world in WORLDS
@@ -74,7 +74,7 @@ def batching(rounds: int) -> dict[str, Any]:
     return results
 
 
-def _rates(world: int) -> Callable[[int], Sequence[float]]:
+def _rates(world: int) -> Callable[[int], Sequence[Views]]:
     drawn = StepRates(Uniform(0.0, 0.9), world, 0, levels=64)
     return [drawn(step) for step in range(STEPS)].__getitem__
 
@@ -87,9 +87,9 @@ def _planned(plan: BudgetPlan, price: Price) -> dict[str, float]:
     whole, world = replace(plan, world=1), plan.world
     costs, fills = np.empty((2, STEPS, world))
     for number in range(STEPS):
-        for place, (batch, rate) in enumerate(zip(whole.micro_batches(number), plan.rates(number))):
+        for place, (batch, rates) in enumerate(zip(whole.micro_batches(number), plan.rates(number))):
             samples = np.array(batch)
-            tokens = plan.sizes.tokens(samples, rate, KEPT)
+            tokens = plan.sizes.in_views(samples, rates, KEPT)
             costs[number, place] = price(samples, tokens).sum()
             fills[number, place] = tokens.sum() / plan.budget.tokens
     between = np.ptp(costs, axis=1) / costs.mean(1)

@@ -19,7 +19,9 @@ from train.model import fit_for_training
 from train.optim import freeze
 from train.report import cost, preflight
 from train.report.memory import watch
+from train.views import Views
 
+VIEWS = (0.75, 0.75)
 FROZEN: dict[str, tuple[str, ...]] = {"frozen": ("vision",), "trained": ()}
 
 
@@ -44,6 +46,8 @@ def step(setting: Setting) -> dict[str, Any]:
     for name, frozen in FROZEN.items():
         result[name] = _step_times(setting, frozen)
         print(f"\nvision tower {name}: forward + backward, seconds\n" + _step_table(result[name]))
+        result[name]["views"] = views = _views(setting, frozen)
+        print(f"2 views at rate {VIEWS[0]:g} against a step at each, seconds\n{_views_table(views)}")
         result[name]["memory_gib"] = memory = _step_memory(setting, frozen)
         print(f"peak memory of forward + backward + optimizer, GiB\n{_memory_table(memory)}")
     result["mixed"] = mixed = _mixed_rates(setting)
@@ -103,7 +107,34 @@ def _step_table(result: dict[str, Any]) -> str:
     return f"{table(header, rows)}\nstock {result['stock_s']:.3f}, optimizer {result['optimizer_s']:.3f}"
 
 
-def _our_step(task: Any, batch: Any, rate: float, after: Callable[[], Any] | None = None) -> Callable[[], None]:
+def _views(setting: Setting, frozen: tuple[str, ...]) -> dict[str, Any]:
+    """One step that reads what it has seen at two rates, beside a step for each: times, and their ratio by the cost
+    model. Decoding, which views share too, is left out."""
+    model = setting.model()
+    freeze(model, frozen)
+    task, batch = models.our_task(model), models.build_batch(setting.shape, setting.dtype)
+    apart = [_our_step(task, batch, rate) for rate in VIEWS]
+    steps = {"views": _our_step(task, batch, Views(VIEWS)), "apart": lambda: [run() for run in apart]}
+    times = alternate(steps, setting.rounds)
+    works, config = [models.work(setting.shape, rate) for rate in VIEWS], models.model_config(setting.shape)
+    together, *each = (
+        cost.training(config, work, frozen=frozen).total for work in (cost.in_views(works, seen_once=True), *works)
+    )
+    saved = times["views"].ratio_to(times["apart"])
+    rounds = {name: timed.seconds for name, timed in times.items()}
+    return {"apart_over_views": saved, "cost_model": sum(each) / together, "rounds": rounds} | {
+        f"{name}_s": timed.median for name, timed in times.items()
+    }
+
+
+def _views_table(result: dict[str, Any]) -> str:
+    measured, ideal = result["apart_over_views"], result["cost_model"]
+    cells = [f"{result['apart_s']:.3f}", f"{result['views_s']:.3f}", "{:.2f} ({:.2f}..{:.2f})".format(*measured)]
+    header = ("two steps", "two views", "times faster", "by the cost model", "measured / model")
+    return table(header, [(*cells, f"{ideal:.2f}", f"{measured[0] / ideal:.2f}")])
+
+
+def _our_step(task: Any, batch: Any, rate: float | Views, after: Callable[[], Any] | None = None) -> Callable[[], None]:
     """Forward and backward, then `after`, which by default drops the gradients."""
 
     def run() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.batching import Budget, BudgetPlan
-from data.loads import Price
+from data.loads import Price, Reading
 from data.sizes import SampleSize, gather
 
 
@@ -19,8 +19,8 @@ def kept(grids, tokens, rate):
     return np.maximum(tokens, (tokens * grids * (1 - rate)).astype(np.int64))
 
 
-def rates(step, places):
-    return np.random.default_rng(step).uniform(0, 0.9, places).tolist()
+def rates(step, places, views=1):
+    return list(map(tuple, np.random.default_rng(step).uniform(0, 0.9, (places, views)).tolist()))
 
 
 def batched(values, size):
@@ -56,7 +56,7 @@ def loads(each, planned, start=0):
     """[turns, world] tokens of every micro-batch."""
     return np.array(
         [
-            [each.sizes.tokens(np.array(batch), rate, kept).sum() for batch, rate in zip(turn, of_turn)]
+            [each.sizes.in_views(np.array(batch), views, kept).sum() for batch, views in zip(turn, of_turn)]
             for step, turns in enumerate(planned, start)
             for of_turn, turn in zip(batched(each.rates(step), each.world), turns)
         ]
@@ -107,7 +107,7 @@ def test_the_patch_budget_is_never_exceeded():
 @settings(max_examples=4, deadline=None)
 @given(rate=st.floats(0.5, 0.9), seed=st.integers(0, 9))
 def test_before_the_tower_a_patch_budget_holds_what_is_kept(rate, seed):
-    after = BudgetPlan(mixture(1000), Budget(40_000, 60_000), lambda step: [rate], kept, 1, 0, seed)
+    after = BudgetPlan(mixture(1000), Budget(40_000, 60_000), lambda step: [(rate,)], kept, 1, 0, seed)
     before = replace(after, freed=4)
     (batch,), (small,) = before.micro_batches(0), after.micro_batches(0)
     sizes, samples = before.sizes, np.array(batch)
@@ -128,32 +128,35 @@ def test_a_budget_below_one_sample_names_it_and_the_least_budget():
     each = plan(100, 500)
     most = each.sizes.tokens(np.arange(100), 0.0, kept)
     with pytest.raises(ValueError, match=f"token_budget=500 is smaller than sample row{most.argmax()} .* {most.max()}"):
-        each.check(0.0, lambda place: f"row{place}")
-    replace(each, budget=Budget(int(most.max()))).check(0.0, str)
+        each.check((0.0,), lambda place: f"row{place}")
+    replace(each, budget=Budget(int(most.max()))).check((0.0,), str)
     with pytest.raises(ValueError, match="patch_budget=9"):
-        replace(each, budget=Budget(10**6, 9)).check(0.0, str)
+        replace(each, budget=Budget(10**6, 9)).check((0.0,), str)
+    twice = f"row{most.argmax()} alone in 2 views: give at least {2 * most.max()}, lower train.views"
+    with pytest.raises(ValueError, match=twice):
+        replace(each, budget=Budget(int(most.max()))).check((0.0, 0.0), lambda place: f"row{place}")
 
 
-@pytest.mark.parametrize("places", [1, 8, 64])
-def test_micro_batches_cost_the_same_whatever_their_rates(places):
+@pytest.mark.parametrize(("places", "views"), [(1, 1), (8, 1), (64, 1), (8, 3)])
+def test_micro_batches_cost_the_same_whatever_their_rates_and_views(places, views):
     sizes = mixture(20000)
-    price = Price(2.0 * sizes.patches_S + sizes.pairs_S / 400, 5.0, 0.002)
-    budget = Budget(16384, cost=120_000)
-    each = BudgetPlan(sizes, budget, partial(rates, places=places), kept, 1, 0, 0, price=price)
+    price = Price(2.0 * sizes.patches_S + sizes.pairs_S / 400, (Reading(5.0, 0.002),) * views)
+    budget = Budget(16384 * views, cost=120_000)
+    each = BudgetPlan(sizes, budget, partial(rates, places=places, views=views), kept, 1, 0, 0, price=price)
     for step in range(20):
         samples = [np.array(batch) for batch in each.micro_batches(step)]
-        tokens = [sizes.tokens(batch, rate, kept) for batch, rate in zip(samples, each.rates(step))]
+        tokens = [sizes.in_views(batch, views, kept) for batch, views in zip(samples, each.rates(step))]
         costs = np.array([price(batch, left).sum() for batch, left in zip(samples, tokens)])
         assert np.ptp(costs) <= 0.03 * costs.mean() and costs.mean() >= 0.95 * 120_000 and costs.max() <= 120_001
-        assert max(left.sum() for left in tokens) <= 16384
+        assert max(left.sum() for left in tokens) <= 16384 * views
 
 
 def test_where_a_cap_keeps_one_rank_from_its_cost_the_others_do_not_run_ahead():
     sizes = mixture(20000)
-    price = Price(2.0 * sizes.patches_S, 5.0, 0.0)
+    price = Price(2.0 * sizes.patches_S, (Reading(5.0, 0.0),))
     each = BudgetPlan(sizes, Budget(16384, 30_000, 120_000.0), partial(rates, places=4), kept, 1, 0, 0, price=price)
     for step in range(20):
         samples = [np.array(batch) for batch in each.micro_batches(step)]
         assert max(sizes.patches_S[batch].sum() for batch in samples) <= 30_000
-        costs = [price(b, sizes.tokens(b, rate, kept)).sum() for b, rate in zip(samples, each.rates(step))]
+        costs = [price(b, sizes.in_views(b, views, kept)).sum() for b, views in zip(samples, each.rates(step))]
         assert np.ptp(costs) <= 0.03 * np.mean(costs)

@@ -54,6 +54,20 @@ def test_two_ranks_draw_the_adapters_and_drop_out_what_one_process_does(words, t
     assert metrics(tmp_path / "two", "loss") == pytest.approx(metrics(tmp_path / "one", "loss"), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("engine", "more"),
+    [("ddp", []), ("zero3", []), ("zero3", ["method=pixel_delta", "method.prune_at=input", "rate.rate=0"])],
+    ids=["ddp", "zero3", "zero3-input"],
+)
+def test_two_ranks_train_views_as_one_process_does(words, tmp_path, engine, more):
+    views = [*FIXED, "train.views=2", "train.anchor_rate=0", "model.freeze=[]", *more]
+    trained(*words(*views, "train.accumulation=4", run_dir=tmp_path / "one"))
+    torchrun(*words(*views, "train.accumulation=2", f"engine={engine}", run_dir=tmp_path / "two"))
+    for name in ("loss", "grad_norm"):
+        assert metrics(tmp_path / "two", name) == pytest.approx(metrics(tmp_path / "one", name), rel=1e-3)
+    assert_same_weights(tmp_path / "one", tmp_path / "two", atol=2e-4, rtol=1e-3)
+
+
 def test_zero2_resumes_exactly(words, tmp_path):
     def run(name: str, steps: int, *more: str) -> None:
         torchrun(*words("engine=zero2", "train.save_every=2", f"train.steps={steps}", *more, run_dir=tmp_path / name))

@@ -5,24 +5,27 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
 
-from train.head import fuse_loss, summed_cross_entropy
+from train.head import fuse_loss, mean_cross_entropy
 
 
-def problem(rows, dtype=torch.float32, words=37):
+def problem(rows, views=1, words=37):
     random = torch.Generator().manual_seed(rows)
-    hidden = torch.randn(rows, 8, generator=random).to(dtype).requires_grad_()
-    weight = torch.randn(words, 8, generator=random).to(dtype).requires_grad_()
+    hidden = torch.randn(views, rows, 8, generator=random).requires_grad_()
+    weight = torch.randn(words, 8, generator=random).requires_grad_()
     return hidden, weight, torch.randint(0, words, (rows,), generator=random)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5, 64])
 @pytest.mark.parametrize("chunk", [1, 37 * 3, 2**20])
-def test_loss_and_gradients_are_those_of_the_whole_logits(rows, chunk):
-    hidden, weight, labels = problem(rows)
-    plain = cross_entropy(linear(hidden, weight), labels, reduction="sum")
-    ours, correct = summed_cross_entropy(hidden, weight, labels, chunk)
+@pytest.mark.parametrize("views", [1, 3])
+def test_loss_and_gradients_are_those_of_the_whole_logits(rows, chunk, views):
+    hidden, weight, labels = problem(rows, views)
+    each = [cross_entropy(linear(view, weight), labels, reduction="sum") for view in hidden]
+    plain = sum(each) / views
+    ours, losses_K, correct_K = mean_cross_entropy(hidden, weight, labels, chunk)
     torch.testing.assert_close(ours, plain)
-    assert correct == (linear(hidden, weight).argmax(-1) == labels).sum()
+    torch.testing.assert_close(losses_K, torch.stack(each))
+    assert torch.equal(correct_K, (linear(hidden, weight).argmax(-1) == labels).sum(1).float())
     for a, b in zip(torch.autograd.grad(3 * ours, (hidden, weight)), torch.autograd.grad(3 * plain, (hidden, weight))):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
@@ -30,8 +33,8 @@ def test_loss_and_gradients_are_those_of_the_whole_logits(rows, chunk):
 def test_autocast_and_a_frozen_weight_are_respected():
     hidden, weight, labels = problem(6)
     with torch.autocast("cpu", torch.bfloat16):
-        plain = cross_entropy(linear(hidden, weight.detach()).float(), labels, reduction="sum")
-        ours, _ = summed_cross_entropy(hidden, weight.detach(), labels, 74)
+        plain = cross_entropy(linear(hidden[0], weight.detach()).float(), labels, reduction="sum")
+        ours, *_ = mean_cross_entropy(hidden, weight.detach(), labels, 74)
     torch.testing.assert_close(ours, plain, rtol=1e-3, atol=0)
     grads = [torch.autograd.grad(loss, hidden)[0] for loss in (ours, plain)]
     assert grads[0].dtype == torch.float32
@@ -42,7 +45,7 @@ def test_logits_are_never_kept_whole():
     hidden, weight, labels = problem(64, words=1000)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
-        summed_cross_entropy(hidden, weight, labels, 4000)[0].backward()
+        mean_cross_entropy(hidden, weight, labels, 4000)[0].backward()
     assert max(saved, default=0) < 64 * 1000
 
 
@@ -52,5 +55,5 @@ def test_a_head_keeps_its_keys_and_its_logits():
     before = head(hidden)
     assert fuse_loss(head) and list(head.state_dict()) == ["weight"]
     assert torch.equal(head(hidden), before)
-    torch.testing.assert_close(head(hidden, labels)[0], cross_entropy(before, labels, reduction="sum"))
+    torch.testing.assert_close(head(hidden, labels)[0], cross_entropy(before[0], labels, reduction="sum"))
     assert not fuse_loss(nn.Linear(8, 37))

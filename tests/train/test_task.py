@@ -70,8 +70,8 @@ def test_a_batch_without_labels_has_a_zero_loss_and_gradient(task, batch):
 
 
 def test_logits_come_in_evaluation_only(task, batch):
-    assert task.train()(batch, 0.5).logits_TV is None
-    assert task.eval()(batch, 0.5).logits_TV.shape == (count_targets([batch]), 32)
+    assert task.train()(batch, 0.5).logits_KTV is None
+    assert task.eval()(batch, 0.5).logits_KTV.shape == (1, count_targets([batch]), 32)
 
 
 def test_views_of_one_look_equal_a_pass_at_each_rate(task, batch, monkeypatch):
@@ -82,8 +82,8 @@ def test_views_of_one_look_equal_a_pass_at_each_rate(task, batch, monkeypatch):
     assert len(looks) == 1
     for rate, view in zip(rates, views):
         out = task(batch, rate)
-        torch.testing.assert_close(view.logits_TV, out.logits_TV, atol=0, rtol=0)
-        assert int(view.kept_S.sum()) == out.kept
+        torch.testing.assert_close(view.logits_TV, out.logits_KTV[0], atol=0, rtol=0)
+        assert (int(view.kept_S.sum()),) == out.kept
 
 
 def test_an_answer_written_in_a_conversation_is_the_one_that_its_beginning_gets(task, batch):

@@ -7,13 +7,13 @@ within windows and temporal grids in the vision tower. Norms, activations and ro
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.loads import Price, Spared
+from data.loads import Price, Reading, Spared
 from data.sizes import Sizes
 from evs.adapters.packing import recurrent_layers
 
@@ -66,6 +66,12 @@ def before_tower(config: Any, work: Work, dropped: Any, block: int) -> Work:
         patches=work.patches * (whole + (1 - whole) * left),
         pairs=work.pairs * (whole + (1 - whole) * left**2),
     )
+
+
+def in_views(works: Sequence[Work], *, seen_once: bool) -> Work:
+    """A batch read several times, given the work of each reading alone; `seen_once`: by one pass through the tower."""
+    totals = {each.name: sum(getattr(work, each.name) for work in works) for each in fields(Work)}
+    return Work(**totals | ({"patches": works[0].patches, "pairs": works[0].pairs} if seen_once else {}))
 
 
 def causal(length: Any) -> Any:
@@ -123,15 +129,17 @@ def training(
     )
 
 
-def price(config: Any, sizes: Sizes, before: int | None = None, **trained: Any) -> Price:
-    """What training on each sample costs, by the tokens that are left of it; the tower drops the others before its
-    block `before` (None: after it). `trained` as in `training`."""
+def price(config: Any, sizes: Sizes, before: int | None = None, views: int = 1, **trained: Any) -> Price:
+    """What training on each sample costs, by the tokens that are left of it in each of the views; the tower drops the
+    others before its block `before` (None: after it). `trained` as in `training`."""
     zero = np.zeros(len(sizes))
     seen = Work(sizes.patches_S, sizes.pairs_S, zero, zero, sizes.targets_S)
     media = training(config, seen, **trained).total
+    all_media = training(config, in_views([seen] * views, seen_once=before is None), **trained).total
     token, look = (training(config, Work(0, 0, *each, 0), **trained).total for each in ((1, 0), (0, 1)))
+    readings = (Reading(float(token), float(look)),) * views
     if before is None:
-        return Price(media, float(token), float(look))
+        return Price(all_media, readings)
     tokens_S = sizes.unpruned()
     most_S = tokens_S - sizes.fixed_S
     half_S, whole_S = (
@@ -140,14 +148,14 @@ def price(config: Any, sizes: Sizes, before: int | None = None, **trained: Any) 
     )
     least_S = np.maximum(most_S, 1)  # where there is no video, nothing is spared
     line_S, square_S = (4 * half_S - whole_S) / least_S, (4 * half_S - 2 * whole_S) / least_S**2
-    return Price(media, float(token), float(look), Spared(tokens_S, line_S, square_S))
+    return Price(all_media, readings, Spared(tokens_S, line_S, square_S))
 
 
-def budget(price: Price, tokens_S: np.ndarray, token_budget: int) -> float:
-    """Operations that suit a budget of tokens, `tokens_S` being those of every sample at the lowest rate: what so many
+def budget(price: Price, tokens: np.ndarray, token_budget: int) -> float:
+    """Operations that suit a budget of tokens, [views, S] being those of every sample at the lowest rates: what so many
     cost on average there, less a tenth, so that tokens seldom bind; never less than the dearest sample alone."""
-    cost_S = price(np.arange(len(tokens_S)), tokens_S)
-    return max(0.9 * token_budget * cost_S.sum() / tokens_S.sum(), cost_S.max())
+    cost_S = price(np.arange(tokens.shape[1]), tokens)
+    return max(0.9 * token_budget * cost_S.sum() / tokens.sum(), cost_S.max())
 
 
 def _language_weights(text: Any) -> int:

@@ -89,15 +89,18 @@ class Meter:
         return elapsed, {"time/step": elapsed / steps, **spans}
 
     def work(self, batch: Batch, out: StepOutput) -> dict[str, float]:
-        """Patches seen and operations of forward and backward, of what is left of the batch.
+        """Patches seen and operations of forward and backward, of what is left of the batch in its views.
 
         The survivors are taken to be shared alike among its samples, which concerns attention's part only.
         """
         grids = torch.cat([batch.image_grid_thw_I3, batch.video_grid_thw_V3]).tolist()
-        lengths = [round(length * out.kept / out.tokens) for length in batch.segment_N.bincount().tolist()]
-        work = cost.batch_work([(t, h, w) for t, h, w in grids], lengths, out.targets)
-        if self.before is not None:
-            work = cost.before_tower(self.config, work, out.tokens - out.kept, self.before)
+        lengths, views = batch.segment_N.bincount().tolist(), []
+        for kept in out.kept:
+            left = [round(length * kept / out.tokens) for length in lengths]
+            views.append(cost.batch_work([(t, h, w) for t, h, w in grids], left, out.targets))
+            if self.before is not None:
+                views[-1] = cost.before_tower(self.config, views[-1], out.tokens - kept, self.before)
+        work = cost.in_views(views, seen_once=self.before is None)
         done = cost.training(self.config, work, frozen=self.frozen, lora=self.lora)
         return {"patches": work.patches, "operations": done.total}
 

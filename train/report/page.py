@@ -13,13 +13,13 @@ from omegaconf import OmegaConf
 
 from train.build import build_rates
 from train.config import Config
-from train.loop import StepRates
 from train.report import figures
 from train.report.curve import Curve, figure, from_run, table
 from train.report.figures import as_image
 from train.report.summary import Summary, read_lines, summarize
 from train.state import manifest
 from train.state.checkpoint import complete
+from train.views import StepRates
 
 PAGE = Template("""\
 <!doctype html>
@@ -117,14 +117,15 @@ def _first_token(prefill: Path | None) -> Iterator[Section]:
 
 def _rates(run_dir: Path) -> Iterator[Section]:
     """Of every micro-batch: as listed, else drawn again, since they follow from the seed and the step alone."""
-    if rates := [row["rate"] for row in read_lines(run_dir / "batches.jsonl")]:
+    if rates := [rate for row in read_lines(run_dir / "batches.jsonl") for rate in row["rates"]]:
         yield "Drawn rates", as_image(figures.drawn_rates(rates), "histogram of drawn pruning rates")
     elif checkpoints := complete(run_dir / "checkpoints"):
         saved = manifest.read(checkpoints[-1])
         plan, levels = saved.shape["plan"], saved.shape["rates"]["levels"]
         node = {key: value for key, value in saved.shape["rates"].items() if key != "levels"}
-        draw = StepRates(build_rates(node), plan["places"], saved.shape["seed"], levels)
-        rates = [rate for step in range(saved.step) for rate in draw(step)]
+        views = saved.shape.get("views") or {}
+        draw = StepRates(build_rates(node), plan["places"], saved.shape["seed"], levels, **views)
+        rates = [rate for step in range(saved.step) for each in draw(step) for rate in each]
         yield "Drawn rates", as_image(figures.drawn_rates(rates), "histogram of drawn pruning rates")
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from data.batching import BudgetPlan, Plan
 from data.loads import Patches
-from data.sizes import KeptCounts, Sizes
+from data.sizes import KeptCounts, Sizes, Views
 from evs.adapters.packing import has_kernels, recurrent_layers
 from train.config import Config
 from train.head import CHUNK
@@ -36,7 +36,7 @@ Parameters: TypeAlias = Sequence[tuple[int, int, bool]]  # (numbers, bytes of on
 class Largest:
     """The most that one micro-batch of this rank holds, and the longest clip."""
 
-    tokens: int  # read by the language model
+    tokens: int  # read by the language model, in all views
     text: int  # of them, those that no pruning touches; the labelled ones are among them
     patches: int  # that enter the vision tower
     frames: int
@@ -59,20 +59,21 @@ class Estimate:
         return sum(vars(self).values())
 
 
-def largest(plan: Plan | BudgetPlan, sizes: Sizes, rate: float, kept: KeptCounts, freed: int = 0) -> Largest:
-    """`rate`: the lowest that will be drawn. Bounds, but for text, and patches, that a budget leaves open.
+def largest(plan: Plan | BudgetPlan, sizes: Sizes, rates: Views, kept: KeptCounts, freed: int | None = None) -> Largest:
+    """`rates`: the lowest that will be drawn. Bounds, but for text, and patches, that a budget leaves open.
 
-    `freed`: patches that do not enter the vision tower for a token that is dropped.
+    `freed`: see data.loads.Patches.
     """
     frames, everything = int(sizes.frames_S.max()), np.arange(len(sizes))
-    tokens_S = sizes.tokens(everything, rate, kept)
-    patches_S = Patches(sizes.patches_S, sizes.unpruned(), freed)(everything, tokens_S)
+    tokens = sizes.in_views(everything, rates, kept)
+    patches_S = Patches(sizes.patches_S, sizes.unpruned(), freed)(everything, tokens)
+    text_S = len(rates) * sizes.fixed_S
     if isinstance(plan, Plan):
         most = min(plan.batch_size, len(sizes))
-        tokens, text, patches = (_sum_of_largest(each, most) for each in (tokens_S, sizes.fixed_S, patches_S))
-        return Largest(tokens, text, patches, frames)
+        all_tokens, text, patches = (_sum_of_largest(each, most) for each in (tokens.sum(0), text_S, patches_S))
+        return Largest(all_tokens, text, patches, frames)
     batches = [np.array(batch) for step in range(PLANNED) for batch in plan.micro_batches(step)]
-    text, patches = (max(int(each[batch].sum()) for batch in batches) for each in (sizes.fixed_S, patches_S))
+    text, patches = (max(int(each[batch].sum()) for batch in batches) for each in (text_S, patches_S))
     return Largest(plan.budget.tokens, text, plan.budget.patches or patches, frames)
 
 

@@ -26,6 +26,7 @@ def shape_of(config: Config, world: int, empty: nn.Module) -> dict[str, Any]:
         "plan": {"places": world * train.accumulation, "batch_size": train.batch_size}
         | {key: getattr(train, key) for key in ("token_budget", "patch_budget", "cost_budget", "lookahead")},
         "rates": {**config.rate, "levels": train.rate_levels},
+        "views": {"views": train.views, "anchor": train.anchor_rate} if train.views > 1 else None,
         "method": {**config.method, "scheme": config.model.scheme},
         "frames": {key: getattr(data, key) for key in FRAMES},
         "model": {"weights": _fingerprint_of(empty), "freeze": sorted(config.model.freeze)}

@@ -22,10 +22,10 @@ def kept(grids, tokens, rate):
 
 def test_the_largest_batch_is_a_bound():
     plan = Plan(8, 2, 1, 1, 0, 0)
-    assert largest(plan, SIZES, 0.5, kept) == Largest(80 + 16 + 70 + 14, 80 + 70, 16 * 15, 16)
-    assert largest(plan, SIZES, 0.5, kept, freed=4).patches == 4 * (16 + 14)
-    budgeted = BudgetPlan(SIZES, Budget(300), lambda step: [0.5], kept, 1, 0, 0)
-    of_budget = largest(budgeted, SIZES, 0.5, kept)
+    assert largest(plan, SIZES, (0.5,), kept) == Largest(80 + 16 + 70 + 14, 80 + 70, 16 * 15, 16)
+    assert largest(plan, SIZES, (0.5,), kept, freed=4).patches == 4 * (16 + 14)
+    budgeted = BudgetPlan(SIZES, Budget(300), lambda step: [(0.5,)], kept, 1, 0, 0)
+    of_budget = largest(budgeted, SIZES, (0.5,), kept)
     assert of_budget.tokens == 300 and 80 <= of_budget.text < 300
 
 

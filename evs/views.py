@@ -1,0 +1,38 @@
+"""Several readings of one batch, as many segments of one pack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from evs.adapters import Adapter, towers_of
+from evs.adapters.packing import keeps_segments_apart
+from evs.types import DecoderInputs
+
+
+def read_views(adapter: Adapter, views: Sequence[DecoderInputs]) -> list[Tensor]:
+    """What `adapter.read` gives of each of the views, from one call where the attention kernel keeps segments apart.
+
+    Elsewhere from one call a view: in a common pack, views of few tokens would be padded to the longest.
+    """
+    if len(views) > 1 and keeps_segments_apart(towers_of(adapter.model).language.config):
+        return list(adapter.read(joined(views)).split([len(x.segment_N) for x in views]))
+    return [adapter.read(x) for x in views]
+
+
+def joined(views: Sequence[DecoderInputs]) -> DecoderInputs:
+    """Views of the same samples end to end, each sample of each view a segment of its own."""
+    samples = views[0].segment_N[-1] + 1  # a tensor, so that a device is not waited for
+    return replace(
+        views[0],
+        embeds_ND=torch.cat([x.embeds_ND for x in views]),
+        positions_PN=torch.cat([x.positions_PN for x in views], dim=1),
+        segment_N=torch.cat([x.segment_N + place * samples for place, x in enumerate(views)]),
+        labels_N=torch.cat([x.labels_N for x in views]),
+        video_N=torch.cat([x.video_N for x in views]),
+        visual_N=torch.cat([x.visual_N for x in views]),
+        deepstack=tuple(torch.cat(rows) for rows in zip(*(x.deepstack for x in views))),
+    )
