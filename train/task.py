@@ -17,7 +17,7 @@ from evs.generate import Decoding, continue_at
 from evs.methods import Method
 from evs.survivors import Look
 from evs.views import read_views
-from train.head import fuse_loss
+from train.losses.head import fuse_loss
 from train.views import Rate, Views
 
 

@@ -19,7 +19,7 @@ from data.loads import Patches
 from data.sizes import KeptCounts, Sizes, Views
 from evs.adapters.packing import has_kernels, recurrent_layers
 from train.config import Config
-from train.head import CHUNK
+from train.losses.head import CHUNK
 from train.report.cost import state_shape, vision_shape
 
 PLANNED = 50  # steps of a budgeted plan that are looked at for what has no bound

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
 
-from train.head import fuse_loss, mean_cross_entropy
+from train.losses.head import fuse_loss, mean_cross_entropy
 
 
 def problem(rows, views=1, words=37):
