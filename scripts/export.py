@@ -47,6 +47,15 @@ class Options:
     datasets: list[str] = field(default_factory=list)  # Hub ids of what was trained on
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What an export is made from."""
+
+    config: Config
+    checkpoint: Path
+    base: Path  # folder of the model that was trained
+
+
 def main(options: Options) -> None:
     check(options)
     run, out = Path(options.run), Path(options.out)
@@ -54,10 +63,10 @@ def main(options: Options) -> None:
     checkpoint = Path(options.checkpoint) if options.checkpoint else newest(run)
     measured = measured_by(run, checkpoint, options.results)
     policy = replace(policy_of(config), weights=identity(checkpoint, options.adapter), curve=by_rate(measured))
-    base = base_folder(config)
-    about = about_of(options, base, config.model.path)
+    trained = Trained(config, checkpoint, base_folder(config))
+    about = about_of(options, trained)
     if not exported(out, policy):
-        write(config, policy, base, checkpoint, out, about)
+        write(trained, policy, out, about)
     if measured.curves:
         plot(measured.curves, out / "curve.png", "Accuracy by pruning rate")
     model_card(config, policy, checkpoint.name, measured, about).save(out / "README.md")
@@ -137,21 +146,22 @@ def base_folder(config: Config) -> Path:
     return local if local.is_dir() else Path(snapshot_download(config.model.path, revision=config.model.revision))
 
 
-def write(config: Config, policy: Policy, base: Path, checkpoint: Path, out: Path, about: About) -> None:
+def write(trained: Trained, policy: Policy, out: Path, about: About) -> None:
     """All but the card and `evs.json`."""
     out.mkdir(parents=True, exist_ok=True)
     if about.adapter:
-        write_adapter(checkpoint / "model", out, about.base_model)
+        write_adapter(trained.checkpoint / "model", out, about.base_model)
     else:
-        write_weights(config.model, checkpoint / "model", out)
-        check_shapes(base, out)
-    copy_companions(base, out)
+        write_weights(trained.config.model, trained.checkpoint / "model", out)
+        check_shapes(trained.base, out)
+    copy_companions(trained.base, out)
     write_processor(out, policy)
 
 
-def about_of(options: Options, base: Path, path: str) -> About:
+def about_of(options: Options, trained: Trained) -> About:
     """What is known of the base, and what was given in its place."""
-    about = replace(about_base(base, path), datasets=tuple(options.datasets), adapter=options.adapter)
+    known = about_base(trained.base, trained.config.model.path)
+    about = replace(known, datasets=tuple(options.datasets), adapter=options.adapter)
     if options.license:
         about = replace(about, license=options.license, license_name=None, license_link=None)
     return replace(about, base_model=options.base_model or about.base_model)

@@ -59,6 +59,7 @@ class Pruned(lmms):
     def __init__(
         self,
         pretrained: str,
+        *,
         pruning_rate: float = 0.0,
         scheme: str | None = None,
         method: str | None = None,

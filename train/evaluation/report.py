@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from train.evaluation.answers import Answer, read
-from train.evaluation.scores import Difference, Score, serving_rate
+from train.evaluation.scores import Difference, Score
 from train.report.curve import Curve, table
 
 
 def words(name: str, found: Sequence[Score], changes: Sequence[Difference], base: str | None) -> str:
     """The table, by kind of question too, a line a rate, and the rate to serve at."""
-    curves = [Curve(name, {score.rate: score.accuracy for score in found})]
+    curves = [curve(name, found)]
     for kind in sorted({kind for score in found for kind in score.kinds}):
         curves.append(Curve(kind, {s.rate: s.kinds[kind].accuracy for s in found if kind in s.kinds}))
-    lines = [table(curves), *map(_line, found), *(_change(change, base) for change in changes), _advice(found)]
-    return "\n".join(lines)
+    advice = _advice(curves[0].recommended())
+    return "\n".join([table(curves), *map(_line, found), *(_change(change, base) for change in changes), advice])
+
+
+def curve(name: str, found: Sequence[Score]) -> Curve:
+    return Curve(name, {s.rate: s.accuracy for s in found}, {s.rate: (s.low, s.high) for s in found})
 
 
 def _line(score: Score) -> str:
@@ -33,8 +37,7 @@ def _change(change: Difference, base: str | None) -> str:
     return f"rate {change.rate:g}: {points} against {base}, p = {change.p:.2g}, {change.answers} answers"
 
 
-def _advice(found: Sequence[Score]) -> str:
-    rate = serving_rate(found)
+def _advice(rate: float | None) -> str:
     if rate is None:
         return "no rate to serve at can be named without rate 0: add it to rates"
     return f"serve at rate {rate:g}: the highest within one point of rate 0 and within its interval"
@@ -43,7 +46,8 @@ def _advice(found: Sequence[Score]) -> str:
 def write(path: Path, about: dict[str, Any], found: Sequence[Score], changes: Sequence[Difference]) -> None:
     """JSON; the answers stand beside it, under the same name with .jsonl."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    result = {**about, "serve_at": serving_rate(found), "scores": [score.as_dict() for score in found]}
+    best = curve(about["name"], found).recommended()
+    result = {**about, "serve_at": best, "scores": [score.as_dict() for score in found]}
     if changes:
         result["compared"] = [asdict(change) for change in changes]
     path.write_text(json.dumps(result, indent=1) + "\n")

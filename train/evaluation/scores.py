@@ -1,4 +1,4 @@
-"""Answers -> accuracies with intervals, the rate to serve at, and the difference from another model's answers."""
+"""Answers -> accuracies with intervals, and the difference from another model's answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from train.evaluation.questions import Question
 
 DRAWS = 2000
 LEVEL = 0.95
-POINT = 0.01
 
 
 @dataclass(frozen=True)
@@ -59,15 +58,6 @@ def scores(answers: Iterable[Answer], questions: Mapping[str, Question]) -> list
     if not by_rate:
         raise ValueError("nothing to evaluate: no sample of the evaluation data has a usable answer")
     return [_score(rate, by_rate[rate], questions) for rate in sorted(by_rate)]
-
-
-def serving_rate(found: Sequence[Score]) -> float | None:
-    """The highest rate whose accuracy is within one point of that at rate 0 and within its interval; None without 0."""
-    unpruned = next((score for score in found if score.rate == 0), None)
-    if unpruned is None:
-        return None
-    least = max(unpruned.accuracy - POINT, unpruned.low) - 1e-12
-    return max(score.rate for score in found if score.accuracy >= least)
 
 
 def differences(

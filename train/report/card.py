@@ -106,7 +106,7 @@ def model_card(config: Config, policy: Policy, checkpoint: str, measured: Measur
 
 def _serving(policy: Policy, rate: float | None) -> str:
     return SERVING.substitute(
-        install=f"pip install evs-uptrain vllm=={SUPPORTED[-1]}",
+        install=f"pip install vllm=={SUPPORTED[-1]} .    # the plugin, in a clone of evs-uptrain",
         serve=serve_command(policy, rate=rate),
         first=SUPPORTED[0],
         versions=" and ".join(SUPPORTED),

@@ -6,7 +6,8 @@ import pytest
 
 from train.evaluation.answers import Answer
 from train.evaluation.questions import Question
-from train.evaluation.scores import differences, scores, serving_rate
+from train.evaluation.report import curve
+from train.evaluation.scores import differences, scores
 
 QUESTIONS = {f"q{i}": Question(f"q{i}", f"s{i}", 0, "ab"[i % 2], None, ("x",), f"video{i // 2}") for i in range(400)}
 
@@ -36,8 +37,8 @@ def test_an_interval_has_a_width_where_all_is_right_or_wrong(right):
 
 def test_the_rate_to_serve_at_is_within_one_point_of_no_pruning():
     found = scores([*answers(390), *answers(387, 0.5), *answers(386, 0.75), *answers(300, 0.9)], QUESTIONS)
-    assert serving_rate(found) == 0.75
-    assert serving_rate(found[1:]) is None
+    assert curve("", found).recommended() == 0.75
+    assert curve("", found[1:]).recommended() is None
 
 
 def test_another_model_is_compared_question_by_question():
