@@ -107,9 +107,9 @@ def run(python: Path, model: Path, task: Path, out: Path, rate: float) -> tuple[
     words += ["--log_samples", "--output_path", str(out)]
     quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     done = subprocess.run([python, *words], env={**os.environ, **quiet}, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
     (results,) = out.rglob("*_results.json")
     (samples,) = out.rglob("*_samples_evs_letters.jsonl")
-    assert done.returncode == 0, done.stderr[-3000:]
     rows = sorted((json.loads(line) for line in samples.read_text().splitlines()), key=lambda each: each["doc_id"])
     accuracy = json.loads(results.read_text())["results"]["evs_letters"]["accuracy,none"]
     return accuracy, [each["filtered_resps"].strip() for each in rows]
