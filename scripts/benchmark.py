@@ -3,6 +3,7 @@
 python scripts/benchmark.py step|prefill|mask|evaluate [shape=small] [rates=[0,0.5]] [out=FILE.json]
 python scripts/benchmark.py batching|decode|forecast [out=FILE.json]
 python scripts/benchmark.py index [rows=200000] [files=2000] [ranks=2] [out=FILE.json]
+python scripts/benchmark.py media [count=1000] [workers=2] | worker [clips=2000]
 python scripts/benchmark.py peers [peers=[trl,llamafactory,ms_swift,trainer]] [device=cpu|cuda] [folder=runs/peers]
 
 Medians over `rounds` rounds in which every contender runs once, after a warm-up. Weights are random, nothing is
@@ -24,11 +25,12 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from scripts.bench import data as bench_data
+from scripts.bench import index as bench_index
+from scripts.bench import media as bench_media
 from scripts.bench import step as bench_step
+from scripts.bench import worker as bench_worker
 from scripts.bench.evaluate import evaluate
 from scripts.bench.forecast import forecast
-from scripts.bench.index import Options as IndexOptions
-from scripts.bench.index import index
 from scripts.bench.models import ANSWER, PROMPT, build_shape, model_config
 from scripts.bench.peers import race
 from scripts.bench.prefill import prefill
@@ -39,6 +41,11 @@ from train.report.machine import machine
 
 DATA = {"batching": bench_data.batching, "decode": bench_data.decode, "forecast": forecast}
 MODEL = {"step": bench_step.step, "prefill": prefill, "mask": bench_step.mask, "evaluate": evaluate}
+OWN: dict[str, tuple[Any, Any]] = {  # what has options of its own
+    "index": (bench_index.Options, bench_index.index),
+    "media": (bench_media.Options, bench_media.media),
+    "worker": (bench_worker.Options, bench_worker.worker),
+}
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -52,8 +59,10 @@ class Options:
     out: str | None = None  # JSON
 
 
-def measure(what: str, options: Options) -> dict[str, Any]:
+def measure(what: str, options: Any) -> dict[str, Any]:
     """The figures of one benchmark; prints them as they come."""
+    if what in OWN:
+        return OWN[what][1](options)
     if what in DATA:
         return DATA[what](options.rounds)
     shape, device = build_shape(options.shape), torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -90,16 +99,16 @@ def main() -> None:
     if what == "peers":
         cli.run(race.main, race.Options, words)
         return
-    known = [*MODEL, *DATA, "index", "peers"]
+    known = [*MODEL, *DATA, *OWN, "peers"]
     if what not in known:
         cli.fail(f"{what or 'nothing'!r} cannot be measured: use one of {', '.join(known)}")
-    options = cli.parse(IndexOptions, words) if what == "index" else cli.parse(Options, words)
+    options: Any = cli.parse(OWN[what][0] if what in OWN else Options, words)
     with cli.one_line_errors():
         about = {"what": what, "machine": machine(), "options": asdict(options)}
-        if isinstance(options, Options) and what in MODEL:
+        if what in MODEL:
             about["shape"] = describe(options)
         print(json.dumps(about))
-        result = about | {"result": index(options) if isinstance(options, IndexOptions) else measure(what, options)}
+        result = about | {"result": measure(what, options)}
         if options.out:
             Path(options.out).parent.mkdir(parents=True, exist_ok=True)
             Path(options.out).write_text(json.dumps(result, indent=1) + "\n")

@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import av
 import numpy as np
 from PIL import Image
-
-from tests.data import videos
 
 FOREIGN = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\0\0\0\0AVI LIST", b"\x1a\x45\xdf\xa3", b"\0\0\0 ftypisom")
 CODECS = {"mp4": "libx264", "webm": "libvpx-vp9", "avi": "mpeg4"}
 
 
-def rows(folder: Path, count: int, without: str = "") -> Path:
-    """A data file of `count` media, one a row: each of the extremes but one, the rest mutated, written to `folder`."""
+def rows(folder: Path, count: int) -> Path:
+    """A data file of `count` media, one a row: each of the extremes, the rest mutated, written to `folder`."""
     whole = originals(folder)
-    made = [make(folder / name) for name, make in EXTREMES.items() if name != without]
+    made = [make(folder / name) for name, make in EXTREMES.items()]
     for number in range(count - len(made)):
         source = whole[number % len(whole)]
         made.append(folder / f"{number}{source.suffix}")
@@ -32,10 +31,7 @@ def rows(folder: Path, count: int, without: str = "") -> Path:
 
 def originals(folder: Path) -> list[Path]:
     """Small files of the five formats, whole."""
-    made = [
-        videos.write(folder / f"whole.{suffix}", [i / 25 for i in range(50)], codec=codec, size=(96, 128), g=10)
-        for suffix, codec in CODECS.items()
-    ]
+    made = [_film(128, 96, 50, codec, g="10")(folder / f"whole.{suffix}") for suffix, codec in CODECS.items()]
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8))
     for suffix in ("png", "jpg"):
         noise.save(folder / f"whole.{suffix}")
@@ -58,9 +54,9 @@ def mutated(content: bytes, number: int) -> bytes:
             return header + content[len(header) :]
 
 
-def _picture(*size: int, mode: str = "RGB") -> Callable[[Path], Path]:
+def _picture(width: int, height: int, mode: str = "RGB") -> Callable[[Path], Path]:
     def make(path: Path) -> Path:
-        Image.new(mode, size).save(path)
+        Image.new(mode, (width, height)).save(path)
         return path
 
     return make
@@ -75,8 +71,18 @@ def _bomb(path: Path) -> Path:
     return path
 
 
-def _film(width: int, height: int, frames: int) -> Callable[[Path], Path]:
-    return lambda path: videos.write(path, [i / 25 for i in range(frames)], size=(height, width), preset="ultrafast")
+def _film(width: int, height: int, frames: int, codec: str = "libx264", **options: str) -> Callable[[Path], Path]:
+    def make(path: Path) -> Path:
+        with av.open(str(path), "w") as container:
+            stream: Any = container.add_stream(codec, rate=25, options=options)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            for number in range(frames):
+                picture = np.full((height, width, 3), 5 * number % 255, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+        return path
+
+    return make
 
 
 EXTREMES: dict[str, Callable[[Path], Path]] = {
@@ -84,8 +90,8 @@ EXTREMES: dict[str, Callable[[Path], Path]] = {
     "tall.jpg": _picture(10, 2010),
     "144_megapixels.png": _picture(12_000, 12_000, mode="1"),
     "bomb.png": _bomb,
-    "8k_one_frame.mp4": _film(7680, 4320, 1),
-    "8k.mp4": _film(7680, 4320, 2),
+    "8k_one_frame.mp4": _film(7680, 4320, 1, preset="ultrafast"),
+    "8k.mp4": _film(7680, 4320, 2, preset="ultrafast"),
     "wide.mp4": _film(4096, 16, 8),
 }
 
