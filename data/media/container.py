@@ -70,6 +70,8 @@ def opened(ref: VideoRef) -> Iterator[tuple[InputContainer, VideoStream]]:
                     "sees other frames; write it anew (ffmpeg -c copy a.mp4)"
                 )
             stream = streams[0]
+            if getattr(stream, "codec_context", None) is None:  # which its annotation does not know of
+                raise MediaError(f"{ref.path}: FFmpeg does not know its codec; encode it again (ffmpeg -c:v libx264)")
             stream.thread_count = 1  # the loader's workers are the parallelism
             yield container, stream
     except UnicodeDecodeError:  # of PyAV before 19
