@@ -41,6 +41,7 @@ class Samples(Sequence[Sample]):
     rows: Rows
     format: Format
     kept: Path  # folder of what is found out about them
+    source: str  # the file's name, whatever its version
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
+from zipfile import BadZipFile
 
 import numpy as np
 import xxhash
@@ -20,6 +21,7 @@ from data.encode import Encoder
 from data.sizes import SampleSize, gather
 from data.sources.base import Samples
 from data.sources.headers import THREADS, Header, Ref, read_headers, stat
+from data.sources.versions import version_after
 from data.types import Quarantined, RowError, Sample
 
 ROWS = 2048  # of a chunk
@@ -68,17 +70,27 @@ class Chunk:
                 found[place] = Quarantined(found[place].id, str(cost))
         return sizes
 
-    def current(self) -> Chunk:
-        """The chunk under the name that is right for its media as they are now."""
-        chunk = self
-        while chunk.path.exists():
-            noted = chunk.load()[1]["media"]
-            now = _stats(noted)
-            if now == noted:
+    def versions(self) -> list[Chunk]:
+        """The chunk under each name that it has had as its media changed; the last is right for them as they are."""
+        found = [self]
+        while found[-1].path.exists():
+            noted = found[-1]._noted()
+            now = None if noted is None else _stats(noted)
+            if now == noted and now is not None:
                 break
-            name = xxhash.xxh3_128_hexdigest(f"{chunk.path.stem} {sorted(now.items())}".encode())
-            chunk = replace(chunk, path=chunk.path.with_name(name + chunk.path.suffix))
-        return chunk
+            name, taken = version_after(self.path.stem, now and sorted(now.items())), {each.path.stem for each in found}
+            while name in taken:
+                name = version_after(name, "again")
+            found.append(replace(self, path=self.path.with_name(name + self.path.suffix)))
+        return found
+
+    def _noted(self) -> Stats | None:
+        """The media as they were; None, with a line that says so, where the file cannot be read."""
+        try:
+            return self.load()[1]["media"]
+        except (BadZipFile, ValueError, KeyError, EOFError):
+            print(f"{self.path}: is no whole part of an index: making it anew")
+            return None
 
     def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """What was kept: arrays, and notes on rows that were lost and files that were looked at."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import xxhash
 
 from data.formats.roots import Folder
 from data.formats.rows import Format
@@ -21,8 +20,9 @@ from data.sources.shards import TarFile
 from data.sources.shared import complete
 from data.sources.spec import Part, is_dataset
 from data.sources.tables import Hub, ParquetFile, Stream
+from data.sources.versions import remove_earlier, versioned
 
-VERSION = 1  # of everything that is kept in a cache
+VERSION = 2  # of everything that is kept in a cache
 Origin: TypeAlias = "JsonFile | TarFile | ParquetFile | Stream | Hub"
 
 
@@ -45,11 +45,6 @@ class Reading:
         else:
             base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evs"
         return base / f"v{VERSION}"
-
-
-def named(*made_of: object) -> str:
-    """The name of what follows from all this."""
-    return xxhash.xxh3_128_hexdigest(repr(made_of).encode())
 
 
 @dataclass(frozen=True)
@@ -81,9 +76,12 @@ def collect(parts: Sequence[Part], reading: Reading) -> Collection:
     """The rows of all parts. ValueError, in one line, for what cannot be read."""
     reading.format.check()
     origins = [[_origin(path, part, reading) for path in part.paths] for part in parts]
-    made = [origin for each in origins for origin, _ in each if not isinstance(origin, Hub)]
+    made = [origin for each in origins for origin, *_ in each if not isinstance(origin, Hub)]
     complete(made, "reading data files", workers=min(reading.workers, len(made)), progress=reading.progress)
-    opened = [[Samples(origin.rows(), reading.format, kept) for origin, kept in each] for each in origins]
+    opened = [
+        [Samples(origin.rows(), reading.format, kept, source) for origin, kept, source in each] for each in origins
+    ]
+    remove_earlier([origin.path for origin in made if isinstance(origin, JsonFile | TarFile)])  # others may be mapped
     for part, each in zip(parts, opened):
         if not sum(map(len, each)):
             raise ValueError(f"{part.path}: holds no rows; give data with at least one conversation")
@@ -95,26 +93,28 @@ def collect(parts: Sequence[Part], reading: Reading) -> Collection:
     )
 
 
-def _origin(path: str, part: Part, reading: Reading) -> tuple[Origin, Path]:
-    """What is to be read, and where that is kept which is found out about it."""
+def _origin(path: str, part: Part, reading: Reading) -> tuple[Origin, Path, str]:
+    """What is to be read, where that is kept which is found out about it, and its name, whatever its version."""
     root, fence = reading.media_root, reading.media_root is not None
     if is_dataset(path):
         here = Path(path).is_dir()
         folder, kept = Folder(root or (path if here else ""), fence), reading.folder(Path(path) if here else None)
+        source = repr((str(Path(path).absolute()) if here else path, part.subset, part.split, part.rows))
         if not part.streaming:
-            return Hub(path, part.subset, part.split, folder), kept
+            return Hub(path, part.subset, part.split, folder), kept, source
         identity = repr((_stat_all(Path(path)) if here else path, part.subset, part.split, part.rows))
-        copy = kept / (named("stream", identity) + ".arrow")
-        return Stream(path, part.subset, part.split, part.rows, copy, folder, identity), kept
-    file, identity = Path(path), identity_of(Path(path))
+        copy = kept / f"{versioned(source, identity)}.arrow"
+        return Stream(path, part.subset, part.split, part.rows, copy, folder, identity), kept, source
+    file, identity, source = Path(path), identity_of(Path(path)), str(Path(path).absolute())
     folder, kept = Folder(root or str(file.parent), fence), reading.folder(file.parent)
+    copy = kept / versioned(source, identity)
     match file.suffix:
         case ".tar":
-            return TarFile(file, kept / (named("tar", identity) + ".npz"), identity), kept
+            return TarFile(file, copy.with_suffix(".npz"), identity), kept, source
         case ".parquet":
-            return ParquetFile(file, kept / (named("parquet", identity) + ".arrow"), folder, identity), kept
+            return ParquetFile(file, copy.with_suffix(".arrow"), folder, identity), kept, source
         case _:
-            return JsonFile(file, kept / (named("json", identity) + ".npy"), folder, identity), kept
+            return JsonFile(file, copy.with_suffix(".npy"), folder, identity), kept, source
 
 
 def identity_of(file: Path) -> str:

@@ -16,9 +16,10 @@ import xxhash
 from data.encode import Encoder
 from data.sizes import Sizes, joined, ragged
 from data.sources.chunks import ROWS, Chunk
-from data.sources.collection import VERSION, Collection, Reading, named
+from data.sources.collection import VERSION, Collection, Reading
 from data.sources.headers import stat
 from data.sources.shared import complete
+from data.sources.versions import remove_earlier, versioned
 from data.types import Quarantined
 
 
@@ -54,11 +55,13 @@ def build_index(collection: Collection, encoder: Encoder | None, reading: Readin
     ValueError where nothing is usable.
     """
     stat.cache_clear()
-    chunks = [chunk.current() for chunk in _chunks(collection, encoder, reading)]
+    versions = [chunk.versions() for chunk in _chunks(collection, encoder, reading)]
+    chunks = [each[-1] for each in versions]
     if not any(chunk.path.exists() for chunk in chunks):
         _report_other_version(chunks[0].path.parent)
     complete(chunks, "measuring samples", workers=min(reading.workers, len(chunks)), progress=reading.progress)
     index = _merged(chunks)
+    remove_earlier([chunk.path for each in versions for chunk in each])
     if not len(index):
         rows = len(collection.samples)
         raise ValueError(f"none of {rows} samples is usable; first reason: {index.lost[0].reason}")
@@ -70,8 +73,8 @@ def _chunks(collection: Collection, encoder: Encoder | None, reading: Reading) -
     for samples in collection.samples.parts:
         for begin in range(0, len(samples), ROWS):
             rows = range(begin, min(begin + ROWS, len(samples)))
-            path = samples.kept / (named(samples.rows.identity, how, rows) + ".index")
-            yield Chunk(samples, rows, encoder, path)
+            name = versioned((samples.source, how), (samples.rows.identity, rows))
+            yield Chunk(samples, rows, encoder, samples.kept / f"{name}.index")
 
 
 def _merged(chunks: list[Chunk]) -> Index:

@@ -92,7 +92,7 @@ def test_a_later_start_reads_what_an_earlier_one_kept(rows, encoder, made, tmp_p
     again = build_index(collected(str(rows)), encoder, QUIET)
     assert len(made) == 1 and again.digest == first.digest and again.lost == first.lost
     assert np.array_equal(again.sizes.fixed_S, first.sizes.fixed_S)
-    assert (tmp_path / ".evs" / "v1" / made[0]).exists()
+    assert (tmp_path / ".evs" / "v2" / made[0]).exists()
 
 
 def test_only_what_a_change_touches_is_made_anew(rows, clip, encoder, processor, made, monkeypatch):
@@ -111,6 +111,36 @@ def test_only_what_a_change_touches_is_made_anew(rows, clip, encoder, processor,
     assert len(made) == 10
 
 
+def test_earlier_versions_are_removed_once_no_start_can_be_reading_them(rows, encoder, processor, tmp_path):
+    def kept():
+        return set((tmp_path / ".evs" / "v2").iterdir())
+
+    other = Encoder(processor, POLICY, max_tokens=99)
+    for each in (encoder, other):
+        build_index(collected(str(rows)), each, QUIET)
+    before = kept()
+    rows.write_text(rows.read_text().replace("What 2?", "Why 2?"))
+    (tmp_path / "gone.mp4").write_bytes(b"no video")
+    build_index(collected(str(rows)), encoder, QUIET)
+    assert kept() > before and len(kept()) == len(before) + 2  # rows and index
+    for path in before:
+        os.utime(path, (1, 1))
+    build_index(collected(str(rows)), encoder, QUIET)
+    assert len(before - kept()) == 2 and len(kept()) == 3  # the other encoder's is left alone
+    (tmp_path / "gone.mp4").unlink()
+    build_index(collected(str(rows)), encoder, QUIET)
+    assert len(kept()) == 4
+
+
+def test_a_part_that_is_cut_off_is_made_anew(rows, encoder, tmp_path, capsys):
+    whole = build_index(collected(str(rows)), encoder, QUIET)
+    (part,) = tmp_path.glob(".evs/*/*.index")
+    part.write_bytes(part.read_bytes()[:-99])
+    for _ in range(2):
+        assert build_index(collected(str(rows)), encoder, QUIET).digest == whole.digest
+        assert f"{part}: is no whole part of an index: making it anew" in capsys.readouterr().out
+
+
 def test_rows_that_are_too_long_are_left_out(rows, processor):
     with pytest.raises(ValueError, match=r"none of 9 samples is usable; first reason: .*data.max_tokens=9"):
         build_index(collected(str(rows)), Encoder(processor, POLICY, max_tokens=9), QUIET)
@@ -124,7 +154,7 @@ def test_without_an_encoder_media_are_not_looked_at(rows):
 def test_what_another_version_kept_is_named(rows, encoder, capsys, tmp_path):
     (tmp_path / ".evs" / "v0").mkdir(parents=True)
     build_index(collected(str(rows)), encoder, QUIET)
-    assert "is of version 0, not 1: making it anew" in capsys.readouterr().out
+    assert "is of version 0, not 2: making it anew" in capsys.readouterr().out
 
 
 def test_a_source_without_usable_rows_is_named(rows, encoder, tmp_path):
