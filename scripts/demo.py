@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,30 +90,39 @@ class Demo:
     data: Path
     held_out: Path
     options: Options
+    log: Path | None = None  # where they write; None: to the terminal
 
     def train(self, name: str, model: Path, steps: int, *words: str) -> Path:
         """The exported checkpoint of one run from `model`."""
         run, exported = self.out / name, self.out / f"{name}-checkpoint"
-        print(f"\n== train {name}", flush=True)
         words = (f"model.path={model}", f"data.train={self.data}", f"train.steps={steps}", f"run_dir={run}", *words)
-        _python("train/run.py", "+experiment=demo", f"seed={self.options.seed}", *words)
-        _python("scripts/export.py", f"run={run}", f"out={exported}")
+        self._python(f"train {name}", "train/run.py", "+experiment=demo", f"seed={self.options.seed}", *words)
+        self._python(f"export {name}", "scripts/export.py", f"run={run}", f"out={exported}")
         return exported
 
     def evaluate(self, name: str, model: Path, *more: str, file: str | None = None) -> Curve:
         """Accuracy by rate on the held-out videos."""
-        print(f"\n== evaluate: {name}", flush=True)
         result = self.out / f"{file or model.name}.json"
         rates = f"rates=[{','.join(map(str, self.options.rates))}]"
         words = [rates, f"name='{name}'", f"out={result}", "fps=4", "batch_size=20", "dtype=float32", *more]
-        _python("scripts/evaluate.py", f"model={model}", f"data={self.held_out}", *words)
+        self._python(f"evaluate: {name}", "scripts/evaluate.py", f"model={model}", f"data={self.held_out}", *words)
         return from_results(result)
 
     def report(self, run: str, names: Sequence[str]) -> None:
         """The page of one run, with the curves of all."""
         results = ",".join(str(self.out / f"{name}-checkpoint.json") for name in names)
         page = self.out / "report.html"
-        _python("scripts/report.py", f"run={self.out / run}", f"results=[{results}]", f"out={page}")
+        self._python("report", "scripts/report.py", f"run={self.out / run}", f"results=[{results}]", f"out={page}")
+
+    def _python(self, about: str, script: str, *words: str) -> None:
+        """Run one of the project's scripts; its failure is ours."""
+        quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        with self.log.open("a") if self.log else nullcontext() as log:
+            print(f"\n== {about}", file=log, flush=True)
+            command = [sys.executable, str(ROOT / script), *words]
+            done = subprocess.run(command, env={**os.environ, **quiet}, stdout=log, stderr=log)
+        if done.returncode:
+            raise SystemExit(done.returncode)
 
 
 def sentence(base: Curve, uptrained: Curve, control: Curve) -> str:
@@ -125,14 +135,6 @@ def sentence(base: Curve, uptrained: Curve, control: Curve) -> str:
         f"without pruning they answer {100 * base.accuracy[0]:.1f}, {100 * uptrained.accuracy[0]:.1f} "
         f"and {100 * control.accuracy[0]:.1f} %."
     )
-
-
-def _python(script: str, *words: str) -> None:
-    """Run one of the project's scripts; its failure is ours."""
-    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    done = subprocess.run([sys.executable, str(ROOT / script), *words], env={**os.environ, **quiet})
-    if done.returncode:
-        raise SystemExit(done.returncode)
 
 
 if __name__ == "__main__":
