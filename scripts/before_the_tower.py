@@ -141,8 +141,7 @@ class Seed:
         checkpoint = self.out / f"{name}-checkpoint"
         if not (checkpoint / FILE).is_file():
             shutil.rmtree(checkpoint, ignore_errors=True)  # half an export
-            # Without bfloat16 instructions a CPU takes three times as long for it.
-            demo.train(name, model, steps, "engine.precision=fp32", "resume=auto", "train.save_every=100", *words)
+            demo.train(name, model, steps, "resume=auto", "train.save_every=100", *words)
         for file, (title, run, more) in CURVES.items():
             if run == name and not (self.out / f"{file}.json").is_file():
                 demo.evaluate(title, checkpoint, *more, file=file)

@@ -110,18 +110,17 @@ def _matrix_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.bmm(scores.softmax(-1), v).unflatten(0, (windows, -1))
 
 
-def _attend_ragged(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
-    out = torch.empty_like(v)
-    for length, rows in _rows_by_length(tuple(lengths), q.device):
-        out = out.index_copy(0, rows, _attend_equal(q[rows], k[rows], v[rows], length))
-    return out
+def _attend_ragged(q: Tensor, k: Tensor, v: Tensor, window_lengths: list[int]) -> Tensor:
+    together_R, back_R, lengths, rows = _by_length(tuple(window_lengths), q.device)
+    qs, ks, vs = (x.index_select(0, together_R).split(rows) for x in (q, k, v))
+    return torch.cat(list(map(_attend_equal, qs, ks, vs, lengths))).index_select(0, back_R)
 
 
 @lru_cache(4)  # the same for all blocks of a batch that attend alike, recomputed ones included
 @torch.inference_mode(False)  # or what an evaluation has left could not be trained on
-def _rows_by_length(lengths: tuple[int, ...], device: torch.device) -> list[tuple[int, Tensor]]:
-    """Every length of a window with the rows of all windows that have it."""
-    window_lengths = torch.tensor(lengths)
-    row_lengths = window_lengths.repeat_interleave(window_lengths)
-    kinds = sorted(set(lengths) - {0})
-    return [(kind, (row_lengths == kind).nonzero().squeeze(1).to(device)) for kind in kinds]
+def _by_length(windows: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, list[int], list[int]]:
+    """(all rows, those of windows of equal length together; where each row then is; the lengths; the rows of each)."""
+    length_R = torch.tensor(windows).repeat_interleave(torch.tensor(windows))
+    together_R = length_R.argsort(stable=True)
+    lengths, rows = length_R.unique(return_counts=True)
+    return together_R.to(device), together_R.argsort().to(device), lengths.tolist(), rows.tolist()

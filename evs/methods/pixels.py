@@ -37,7 +37,8 @@ class PixelDelta(Ranked):
                 f"method={self.name} scores uint8 pixels of merge units, not {dtype} features: give it "
                 "adapter.pixels(batch), or use method=evs"
             )
-        x = pixels_MC.view(grid.T, grid.H, grid.W, -1).to(torch.int16)
-        change = (x[1:] - x[:-1]).abs().sum(-1, dtype=torch.int32)
+        x = pixels_MC.view(grid.T, grid.H, grid.W, -1)
+        # |a - b| without leaving uint8.
+        change = (torch.maximum(x[1:], x[:-1]) - torch.minimum(x[1:], x[:-1])).sum(-1, dtype=torch.int32)
         first = torch.full_like(x[:1, ..., 0], torch.iinfo(torch.int32).max, dtype=torch.int32)
         return torch.cat([first, change])

@@ -18,7 +18,7 @@ from train.task import Asked
 def evaluate(setting: Setting) -> dict[str, Any]:
     """Seconds a batch, and as multiples of the first rate alone."""
     task = models.our_task(setting.model()).eval()
-    batch, rates = models.build_batch(setting.shape, setting.dtype), tuple(setting.rates)
+    batch, rates = models.build_batch(setting.shape), tuple(setting.rates)
     ways: dict[str, Callable[[], Any]] = {
         f"rate {rates[0]:g} alone": partial(task, batch, Asked(rates[:1])),
         f"{len(rates)} rates, one look": partial(task, batch, Asked(rates)),

@@ -13,7 +13,10 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from data.types import IGNORE, Batch
 from evs import FrameDelta, Grid, keep_count
 from evs.adapters import adapter_for
-from train.report.cost import Work, batch_work
+from evs.adapters.vision import normalised
+from evs.methods import Method
+from evs.methods.pixels import PixelDelta
+from train.report.cost import Work, batch_work, before_tower
 from train.task import UptrainTask
 
 ROPE = {"rope_type": "default", "rope_theta": 1e6}
@@ -44,6 +47,7 @@ SHAPES = {
     "qwen2_5_vl_3b": Shape((36, 2048, 16, 2, 11008), (32, 1280, 16, 3420), tied=True, grid=(32, 16, 16)),
     "qwen2_5_vl_7b": Shape((28, 3584, 28, 4, 18944), (32, 1280, 16, 3420), grid=(32, 16, 16)),
 }
+PLACES: dict[str, Method] = {"after": FrameDelta("bfloat16"), "before": PixelDelta("input")}  # the tower
 PROMPT, ANSWER = 32, 32  # text tokens of every sample; the answer is what is learned
 
 
@@ -85,11 +89,11 @@ def build_model(shape: Shape, device: torch.device, dtype: torch.dtype, attentio
     return model.train()
 
 
-def build_batch(shape: Shape, dtype: torch.dtype, clips: int | None = None, seed: int = 0) -> Batch:
-    """Clips in which every grid differs a little from the one before it, with a prompt and an answer each."""
+def build_batch(shape: Shape, seed: int = 0) -> Batch:
+    """Clips in which every grid differs a little from the one before it, with a prompt and an answer each, as data
+    workers give them: in uint8."""
     random = torch.Generator().manual_seed(seed)
-    clips = shape.clips if clips is None else clips
-    t, h, w = shape.grid
+    clips, (t, h, w) = shape.clips, shape.grid
     each = t * h * w
     ids, labels, pixels = [], [], []
     for _ in range(clips):
@@ -99,7 +103,8 @@ def build_batch(shape: Shape, dtype: torch.dtype, clips: int | None = None, seed
         ids.append(row)
         labels.append(torch.cat([torch.full((len(row) - ANSWER,), IGNORE), answer]))
         still = torch.randn(1, 4 * h * w, 1176, generator=random)
-        pixels.append((still + 0.3 * torch.randn(t, 4 * h * w, 1176, generator=random)).flatten(0, 1).to(dtype))
+        moved = still + 0.3 * torch.randn(t, 4 * h * w, 1176, generator=random)
+        pixels.append((128 + 40 * moved).clamp(0, 255).to(torch.uint8).flatten(0, 1))
     return Batch(
         ids=tuple(map(str, range(clips))),
         input_ids_N=torch.cat(ids),
@@ -126,22 +131,25 @@ def stock_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
         "attention_mask": torch.ones_like(ids),
         "mm_token_type_ids": 2 * (ids == 4).int(),
         "labels": batch.labels_N.view(rows, -1).to(device),
-        "pixel_values_videos": batch.pixel_values_videos.to(device),
+        "pixel_values_videos": normalised(batch.pixel_values_videos, batch.video_normal).to(device),
         "video_grid_thw": batch.video_grid_thw_V3.to(device),
         "second_per_grid_ts": batch.second_per_grid_V.float().to(device),
     }
 
 
-def work(shape: Shape, rate: float, clips: int | None = None) -> Work:
-    """What the cost model needs to know of the batch at `rate`."""
-    clips = shape.clips if clips is None else clips
+def work(shape: Shape, rate: float, before: int | None = None) -> Work:
+    """What the cost model needs to know of the batch at `rate`, dropped before that block of the tower if at all."""
     t, h, w = shape.grid
-    length = PROMPT + ANSWER + keep_count(Grid(t, h, w), rate)
-    return batch_work([(t, 2 * h, 2 * w)] * clips, [length] * clips, ANSWER * clips)
+    kept = keep_count(Grid(t, h, w), rate)
+    lengths = [PROMPT + ANSWER + kept] * shape.clips
+    whole = batch_work([(t, 2 * h, 2 * w)] * shape.clips, lengths, ANSWER * shape.clips)
+    return (
+        whole if before is None else before_tower(model_config(shape), whole, shape.clips * (t * h * w - kept), before)
+    )
 
 
-def our_task(model: Any) -> UptrainTask:
-    return UptrainTask(model, adapter_for(model), FrameDelta("bfloat16")).train()
+def our_task(model: Any, method: Method = PLACES["after"]) -> UptrainTask:
+    return UptrainTask(model, adapter_for(model), method).train()
 
 
 def stock_twin(model: Any) -> Any:

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from evs import FrameDelta, keep_mask, prune
-from evs.methods.pixels import PixelDelta
+from evs import keep_mask, prune
 from scripts.bench import models
 from scripts.bench.step import Setting
 from scripts.bench.timing import Timed, alternate, table
@@ -22,7 +21,7 @@ def prefill(setting: Setting) -> dict[str, Any]:
     stock, adapter = models.stock_twin(model), models.our_task(model).eval().adapter
     frames, height, width = setting.shape.grid
     shape = replace(setting.shape, clips=1, grid=(4 * frames, height, width))
-    batch = models.build_batch(shape, setting.dtype)
+    batch = models.build_batch(shape)
     grids, laid = adapter.grids(batch), adapter.lay(batch)
     full, features = adapter.see(batch, laid)
     inputs = {k: v for k, v in models.stock_inputs(batch, setting.device).items() if k != "labels"}
@@ -31,7 +30,7 @@ def prefill(setting: Setting) -> dict[str, Any]:
         """From features on: the choice, the language model, the head."""
 
         def run() -> None:
-            keep_N = keep_mask(full, features, grids, [rate], FrameDelta("bfloat16"))
+            keep_N = keep_mask(full, features, grids, [rate], models.PLACES["after"])
             model.lm_head(adapter.read(prune(full, keep_N))[-1:])
 
         return run
@@ -40,7 +39,8 @@ def prefill(setting: Setting) -> dict[str, Any]:
         """From patches on: the choice, the tower on what is kept."""
 
         def run() -> None:
-            adapter.see_kept(batch, laid, keep_mask(laid, adapter.pixels(batch), grids, [rate], PixelDelta("input")), 0)
+            keep_N = keep_mask(laid, adapter.pixels(batch), grids, [rate], models.PLACES["before"])
+            adapter.see_kept(batch, laid, keep_N, 0)
 
         return run
 

@@ -12,6 +12,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from evs import FrameDelta, Grid, Uniform, draw
+from evs.methods.base import depth
 from scripts.bench import models
 from scripts.bench.timing import Timed, alternate, table, timed
 from train.config import Config, ModelConfig
@@ -41,11 +42,15 @@ class Setting:
 
 
 def step(setting: Setting) -> dict[str, Any]:
-    """Forward + backward with the vision tower frozen and trained, the optimizer apart, memory, mixed rates."""
+    """Forward + backward with the vision tower frozen and trained, pruned after it and before it; the optimizer apart,
+    memory, mixed rates."""
     result: dict[str, Any] = {}
     for name, frozen in FROZEN.items():
         result[name] = _step_times(setting, frozen)
-        print(f"\nvision tower {name}: forward + backward, seconds\n" + _step_table(result[name]))
+        print(f"\nvision tower {name}: forward + backward, seconds")
+        for place in models.PLACES:
+            print(f"pruned {place} it\n{_step_table(result[name][place])}")
+        print("stock {stock_s:.3f}, optimizer {optimizer_s:.3f}".format(**result[name]))
         result[name]["views"] = views = _views(setting, frozen)
         print(f"2 views at rate {VIEWS[0]:g} against a step at each, seconds\n{_views_table(views)}")
         result[name]["memory_gib"] = memory = _step_memory(setting, frozen)
@@ -57,41 +62,47 @@ def step(setting: Setting) -> dict[str, Any]:
 
 def _step_times(setting: Setting, frozen: tuple[str, ...]) -> dict[str, Any]:
     stock, ours = setting.model(), setting.model()
-    task = models.our_task(ours)
+    tasks = {place: models.our_task(ours, method) for place, method in models.PLACES.items()}
     for model in (stock, ours):
         freeze(model, frozen)
-    batch = models.build_batch(setting.shape, setting.dtype)
-    steps = {f"{rate:g}": _our_step(task, batch, rate) for rate in setting.rates}
-    steps["stock"] = _stock_step(stock, models.stock_inputs(batch, setting.device))
+    batch = models.build_batch(setting.shape)
+    steps = {(place, rate): _our_step(task, batch, rate) for place, task in tasks.items() for rate in setting.rates}
+    steps["stock", 0.0] = _stock_step(stock, models.stock_inputs(batch, setting.device))
     times = alternate(steps, setting.rounds)
     optimizer = _optimizer(ours)
-    _our_step(task, batch, setting.rates[-1], after=lambda: None)()
+    _our_step(tasks["after"], batch, setting.rates[-1], after=lambda: None)()
     apart = alternate({"optimizer": optimizer.step}, setting.rounds)["optimizer"]
-    return {"optimizer_s": apart.median, **_against(setting, frozen, times)}
+    whole = times["stock", 0.0]
+    return {
+        **{"optimizer_s": apart.median, "stock_s": whole.median, "stock_rounds": whole.seconds},
+        **{place: _against(setting, frozen, times, place) for place in tasks},
+    }
 
 
-def _against(setting: Setting, frozen: tuple[str, ...], times: dict[str, Timed]) -> dict[str, Any]:
+def _against(
+    setting: Setting, frozen: tuple[str, ...], times: dict[tuple[str, float], Timed], place: str
+) -> dict[str, Any]:
     """Every rate's time beside the stock's and beside what the operations that remain let one hope for."""
-    config = models.model_config(setting.shape)
-    operations = {r: cost.training(config, models.work(setting.shape, r), frozen=frozen).total for r in setting.rates}
+    config, before = models.model_config(setting.shape), depth(models.PLACES[place])
+    works = {rate: models.work(setting.shape, rate, before) for rate in setting.rates}
+    operations = {rate: cost.training(config, work, frozen=frozen).total for rate, work in works.items()}
     first = setting.rates[0]
     rows = {}
     for rate in setting.rates:
-        mine = times[f"{rate:g}"]
-        faster = mine.ratio_to(times["stock"])
-        ideal = times[f"{first:g}"].median * operations[rate] / operations[first]
+        mine = times[place, rate]
+        ideal = times[place, first].median * operations[rate] / operations[first]
         rows[f"{rate:g}"] = {
             "seconds": mine.median,
-            "stock_over_ours": faster,
+            "stock_over_ours": mine.ratio_to(times["stock", 0.0]),
             "ideal_s": ideal,
             "over_ideal": mine.median / ideal,
             "tera_operations": operations[rate] / 1e12,
             "rounds": mine.seconds,
         }
-    return {"stock_s": times["stock"].median, "stock_rounds": times["stock"].seconds, "rates": rows}
+    return rows
 
 
-def _step_table(result: dict[str, Any]) -> str:
+def _step_table(rates: dict[str, Any]) -> str:
     rows = [
         (
             rate,
@@ -101,10 +112,9 @@ def _step_table(result: dict[str, Any]) -> str:
             f"{row['over_ideal']:.2f}",
             f"{row['tera_operations']:.2f}",
         )
-        for rate, row in result["rates"].items()
+        for rate, row in rates.items()
     ]
-    header = ("rate", "seconds", "times faster than stock", "ideal", "over ideal", "10^12 ops")
-    return f"{table(header, rows)}\nstock {result['stock_s']:.3f}, optimizer {result['optimizer_s']:.3f}"
+    return table(("rate", "seconds", "times faster than stock", "ideal", "over ideal", "10^12 ops"), rows)
 
 
 def _views(setting: Setting, frozen: tuple[str, ...]) -> dict[str, Any]:
@@ -112,7 +122,7 @@ def _views(setting: Setting, frozen: tuple[str, ...]) -> dict[str, Any]:
     model. Decoding, which views share too, is left out."""
     model = setting.model()
     freeze(model, frozen)
-    task, batch = models.our_task(model), models.build_batch(setting.shape, setting.dtype)
+    task, batch = models.our_task(model), models.build_batch(setting.shape)
     apart = [_our_step(task, batch, rate) for rate in VIEWS]
     steps = {"views": _our_step(task, batch, Views(VIEWS)), "apart": lambda: [run() for run in apart]}
     times = alternate(steps, setting.rounds)
@@ -165,10 +175,11 @@ def _step_memory(setting: Setting, frozen: tuple[str, ...]) -> dict[str, dict[st
     Each contender runs in a fresh process. Gradient checkpointing is off but for the last.
     """
     config = partial(ModelConfig, freeze=list(frozen), gradient_checkpointing=False)
-    ours = {f"{rate:g}": (rate, config()) for rate in (setting.rates[0], 0.75)}
-    ours["0.75 checkpointed"] = (0.75, config(gradient_checkpointing=True))
+    ours = {f"{rate:g}": (rate, config(), "after") for rate in (setting.rates[0], 0.75)}
+    ours["0.75 checkpointed"] = (0.75, config(gradient_checkpointing=True), "after")
+    ours["0.75 before the tower"] = (0.75, config(), "before")
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        measured = pool.starmap(partial(_peak_of, setting), [(None, config()), *ours.values()], chunksize=1)
+        measured = pool.starmap(partial(_peak_of, setting), [(None, config(), "after"), *ours.values()], chunksize=1)
     return {
         "measured": dict(zip(("stock", *ours), measured)),
         "forecast": {name: _forecast(setting, *each) for name, each in ours.items()},
@@ -180,27 +191,27 @@ def _memory_table(memory: dict[str, dict[str, float | None]]) -> str:
     return table(("rate", "measured", "forecast"), rows)
 
 
-def _peak_of(setting: Setting, rate: float | None, config: ModelConfig) -> float | None:
+def _peak_of(setting: Setting, rate: float | None, config: ModelConfig, place: str) -> float | None:
     """Of the stock step where `rate` is None."""
-    batch = models.build_batch(setting.shape, setting.dtype)
+    batch = models.build_batch(setting.shape)
     memory = watch(setting.device)
     model = fit_for_training(setting.model(), config)
     update = _update(_optimizer(model))
     if rate is None:
         run = _stock_step(model, models.stock_inputs(batch, setting.device), update)
     else:
-        run = _our_step(models.our_task(model), batch, rate, update)
+        run = _our_step(models.our_task(model, models.PLACES[place]), batch, rate, update)
     run()
     run()  # with optimizer states from the start
     peak = memory.peak()
     return None if peak is None else round(peak, 2)
 
 
-def _forecast(setting: Setting, rate: float, config: ModelConfig) -> float:
+def _forecast(setting: Setting, rate: float, config: ModelConfig, place: str) -> float:
     """GiB that `train/run.py` forecasts before such a step."""
     with torch.device("meta"):
         model = fit_for_training(Qwen2_5_VLForConditionalGeneration(models.model_config(setting.shape)), config)
-    work = models.work(setting.shape, rate)
+    work = models.work(setting.shape, rate, depth(models.PLACES[place]))
     text = setting.shape.clips * (models.PROMPT + models.ANSWER)
     batch = preflight.Largest(work.tokens, text, work.patches, frames=2 * setting.shape.grid[0])
     parts = preflight.estimate(
@@ -221,7 +232,7 @@ def _mixed_rates(setting: Setting) -> dict[str, Any]:
     """Seconds of a step at a freshly drawn rate, and of the same step again: the price of changing shapes."""
     model = setting.model()
     freeze(model, ["vision"])
-    task, batch = models.our_task(model), models.build_batch(setting.shape, setting.dtype)
+    task, batch = models.our_task(model), models.build_batch(setting.shape)
     _our_step(task, batch, 0.5)()
     fresh, again, rates = [], [], []
     for number in range(4 * setting.rounds):
@@ -250,7 +261,7 @@ def mask(setting: Setting) -> dict[str, Any]:
     shape = replace(setting.shape, clips=1, grid=(grid.T, grid.H, grid.W))
     model = setting.model()
     freeze(model, ["vision"])
-    whole = _our_step(models.our_task(model), models.build_batch(shape, setting.dtype), 0.0)
+    whole = _our_step(models.our_task(model), models.build_batch(shape), 0.0)
     times = alternate({"mask": choose, "step": whole}, setting.rounds)
     share = times["mask"].median / (videos * times["step"].median)
     print(f"mask of {videos} videos {times['mask'].median:.3f} s, rate-0 step of one {times['step'].median:.3f} s: ")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+K = TypeVar("K", bound=Hashable)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -30,11 +31,11 @@ class Timed:
         return statistics.median(ratios), min(ratios), max(ratios)
 
 
-def alternate(things: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[str, Timed]:
+def alternate(things: Mapping[K, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[K, Timed]:
     """Each thing once a round, in turn, so that what else the machine does falls on all of them alike."""
     for thing in list(things.values()) * warmup:
         thing()
-    seconds: dict[str, list[float]] = {name: [] for name in things}
+    seconds: dict[K, list[float]] = {name: [] for name in things}
     for _ in range(rounds):
         for name, thing in things.items():
             seconds[name].append(timed(thing))
