@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 FILE = "evs.json"
+MARK = "evs_prune_at"  # in config.json, of weights that no server may prune without their evs.json
 VERSION = 1
 
 
@@ -36,16 +37,22 @@ class Policy:
     package: str = ""  # version of evs-uptrain that wrote it, whose plugin serves it
 
     def write(self, folder: str | Path) -> Path:
-        """Writes `folder`/evs.json and returns its path."""
+        """Writes `folder`/evs.json, marks a config.json beside it, and returns the path of the former."""
         path = Path(folder) / FILE
+        _mark(Path(folder) / "config.json", {} if self.prune_at == "merger" else {MARK: self.prune_at})
         path.write_text(json.dumps({"version": VERSION, **asdict(self)}, indent=2) + "\n")
         return path
 
 
 def read(folder: str | Path) -> Policy | None:
-    """The policy of the checkpoint in `folder`; None where there is no evs.json. ValueError for a damaged one."""
-    path = Path(folder) / FILE
+    """The policy of the checkpoint in `folder`; None where there is no evs.json. ValueError for a damaged one, and
+    where weights need it that was not copied with them."""
+    path, config = Path(folder) / FILE, Path(folder) / "config.json"
     if not path.is_file():
+        if config.is_file() and (place := json.loads(config.read_text()).get(MARK)) is not None:
+            raise ValueError(
+                f"{path} is missing, and the weights were trained with prune_at={place}: copy it there too"
+            )
         return None
     try:
         values = json.loads(path.read_text())
@@ -56,3 +63,11 @@ def read(folder: str | Path) -> Policy | None:
     if unknown := values.keys() - {each.name for each in fields(Policy)}:
         raise ValueError(f"{path}: unknown key {min(unknown)!r}: update this package or export the checkpoint again")
     return Policy(**values)
+
+
+def _mark(config: Path, marks: dict[str, Any]) -> None:
+    """Leaves a configuration with these marks alone, if there is one."""
+    values = json.loads(config.read_text()) if config.is_file() else marks
+    marked = {key: value for key, value in values.items() if key != MARK} | marks
+    if marked != values:
+        config.write_text(json.dumps(marked, indent=2) + "\n")

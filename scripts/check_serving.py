@@ -229,6 +229,8 @@ def _check(options: Options) -> None:
     if (options.method, options.prune_at) == ("pixel_delta", "input"):
         if beside(options.model).prune_at != "input":
             raise ValueError("prune_at=input: the server reads it from the checkpoint's evs.json, which says merger")
+        if "stock" in options.servers:
+            raise ValueError("prune_at=input: a stock server gives its tower every token; leave servers=[stock] out")
     elif options.method not in SERVED or options.prune_at != "merger":
         raise ValueError(
             f"method={options.method} prune_at={options.prune_at}: no server prunes so; use {' or '.join(SERVED)}, or "

@@ -175,6 +175,8 @@ def explain(policy: Policy, measured: Measured, options: Options, checkpoint: Pa
     if measured.own is None:
         print(f"not evaluated: python scripts/evaluate.py model={out} data=FILE out=curve.json, then add the curve:")
         print(f"  python scripts/export.py run={shlex.quote(options.run)} out={out} results=[curve.json]")
+    if isinstance(policy.prune_at, int):
+        print(f"trained on method.prune_at={policy.prune_at}, where no server drops tokens: it is to be served without")
     if policy.times == "real":
         print(
             "trained on data.times=real: servers give the model index / average rate, which differs at a variable rate"

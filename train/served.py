@@ -56,7 +56,7 @@ def beside(model: str) -> Policy:
     found = cached_file(
         model, FILE, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
     )
-    policy = read(Path(found).parent) if found else None
+    policy = read(Path(found).parent if found else model)
     if policy is None:
         print(f"{model}: has no {FILE} (not exported here, or before it was written): defaults hold", file=sys.stderr)
     return policy or Policy()
@@ -95,8 +95,10 @@ def serve_command(policy: Policy, model: str = "<this checkpoint>", rate: float 
     """
     off = "" if policy.scheme == "preserve" else "EVS_VLLM_PLUGIN=0 "
     method = " --video-pruning-method vidcom2" if policy.method == "vidcom2" else ""  # EVS is the server's default
-    pruning = f"--video-pruning-rate {'RATE' if rate is None else f'{rate:g}'}{method}"
-    return f"{off}vllm serve {model} {pruning} --media-io-kwargs '{json.dumps(media_io(policy))}'"
+    pruning = f" --video-pruning-rate {'RATE' if rate is None else f'{rate:g}'}{method}"
+    if isinstance(policy.prune_at, int):  # servers refuse to drop tokens before a block of the tower
+        pruning = ""
+    return f"{off}vllm serve {model}{pruning} --media-io-kwargs '{json.dumps(media_io(policy))}'"
 
 
 def media_io(policy: Policy) -> dict[str, dict[str, Any]]:

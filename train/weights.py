@@ -15,6 +15,7 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText
 
+from evs.policy import FILE
 from train.config import ModelConfig
 from train.experts import publish_experts
 
@@ -65,7 +66,7 @@ def copy_companions(base: Path, out: Path) -> None:
     """Everything of the base that is no weight and no card, as it stands: configuration, processor, chat template."""
     for path in sorted(base.iterdir()):
         weights = ".safetensors" in path.name or path.suffix in {".bin", ".pth", ".pt"}
-        if path.is_file() and not weights and path.name not in {"README.md", ".gitattributes", "curve.png"}:
+        if path.is_file() and not weights and path.name not in {FILE, "README.md", ".gitattributes", "curve.png"}:
             shutil.copyfile(path, out / path.name)
 
 

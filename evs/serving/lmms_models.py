@@ -29,6 +29,7 @@ from evs.generate import Decoding, generate
 from evs.methods import method_named
 from evs.policy import FILE, Policy, read
 from evs.select import check_rate
+from evs.survivors import check_place
 
 FRAMES = ("fps", "min_frames", "max_frames")
 
@@ -85,7 +86,9 @@ class Pruned(lmms):
         load: Any = hf.AutoModelForImageTextToText.from_pretrained
         self.model = load(pretrained, dtype=dtype, attn_implementation=attn_implementation).to(self.device).eval()
         self.adapter = adapter_for(self.model, scheme or policy.scheme)
-        self.method = method_named(method or policy.method, dtype)
+        place = policy.prune_at if method in (None, policy.method) else "merger"
+        self.method = method_named(method or policy.method, dtype, place)
+        check_place(self.adapter, self.method)
 
     @property
     def tokenizer(self) -> Any:
@@ -183,7 +186,7 @@ def _policy(pretrained: str) -> Policy:
     found = cached_file(
         pretrained, FILE, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
     )
-    return (read(Path(found).parent) if found else None) or Policy()
+    return read(Path(found).parent if found else pretrained) or Policy()
 
 
 def _configure(processor: Any, policy: Policy, given: dict[str, Any]) -> None:

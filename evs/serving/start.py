@@ -113,6 +113,8 @@ def _refuse_before_the_tower(model_config: Any, policy: Policy) -> None:
         )
     if multimodal.mm_encoder_tp_mode == "data":
         raise ValueError(f"{place}, which --mm-encoder-tp-mode data does not shard: leave it out")
+    if multimodal.enable_mm_embeds:
+        raise ValueError(f"{place}, which needs a video's pixels, not its rows: leave --enable-mm-embeds out")
     if not multimodal.mm_device_do_normalize:
         raise ValueError(f"{place}, which scores pixels before normalisation: leave --mm-device-do-normalize on")
 

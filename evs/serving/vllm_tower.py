@@ -44,8 +44,7 @@ class SeesSurvivors:
     def _postprocess_video_embeds_evs(self, videos: Any, video_input: Any) -> tuple[Tensor, ...]:
         if not self._before_tower:
             return super()._postprocess_video_embeds_evs(videos, video_input)  # type: ignore[misc]
-        if video_input["type"] != "pixel_values_videos":
-            raise ValueError("video_embeds: this checkpoint drops tokens before the vision tower; send the video")
+        assert video_input["type"] == "pixel_values_videos"  # evs.serving.start refuses a server that takes rows
         grids = video_input["video_grid_thw"].tolist()
         rows, masks = see_survivors(self.visual, video_input["pixel_values_videos"], grids, self.video_pruning_rate)
         return tuple(self._survivors(*each, video, video_input) for video, each in enumerate(zip(rows, masks)))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evs.policy import Policy
 from scripts.make_tiny_model import make
 
 ROOT = Path(__file__).parents[2]
+BEFORE = Policy(method="pixel_delta", prune_at="input", scorer_dtype=None)
 ENVIRONMENTS = Path(os.environ.get("EVS_VLLM_ENVS", ROOT / ".venv-vllm"))
 
 
@@ -32,6 +35,15 @@ def environment(request):
 @pytest.fixture(scope="session", params=["qwen2_5_vl", "qwen3_vl"])
 def checkpoint(request, tmp_path_factory) -> str:
     return str(make(request.param, tmp_path_factory.mktemp(request.param)))
+
+
+@pytest.fixture(params=["after_tower", "before_tower"])
+def served(request, checkpoint, tmp_path) -> str:
+    """The checkpoint, trained for tokens that are dropped after the tower and before it."""
+    if request.param == "after_tower":
+        return checkpoint
+    BEFORE.write(shutil.copytree(checkpoint, tmp_path / "before_tower"))
+    return str(tmp_path / "before_tower")
 
 
 def drive(python: str, folder: Path, job: dict[str, Any], media: dict[str, np.ndarray] | None = None) -> Any:

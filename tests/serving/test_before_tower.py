@@ -7,20 +7,22 @@ from dataclasses import replace
 
 import pytest
 
-from evs.policy import Policy
+from evs.serving.vllm import SUPPORTED
 from scripts.check_serving import Options, check
-from tests.serving.conftest import drive
+from scripts.make_tiny_model import make
+from scripts.serving.cases import CASES
+from tests.serving.conftest import BEFORE, drive
 
 pytestmark = pytest.mark.serving
 
-TRAINED = Policy(method="pixel_delta", prune_at="input", scorer_dtype=None)
-CASES = ["landscape", "two videos", "video then image"]
+RATES = {"0.32.0": [0.0, 0.5, 0.75, 0.9], "0.31.0": [0.0, 0.75]}
 # name: (what was trained, arguments of the server, what it says)
 REFUSED = {
-    "block": (replace(TRAINED, prune_at=2), {}, "prune_at=2, but the server's tower of"),
-    "vidcom2": (TRAINED, {"video_pruning_method": "vidcom2"}, "vidcom2"),
-    "shards": (TRAINED, {"mm_encoder_tp_mode": "data"}, "--mm-encoder-tp-mode data does not shard"),
-    "normalised": (TRAINED, {"mm_device_do_normalize": False}, "leave --mm-device-do-normalize on"),
+    "block": (replace(BEFORE, prune_at=2), {}, "prune_at=2, but the server's tower of"),
+    "vidcom2": (BEFORE, {"video_pruning_method": "vidcom2"}, "vidcom2"),
+    "shards": (BEFORE, {"mm_encoder_tp_mode": "data"}, "--mm-encoder-tp-mode data does not shard"),
+    "embeds": (BEFORE, {"enable_mm_embeds": True}, "leave --enable-mm-embeds out"),
+    "normalised": (BEFORE, {"mm_device_do_normalize": False}, "leave --mm-device-do-normalize on"),
 }
 
 
@@ -35,17 +37,30 @@ def copied(checkpoint, tmp_path):
     return copy
 
 
-def test_before_tower_a_server_keeps_the_same_units_and_answers_alike(copied, environment) -> None:
-    rates = [0.0, 0.5, 0.75, 0.9]
-    verdicts = check(Options(copied(TRAINED), environment("0.32.0"), rates, CASES))
-    assert len(verdicts) == len(CASES) * len(rates)
-    assert {key: verdict.text for key, verdict in verdicts.items() if not verdict.agrees} == {}
-    assert all(verdict.kept and not verdict.ties for (_, _, rate, _), verdict in verdicts.items() if rate)
+@pytest.mark.parametrize("version", SUPPORTED)
+def test_before_tower_a_server_keeps_the_same_units_and_answers_alike(copied, environment, version) -> None:
+    verdicts = check(Options(copied(BEFORE), environment(version), RATES[version], chunks=[0, 64]))
+    assert len(verdicts) == len(CASES) * len(RATES[version]) * 2
+    same(verdicts)
+
+
+def test_before_tower_a_mixture_of_experts_is_served_alike(environment, tmp_path) -> None:
+    model, cases = make("qwen3_vl_moe", tmp_path), ["square", "two videos", "video then image"]
+    BEFORE.write(model)
+    verdicts = check(Options(str(model), environment("0.32.0"), [0.0, 0.75], cases, chunks=[0, 64]))
+    assert len(verdicts) == len(cases) * 2 * 2
+    same(verdicts)
+
+
+def same(verdicts) -> None:
+    """Scores are integers: no server may keep another unit, not even of equal score."""
+    assert {key: verdict.text for key, verdict in verdicts.items() if not verdict.agrees or verdict.ties} == {}
+    assert all(verdict.kept for (_, _, rate, _), verdict in verdicts.items() if rate)
 
 
 def test_before_tower_a_server_that_cannot_refuses_in_one_line(copied, environment, tmp_path) -> None:
     common = {"dtype": "float32", "video_pruning_rate": 0.5, "enforce_eager": True}
-    asked = [{"model": copied(TRAINED), **common}]
+    asked = [{"model": copied(BEFORE), **common}]
     asked += [{"model": copied(policy, name), **common, **more} for name, (policy, more, _) in REFUSED.items()]
     started, *refused = drive(environment("0.32.0"), tmp_path / "job", {"configurations": asked})
     assert started == {"error": "", "warnings": []}

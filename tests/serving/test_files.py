@@ -12,6 +12,7 @@ import subprocess
 import time
 import urllib.request
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,13 +22,14 @@ import av
 import numpy as np
 import pytest
 
-from evs import FrameDelta
+from evs.methods import method_named
 from evs.policy import Policy
 from evs.serving.vllm import SUPPORTED
 from scripts.check_serving import Options, check
 from scripts.serving.files import QUESTION, prepare
 from scripts.serving.ours import STEPS, TOP, Ours
 from tests.data import videos
+from tests.serving.conftest import BEFORE
 from train.served import frames_of, serve_command, write_processor
 
 pytestmark = pytest.mark.serving
@@ -96,6 +98,11 @@ def differing(options: Options) -> dict[Any, str]:
     return {key: verdict.text for key, verdict in verdicts.items() if not verdict.agrees}
 
 
+def test_before_tower_a_server_sees_and_says_what_training_does(checkpoint, environment, clips, tmp_path) -> None:
+    model = exported(checkpoint, tmp_path / "model", BEFORE)
+    assert differing(Options(model, environment("0.32.0"), [0.0, 0.75], videos=clips)) == {}
+
+
 @pytest.mark.parametrize("version", SUPPORTED)
 def test_a_server_sees_and_says_what_training_does(checkpoint, environment, clips, version, tmp_path) -> None:
     model = exported(checkpoint, tmp_path / "model", Policy())
@@ -111,13 +118,15 @@ def test_a_policy_of_ones_own_reaches_the_server(checkpoint, environment, clips,
     assert len(texts) == 2 and all(text.startswith("frames: ") for text in texts.values())
 
 
+@pytest.mark.parametrize("trained", [Policy(scorer_dtype=None), BEFORE], ids=["after_tower", "before_tower"])
 def test_over_http_a_server_started_with_the_printed_line_answers_alike(
-    checkpoint, environment, clips, tmp_path
+    checkpoint, environment, clips, trained, tmp_path
 ) -> None:
-    policy, rate = Policy(fps=4.0, max_frames=20), 0.75
+    policy, rate = replace(trained, fps=4.0, max_frames=20), 0.75
     model = exported(checkpoint, tmp_path / "model", policy)
     prompts, _ = prepare(model, clips, frames_of(policy))
-    ours = Ours(model, FrameDelta(), "preserve", "float32", "cpu")
+    method = method_named(policy.method, prune_at=policy.prune_at)
+    ours = Ours(model, method, "preserve", "float32", "cpu")
     with serving(environment("0.32.0"), serve_command(policy, model, rate), tmp_path) as url:
         for prompt in prompts:
             said = ours.answer(prompt.name, prompt.batch, rate, []).generation

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from transformers import AutoConfig
 
-from evs import FrameDelta
+from evs.methods import method_named
+from evs.policy import Policy, read
 from scripts.check_serving import prepare
 from scripts.serving.cases import ASK, CASES, LOOK, Case, Video
 from scripts.serving.compare import compare
@@ -41,7 +42,9 @@ def differing(
     checkpoint: str, prompts: list[Prompt], served: dict[str, Any], rounds: list[list[str]]
 ) -> dict[str, str]:
     """The verdicts that do not agree, by round and case."""
-    ours = Ours(checkpoint, FrameDelta(), "preserve", "float32", "cpu")
+    policy = read(checkpoint) or Policy()
+    method = method_named(policy.method, prune_at=policy.prune_at)
+    ours = Ours(checkpoint, method, "preserve", "float32", "cpu")
     batches = {prompt.name: prompt.batch for prompt in prompts}
     found = {}
     for number, (names, answers) in enumerate(zip(rounds, served["rounds"], strict=True)):
@@ -52,29 +55,27 @@ def differing(
     return found
 
 
-def test_concurrent_ragged_prompts_in_chunks_preempted_and_from_the_prefix_cache(
-    checkpoint, environment, tmp_path
-) -> None:
-    prompts = prepare(checkpoint, {name: CASES[name] for name in TOGETHER})
+def test_concurrent_ragged_prompts_in_chunks_preempted_and_from_the_prefix_cache(served, environment, tmp_path) -> None:
+    prompts = prepare(served, {name: CASES[name] for name in TOGETHER})
     rounds = [TOGETHER, TOGETHER[::-1]]
     cramped = {"enable_prefix_caching": True, "block_size": 32, "num_gpu_blocks_override": 20, "max_num_seqs": 8}
     asked = job(
-        checkpoint, prompts, rounds, chunk=64, steps=48, metrics=True, engine=cramped | {"disable_log_stats": False}
+        served, prompts, rounds, chunk=64, steps=48, metrics=True, engine=cramped | {"disable_log_stats": False}
     )
     media = {key: value for prompt in prompts for key, value in prompt.media.items()}
-    served = drive(environment("0.32.0"), tmp_path / "job", asked, media)
-    assert differing(checkpoint, prompts, served, rounds) == {}
-    assert served["meters"]["vllm:num_preemptions"] > 0
-    assert served["meters"]["vllm:prefix_cache_hits"] > 0
+    answers = drive(environment("0.32.0"), tmp_path / "job", asked, media)
+    assert differing(served, prompts, answers, rounds) == {}
+    assert answers["meters"]["vllm:num_preemptions"] > 0
+    assert answers["meters"]["vllm:prefix_cache_hits"] > 0
 
 
-def test_two_tensor_parallel_workers_answer_as_one(checkpoint, environment, tmp_path) -> None:
+def test_two_tensor_parallel_workers_answer_as_one(served, environment, tmp_path) -> None:
     rounds = [["square", "two videos", "image then video"]]
-    prompts = prepare(checkpoint, {name: CASES[name] for name in rounds[0]})
+    prompts = prepare(served, {name: CASES[name] for name in rounds[0]})
     media = {key: value for prompt in prompts for key, value in prompt.media.items()}
-    asked = job(checkpoint, prompts, rounds, chunk=64, engine={"tensor_parallel_size": 2})
-    served = drive(environment("0.32.0"), tmp_path / "job", asked, media)
-    assert differing(checkpoint, prompts, served, rounds) == {}
+    asked = job(served, prompts, rounds, chunk=64, engine={"tensor_parallel_size": 2})
+    answers = drive(environment("0.32.0"), tmp_path / "job", asked, media)
+    assert differing(served, prompts, answers, rounds) == {}
 
 
 @pytest.fixture(scope="module")

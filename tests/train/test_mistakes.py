@@ -18,6 +18,7 @@ NAMES = {
     "lora.r=8": "lora",
     "rate=unifrom": "available: ",
     "method=ev": "available: ",
+    "method.prune_at=input": "prune_at=input needs a score of pixels: use method=pixel_delta",
     "scorer=frame_delta": "this key is now method=",
     "scorer.dtype=float32": "this key is now method=",
     "engine=zero4": "available: ",
