@@ -42,7 +42,7 @@ from train.evaluate import Evaluation
 from train.evaluation.scores import Score
 from train.loop import Parts
 from train.model import base_model, build_empty_model, build_model, build_processor, weight_dtype
-from train.optim import build_optimizer
+from train.optim import build_optimizer, trained_towers
 from train.report import cost, preflight, show
 from train.report.memory import Memory, watch
 from train.report.meters import Meter
@@ -112,11 +112,10 @@ def prepare(config: Config) -> Prepared:
     shape["data"] = learned.fingerprint
     origin.check(engine, shape, config.resume_changes)
     kept = partial(kept_counts, method)
-    architecture = base_model(empty).config
-    plan = build_plan(config, engine, learned, rates=rates, method=method, architecture=architecture)
+    plan = build_plan(config, engine, learned, rates=rates, method=method, empty=empty)
     forecast = None
     if config.data.audit and config.preflight != "off":
-        freed = freed_patches(method, architecture)
+        freed = freed_patches(method, base_model(empty).config)
         forecast = check_memory(config, engine, empty, largest(plan, learned.index.sizes, rates.lowest(), kept, freed))
     if config.show and engine.is_main_process:
         places = chain.from_iterable(plan.micro_batches(origin.step))
@@ -134,7 +133,7 @@ def assemble(ready: Prepared) -> Run:
     recorder.quarantine(audited(ready) if engine.is_main_process else ())
     memory = watch(engine.device)
     model = build_model(config.model, weight_dtype(config), config.seed)
-    bare = UptrainTask(model, adapter_for(base_model(model), config.model.scheme), ready.method)
+    bare = UptrainTask(model, adapter_for(base_model(model), config.model.scheme), ready.method, config.train.distill)
     task, optimizer = engine.prepare(bare, build_optimizer(bare, config.optim))
     checkpoints = Checkpoints(engine, run_dir / "checkpoints", config.train.keep, task, optimizer, ready.shape)
     if origin.checkpoint and origin.saved:
@@ -183,20 +182,35 @@ def check_usable(config: Config, learned: Usable, held_out: Usable | None) -> No
 
 def build_meter(engine: Accelerator, config: Config, model: Any, memory: Memory, method: Method) -> Meter:
     """Times the forward passes of the two towers, which are the model's own modules whatever wraps it."""
-    lora, before = config.model.lora.r is not None, depth(method)
-    meter = Meter(engine.device, model.config, memory, TOWERS if lora else config.model.freeze, lora, before)
+    lora, course = config.model.lora.r is not None, course_of(config, method, model)
+    frozen = TOWERS if lora else config.model.freeze
+    meter = Meter(engine.device, model.config, memory, frozen, lora, depth(method), course)
     towers = towers_of(model)
     meter.watch(towers.vision, "vision")
     meter.watch(towers.language, "language_model")
     return meter
 
 
-def build_price(config: ModelConfig, architecture: Any, sizes: Sizes, method: Method, *, views: int = 1) -> Price:
-    """What every sample costs in a step as it is trained. `architecture`: the Hugging Face configuration."""
-    lora = config.lora.r is not None
-    recomputed = config.checkpoint_towers if config.gradient_checkpointing else []
-    frozen = TOWERS if lora else config.freeze
-    return cost.price(architecture, sizes, depth(method), views, frozen=frozen, lora=lora, recomputed=recomputed)
+def course_of(config: Config, method: Method, model: nn.Module) -> cost.Course:
+    """How the run's steps go through their views. `model` as it is trained."""
+    distill = config.train.distill
+    base_sees = distill.needs_base and trained_towers(model) != {"language"}
+    return cost.Course(depth(method) is None, distill.alone, distill.needs_base, base_sees)
+
+
+def build_price(config: Config, empty: nn.Module, sizes: Sizes, method: Method) -> Price:
+    """What every sample costs in a step as it is trained. `empty`: the model, without weights."""
+    model, lora = config.model, config.model.lora.r is not None
+    return cost.price(
+        base_model(empty).config,
+        sizes,
+        depth(method),
+        config.train.views,
+        course_of(config, method, empty),
+        frozen=TOWERS if lora else model.freeze,
+        lora=lora,
+        recomputed=model.checkpoint_towers if model.gradient_checkpointing else [],
+    )
 
 
 def build_plan(
@@ -206,7 +220,7 @@ def build_plan(
     *,
     rates: StepRates,
     method: Method,
-    architecture: Any,
+    empty: nn.Module,
 ) -> Plan | BudgetPlan:
     """Which samples share a step: to a budget if there is one, else by number."""
     train, world, rank = config.train, engine.num_processes, engine.process_index
@@ -215,12 +229,12 @@ def build_plan(
         return Plan(samples, train.batch_size, train.accumulation, world, rank, config.seed, mixture=learned.mixture)
     sizes, allowed, price, kept = learned.index.sizes, None, None, partial(kept_counts, method)
     if train.cost_budget is not None:
-        price = build_price(config.model, architecture, sizes, method, views=train.views)
+        price = build_price(config, empty, sizes, method)
         tokens = sizes.in_views(np.arange(len(sizes)), rates.lowest(), kept)
         automatic = train.cost_budget == "auto"
         allowed = cost.budget(price, tokens, train.token_budget) if automatic else TERA * float(train.cost_budget)
     budget = Budget(train.token_budget, train.patch_budget, allowed, train.lookahead)
-    freed = freed_patches(method, architecture)
+    freed = freed_patches(method, base_model(empty).config)
     plan = BudgetPlan(sizes, budget, rates, kept, world, rank, config.seed, learned.mixture, price, freed)
     plan.check(rates.lowest(), lambda place: learned.samples[place].id)
     return plan
@@ -251,7 +265,7 @@ def kept_counts(method: Method, grids_V: np.ndarray, tokens_V: np.ndarray, rate:
 
 def build_step_rates(config: Config, world: int) -> StepRates:
     train = config.train
-    return StepRates(
+    rates = StepRates(
         build_rates(config.rate),
         world * train.accumulation,
         config.seed,
@@ -259,6 +273,13 @@ def build_step_rates(config: Config, world: int) -> StepRates:
         views=train.views,
         anchor=train.anchor_rate,
     )
+    least, anchor, distill = rates.lowest()[0], train.anchor_rate, train.distill
+    if distill.weight and distill.teacher == "view" and anchor is not None and least < anchor:
+        raise ValueError(
+            f"train.anchor_rate={anchor:g} is above rate {least:g}, which other views may have, and a teacher may not "
+            f"be pruned more than its students: lower it, or raise the lowest rate of {config.rate}"
+        )
+    return rates
 
 
 def build_encoder(model: ModelConfig, data: DataConfig) -> Encoder:

@@ -19,9 +19,11 @@ from train.ranges import Expression, check_values, names, number, pruning_rates,
 
 ENGINES = ("none", "ddp", "zero1", "zero2", "zero3", "zero3_offload")
 SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGCONT", "SIGQUIT", "SIGXCPU")
-RESUMABLE = ("seed", "data", "plan", "rates", "views", "method", "frames")
+RESUMABLE = ("seed", "data", "plan", "rates", "views", "distill", "method", "frames")
 TOWERS = ("vision", "merger", "language")
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
+TEACHERS = ("view", "base")
+DIRECTIONS = ("forward", "reverse")
 SCHEMES = ("preserve", "vllm", "vllm_bf16")
 CELL = 28 * 28  # pixels of the smallest visual token of any family
 
@@ -101,6 +103,30 @@ class EngineConfig:
 
 
 @dataclass
+class DistillConfig:
+    """Views that teach one another, at labelled tokens. A teacher's side has no gradient."""
+
+    # Of the divergence from the teacher, beside the cross-entropy; 0: none
+    weight: float = number(0.0, least=0)
+    teacher: str = names("view", *TEACHERS)  # view: the one of the lowest rate; base: the model without its LoRA on it
+    train_teacher: bool = True  # the view that teaches by its cross-entropy too; false: it is read without gradient
+    direction: str = names("forward", *DIRECTIONS)  # forward: KL(teacher || student); reverse: KL(student || teacher)
+    temperature: float = number(1.0, above=0)  # that logits are divided by; divergences are multiplied by its square
+    # Of the divergence from the model without its LoRA on views at rate 0, against forgetting; 0: none
+    base_weight: float = number(0.0, least=0)
+
+    @property
+    def alone(self) -> bool:
+        """Whether the view that teaches does nothing else."""
+        return self.weight > 0 and self.teacher == "view" and not self.train_teacher
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the model is read without its LoRA."""
+        return bool(self.base_weight or (self.weight and self.teacher == "base"))
+
+
+@dataclass
 class TrainConfig:
     steps: int = number(MISSING, least=1)  # of the optimizer
     batch_size: int = number(1, least=1)  # samples a rank and micro-batch; without effect under a token budget
@@ -119,6 +145,7 @@ class TrainConfig:
     views: int = number(1, least=1)
     # Rate of one of the views, always, the others are drawn; 0: each video is also read unpruned. null: all are drawn
     anchor_rate: float | None = number(None, least=0, below=1)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     save_every: int = number(500, least=1)  # steps
     keep: int = number(2, least=1)  # checkpoints
     log_every: int = number(10, least=1)  # steps
@@ -241,9 +268,35 @@ def _in_training(config: Config) -> Iterator[tuple[bool, str]]:
         train.anchor_rate is not None and train.views == 1,
         f"train.anchor_rate={train.anchor_rate} leaves no view to draw: set train.views=2, or use rate=constant",
     )
+    yield from _in_distillation(train, model.lora.r is not None)
     yield (
         optim.warmup > train.steps,
         f"optim.warmup={optim.warmup:g} is longer than train.steps={train.steps}: lower it (below 1: a fraction)",
+    )
+
+
+def _in_distillation(train: TrainConfig, lora: bool) -> Iterator[tuple[bool, str]]:
+    """As `_in_data`, of views that teach."""
+    distill = train.distill
+    yield (
+        distill.weight > 0 and distill.teacher == "view" and train.views == 1,
+        f"train.distill.weight={distill.weight:g} needs a view that teaches another: set train.views=2, and "
+        "train.anchor_rate=0 for an unpruned teacher",
+    )
+    yield (
+        distill.needs_base and not lora,
+        "train.distill: the base teaches with LoRA switched off; without LoRA it would be a second copy of the "
+        "weights: set model.lora.r, or train.distill.teacher=view and base_weight=0",
+    )
+    yield (
+        distill.base_weight > 0 and train.anchor_rate != 0,
+        f"train.distill.base_weight={distill.base_weight:g} needs a view at rate 0: set train.views=2 and "
+        "train.anchor_rate=0",
+    )
+    yield (
+        not distill.train_teacher and (distill.teacher == "base" or distill.base_weight > 0),
+        "train.distill.train_teacher=false leaves the first view without gradient, which the base is to teach: leave "
+        "one of them out",
     )
 
 

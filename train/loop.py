@@ -176,6 +176,8 @@ def _record(parts: Parts, batch: Batch, rates: Sequence[float], out: StepOutput)
         record("kept", kept / out.tokens, weight=out.tokens)
         record("tokens/before", out.tokens)
         record("tokens/after", kept)
+    for name, value in out.divergences.items():
+        record(f"divergence/{name}", value / max(out.targets, 1), weight=out.targets)
     for name, value in parts.meter.work(batch, out).items():
         record(name, value)
 

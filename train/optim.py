@@ -22,6 +22,11 @@ def tower_of(name: str) -> str:
     return "vision" if any(part in name for part in VISION) else "language"
 
 
+def trained_towers(model: nn.Module) -> set[str]:
+    """Those with a parameter that is trained, of LoRA or their own."""
+    return {tower_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def freeze(model: nn.Module, towers: Collection[str]) -> None:
     """Take the parameters of `towers` out of training."""
     for name, parameter in model.named_parameters():

@@ -127,9 +127,8 @@ def _views(setting: Setting, frozen: tuple[str, ...]) -> dict[str, Any]:
     steps = {"views": _our_step(task, batch, Views(VIEWS)), "apart": lambda: [run() for run in apart]}
     times = alternate(steps, setting.rounds)
     works, config = [models.work(setting.shape, rate) for rate in VIEWS], models.model_config(setting.shape)
-    together, *each = (
-        cost.training(config, work, frozen=frozen).total for work in (cost.in_views(works, seen_once=True), *works)
-    )
+    together = cost.training_in_views(config, works, cost.ONE_VIEW, frozen=frozen).total
+    each = [cost.training(config, work, frozen=frozen).total for work in works]
     saved = times["views"].ratio_to(times["apart"])
     rounds = {name: timed.seconds for name, timed in times.items()}
     return {"apart_over_views": saved, "cost_model": sum(each) / together, "rounds": rounds} | {

@@ -68,6 +68,24 @@ def test_two_ranks_train_views_as_one_process_does(words, tmp_path, engine, more
     assert_same_weights(tmp_path / "one", tmp_path / "two", atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("engine", "more"),
+    [
+        ("zero3", ["train.distill.train_teacher=false"]),
+        ("zero3", ["model.lora.r=4", "train.distill.teacher=base"]),
+        ("ddp", ["model.lora.r=4", "train.distill.base_weight=0.5"]),
+    ],
+    ids=["zero3-alone", "zero3-base", "ddp-base"],
+)
+def test_two_ranks_distill_as_one_process_does(words, tmp_path, engine, more):
+    views = [*FIXED, "train.views=2", "train.anchor_rate=0", "train.distill.weight=1", *more]
+    trained(*words(*views, "train.accumulation=4", run_dir=tmp_path / "one"))
+    torchrun(*words(*views, "train.accumulation=2", f"engine={engine}", run_dir=tmp_path / "two"))
+    source = "base" if "train.distill.teacher=base" in more else "view"
+    for name in ("loss", "grad_norm", f"divergence/{source}"):
+        assert metrics(tmp_path / "two", name) == pytest.approx(metrics(tmp_path / "one", name), rel=1e-3, abs=1e-6)
+
+
 def test_zero2_resumes_exactly(words, tmp_path):
     def run(name: str, steps: int, *more: str) -> None:
         torchrun(*words("engine=zero2", "train.save_every=2", f"train.steps={steps}", *more, run_dir=tmp_path / name))

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from train.losses.objective import Losses, Objective, divergence
+
 CHUNK = 2**27  # logits that may stand at once: half a GiB in float32
 
 
 def fuse_loss(head: nn.Module) -> bool:
-    """Rebind `head`: `head(hidden_KTD, labels_T)` is `mean_cross_entropy`, `head(hidden_TD)` what it was.
+    """Rebind `head`: `head(hidden_RTD, labels_T, objective)` is `fused_losses`, `head(hidden)` what it was.
 
     False, and nothing is changed, where the head is more than a matrix (a bias, LoRA).
     """
@@ -30,64 +32,87 @@ def fuse_loss(head: nn.Module) -> bool:
     return True
 
 
-def _head(head: nn.Linear, hidden: Tensor, labels_T: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-    if labels_T is None:
-        return linear(hidden, head.weight)
-    return mean_cross_entropy(hidden, head.weight, labels_T)
+def _head(head: nn.Linear, hidden: Tensor, *about: Any) -> Tensor | Losses:
+    return fused_losses(hidden, head.weight, *about) if about else linear(hidden, head.weight)
 
 
-def mean_cross_entropy(
-    hidden_KTD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk: int = CHUNK
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Float32 (mean over views of the cross-entropy summed over rows; that sum by view; by view in how many rows
-    the label has the largest logit), of logits `hidden @ weight.T`, at most `chunk` at once. The first has a gradient.
-    """
-    views, rows, _ = hidden_KTD.shape
-    if hidden_KTD.is_cuda and views == 1 and rows and find_spec("liger_kernel") is not None:
+def fused_losses(
+    hidden_RTD: Tensor, weight_VD: Tensor, labels_T: Tensor, about: Objective, chunk: int = CHUNK
+) -> Losses:
+    """The losses of logits `hidden @ weight.T`; at most `chunk` stand at once, what is made of them included."""
+    rows, tokens, _ = hidden_RTD.shape
+    if hidden_RTD.is_cuda and rows == 1 and tokens and find_spec("liger_kernel") is not None:
         from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
         out = liger_fused_linear_cross_entropy(
-            hidden_KTD[0], weight_VD, labels_T, reduction="sum", return_token_accuracy=True
+            hidden_RTD[0], weight_VD, labels_T, reduction="sum", return_token_accuracy=True
         )
         loss = out.loss.float()
-        return loss, loss.detach()[None], out.token_accuracy.detach()[None] * rows
-    return _MeanCrossEntropy.apply(hidden_KTD, weight_VD, labels_T, max(1, chunk // (views * len(weight_VD))))
+        return Losses(loss, loss.detach()[None], out.token_accuracy.detach()[None] * tokens, loss.new_zeros(0))
+    standing = rows + (len(about.lessons) + 2 if about.lessons else 0)
+    size = max(1, chunk // (standing * len(weight_VD)))
+    return Losses(*_FusedLosses.apply(hidden_RTD, weight_VD, labels_T, about, size))
 
 
-class _MeanCrossEntropy(torch.autograd.Function):
+class _FusedLosses(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_KTD: Tensor, weight_VD: Tensor, labels_T: Tensor, rows: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        dtype, wanted = _compute_dtype(hidden_KTD), ctx.needs_input_grad[:2]
-        weight, views = weight_VD.to(dtype), len(hidden_KTD)
-        losses_K, correct_K = torch.zeros(2, views, device=hidden_KTD.device).unbind()
+        ctx: Any, hidden_RTD: Tensor, weight_VD: Tensor, labels_T: Tensor, about: Objective, size: int
+    ) -> tuple[Tensor, ...]:
+        dtype, wanted = _compute_dtype(hidden_RTD), ctx.needs_input_grad[:2]
+        weight, given = weight_VD.to(dtype), about.given
+        entropy_R, correct_R = torch.zeros(2, len(hidden_RTD), device=hidden_RTD.device).unbind()
+        divergence_L = entropy_R.new_zeros(len(about.lessons))
         hidden_grads: list[Tensor] = []
         weight_grad: Tensor | None = None
-        for hidden, labels in zip(hidden_KTD.to(dtype).split(rows, dim=1), labels_T.split(rows)):
-            logits = (hidden @ weight.T).float()
-            picked = labels[:, None].expand(views, -1, 1)
-            correct_K += (logits.argmax(-1) == labels).sum(1)
-            norms = logits.logsumexp(-1, keepdim=True)
-            losses_K += torch.stack([each.sum() for each in norms - logits.gather(2, picked)])
-            if not any(wanted):
-                continue
-            error = logits.sub_(norms).exp_().scatter_add_(2, picked, -torch.ones_like(norms)).div_(views).to(dtype)
+        for hidden, labels in zip(hidden_RTD.to(dtype).split(size, dim=1), labels_T.split(size)):
+            *sums, errors = _errors((hidden @ weight.T).float(), labels, about)
+            error = errors.to(dtype)
+            for total, part in zip((entropy_R, correct_R, divergence_L), sums):
+                total += part
             if wanted[0]:
                 hidden_grads.append(error @ weight)
             if wanted[1]:
-                part = (error.flatten(0, 1).T @ hidden.flatten(0, 1)).to(weight_VD.dtype)
+                part = (error.flatten(0, 1).T @ hidden[given:].flatten(0, 1)).to(weight_VD.dtype)
                 weight_grad = part if weight_grad is None else weight_grad.add_(part)
-        ctx.grads = (torch.cat(hidden_grads, dim=1).to(hidden_KTD.dtype) if hidden_grads else None, weight_grad)
-        ctx.mark_non_differentiable(losses_K, correct_K)
-        return losses_K.mean(), losses_K, correct_K
+        ctx.grads = (_padded(hidden_grads, hidden_RTD, given) if wanted[0] else None, weight_grad)
+        ctx.mark_non_differentiable(entropy_R, correct_R, divergence_L)
+        parts = [share * each for share, each in zip(about.weights, entropy_R) if share]
+        parts += [lesson.weight * each for lesson, each in zip(about.lessons, divergence_L)]
+        return torch.stack(parts).sum(), entropy_R, correct_R, divergence_L
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight = (None if each is None else each.mul_(grad) for each in ctx.grads)
         del ctx.grads  # scaled in place, once
-        return hidden, weight, None, None
+        return hidden, weight, None, None, None
+
+
+def _errors(logits_RCV: Tensor, labels_C: Tensor, about: Objective) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(cross-entropy and correct tokens by row, divergence by lesson, gradient of the objective in the logits of rows
+    that have one); the logits are overwritten."""
+    rows, given = len(logits_RCV), about.given
+    picked = labels_C[:, None].expand(rows, -1, 1)
+    correct_R = (logits_RCV.argmax(-1) == labels_C).sum(1)
+    norms = logits_RCV.logsumexp(-1, keepdim=True)
+    entropy_R = torch.stack([each.sum() for each in norms - logits_RCV.gather(2, picked)])
+    taught = [divergence(logits_RCV[each.student], logits_RCV[each.teacher], about) for each in about.lessons]
+    divergence_L = torch.stack([value for value, _ in taught]) if taught else entropy_R.new_zeros(0)
+    error = logits_RCV.sub_(norms).exp_().scatter_add_(2, picked, -torch.ones_like(norms))
+    for row, share in zip(error, about.weights):
+        row.mul_(share)
+    for lesson, (_, pull) in zip(about.lessons, taught):
+        error[lesson.student].add_(pull, alpha=lesson.weight)
+    return entropy_R, correct_R, divergence_L, error[given:]
+
+
+def _padded(grads: list[Tensor], hidden_RTD: Tensor, given: int) -> Tensor:
+    """Chunks of the gradient of hidden states, none for the rows that have none."""
+    whole = torch.zeros_like(hidden_RTD)
+    if grads:
+        whole[given:] = torch.cat(grads, dim=1)
+    return whole
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

@@ -7,7 +7,7 @@ within windows and temporal grids in the vision tower. Norms, activations and ro
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -42,6 +42,19 @@ class Work:
     targets: Any  # tokens that the head predicts
 
 
+@dataclass(frozen=True)
+class Course:
+    """How a step goes through its views."""
+
+    sees_once: bool = True  # one pass of the vision tower serves all views
+    alone: bool = False  # the first view teaches the others, and has no backward pass
+    base: bool = False  # the model without its LoRA reads the first view too
+    base_sees: bool = False  # by a pass of the vision tower of its own
+
+
+ONE_VIEW = Course()
+
+
 def batch_work(grids: Sequence[tuple[int, int, int]], lengths: Sequence[int], targets: int) -> Work:
     """Of one batch: patches of every image and video (temporal grids, height, width), tokens of every sample."""
     return Work(
@@ -66,12 +79,6 @@ def before_tower(config: Any, work: Work, dropped: Any, block: int) -> Work:
         patches=work.patches * (whole + (1 - whole) * left),
         pairs=work.pairs * (whole + (1 - whole) * left**2),
     )
-
-
-def in_views(works: Sequence[Work], *, seen_once: bool) -> Work:
-    """A batch read several times, given the work of each reading alone; `seen_once`: by one pass through the tower."""
-    totals = {each.name: sum(getattr(work, each.name) for work in works) for each in fields(Work)}
-    return Work(**totals | ({"patches": works[0].patches, "pairs": works[0].pairs} if seen_once else {}))
 
 
 def causal(length: Any) -> Any:
@@ -129,15 +136,30 @@ def training(
     )
 
 
-def price(config: Any, sizes: Sizes, before: int | None = None, views: int = 1, **trained: Any) -> Price:
+def training_in_views(config: Any, works: Sequence[Work], course: Course, **trained: Any) -> Operations:
+    """Operations of forward and backward of a batch read several times, given the work of each view alone."""
+    parts = [training(config, work, **trained) for work in works]
+    once = forward(config, works[0])
+    if course.alone:
+        parts[0] = parts[0]._replace(language=once.language, head=once.head) if course.sees_once else once
+    if course.sees_once:
+        parts[1:] = [each._replace(vision=0, merger=0) for each in parts[1:]]
+    if course.base:
+        parts.append(once if course.base_sees else once._replace(vision=0, merger=0))
+    return Operations(*map(sum, zip(*parts)))
+
+
+def price(
+    config: Any, sizes: Sizes, before: int | None = None, views: int = 1, course: Course = ONE_VIEW, **trained: Any
+) -> Price:
     """What training on each sample costs, by the tokens that are left of it in each of the views; the tower drops the
     others before its block `before` (None: after it). `trained` as in `training`."""
+    course = replace(course, sees_once=before is None)
     zero = np.zeros(len(sizes))
     seen = Work(sizes.patches_S, sizes.pairs_S, zero, zero, sizes.targets_S)
     media = training(config, seen, **trained).total
-    all_media = training(config, in_views([seen] * views, seen_once=before is None), **trained).total
-    token, look = (training(config, Work(0, 0, *each, 0), **trained).total for each in ((1, 0), (0, 1)))
-    readings = (Reading(float(token), float(look)),) * views
+    all_media = training_in_views(config, [seen] * views, course, **trained).total
+    readings = tuple(_reading(config, view, views, course, **trained) for view in range(views))
     if before is None:
         return Price(all_media, readings)
     tokens_S = sizes.unpruned()
@@ -149,6 +171,16 @@ def price(config: Any, sizes: Sizes, before: int | None = None, views: int = 1, 
     least_S = np.maximum(most_S, 1)  # where there is no video, nothing is spared
     line_S, square_S = (4 * half_S - whole_S) / least_S, (4 * half_S - 2 * whole_S) / least_S**2
     return Price(all_media, readings, Spared(tokens_S, line_S, square_S))
+
+
+def _reading(config: Any, view: int, views: int, course: Course, **trained: Any) -> Reading:
+    """What the language model's tokens and looks cost in one of the views."""
+    nothing = Work(0, 0, 0, 0, 0)
+    token, look = (
+        training_in_views(config, [unit if each == view else nothing for each in range(views)], course, **trained).total
+        for unit in (replace(nothing, tokens=1), replace(nothing, looks=1))
+    )
+    return Reading(float(token), float(look))
 
 
 def budget(price: Price, tokens: np.ndarray, token_budget: int) -> float:

@@ -36,6 +36,7 @@ class Meter:
     frozen: Sequence[str] = ()
     lora: bool = False
     before: int | None = None  # the block of the vision tower before which tokens are dropped
+    course: cost.Course = cost.ONE_VIEW
     _spans: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
     _begin: float = field(default_factory=time.perf_counter)
     _steps: int = 0
@@ -100,9 +101,11 @@ class Meter:
             views.append(cost.batch_work([(t, h, w) for t, h, w in grids], left, out.targets))
             if self.before is not None:
                 views[-1] = cost.before_tower(self.config, views[-1], out.tokens - kept, self.before)
-        work = cost.in_views(views, seen_once=self.before is None)
-        done = cost.training(self.config, work, frozen=self.frozen, lora=self.lora)
-        return {"patches": work.patches, "operations": done.total}
+        done = cost.training_in_views(self.config, views, self.course, frozen=self.frozen, lora=self.lora)
+        return {
+            "patches": sum(view.patches for view in (views[:1] if self.course.sees_once else views)),
+            "operations": done.total,
+        }
 
     def _wait(self) -> float:
         if self.device.type == "cuda":

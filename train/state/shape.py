@@ -27,6 +27,7 @@ def shape_of(config: Config, world: int, empty: nn.Module) -> dict[str, Any]:
         | {key: getattr(train, key) for key in ("token_budget", "patch_budget", "cost_budget", "lookahead")},
         "rates": {**config.rate, "levels": train.rate_levels},
         "views": {"views": train.views, "anchor": train.anchor_rate} if train.views > 1 else None,
+        "distill": asdict(train.distill) if train.distill.weight or train.distill.base_weight else None,
         "method": {**config.method, "scheme": config.model.scheme},
         "frames": {key: getattr(data, key) for key in FRAMES},
         "model": {"weights": _fingerprint_of(empty), "freeze": sorted(config.model.freeze)}
