@@ -11,13 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from evs import FrameDelta
 from evs.adapters import adapter_for, towers_of
-from tests.evs.models import BUILDERS, MIXED, prompts, tiny_model
+from tests.evs.models import MIXED, prompts, tiny_model
 from tests.runs import composed, rows, trained
 from tests.train.test_views import counted_calls, gradients, task
 from train.build import prepare
 from train.config import TOWERS, DistillConfig, check
 from train.losses.objective import objective
 from train.report import cost
+from train.report.card import in_views
 from train.task import UptrainTask
 from train.views import Views
 
@@ -54,7 +55,7 @@ def assert_close(one, other):
     assert (one - other).norm() <= 1e-4 * other.norm()
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "nemotron_h_omni"])
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 @pytest.mark.parametrize("both", [True, False], ids=["teacher trained", "teacher alone"])
 def test_distill_is_cross_entropy_and_divergence_from_the_least_pruned_view(family, direction, both):
@@ -180,6 +181,18 @@ def test_distill_from_an_anchor_above_its_students_is_refused_before_data_are_re
     config = composed(*words("train.views=2", "train.anchor_rate=0.6", "train.distill.weight=1", "data.train=gone"))
     with pytest.raises(ValueError, match=r"train.anchor_rate=0.6 is above rate 0, which other views may have"):
         prepare(config)
+
+
+def test_views_and_distill_are_told_on_the_card(words):
+    def told(*more):
+        return in_views(composed(*words(*more)).train)
+
+    assert told() == ""
+    views = ["train.views=2", "train.anchor_rate=0"]
+    assert told(*views) == " in 2 views of each video, one of them at rate 0"
+    taught = told(*views, "train.distill.weight=0.5", "train.distill.base_weight=2")
+    assert "taught by the least pruned view (forward KL times 0.5, temperature 1)" in taught
+    assert "(KL times 2)" in taught
 
 
 @pytest.mark.slow

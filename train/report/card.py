@@ -13,7 +13,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from evs.policy import Policy
 from evs.serving.vllm import SUPPORTED
-from train.config import Config
+from train.config import Config, TrainConfig
 from train.report.curve import POINT, Curve, table
 from train.served import NO_SERVER, has_server, serve_command
 
@@ -31,7 +31,7 @@ $serving
 
 ## Training
 
-$checkpoint of $steps steps; rates drawn from `$rates`, pruned by `$method`; frozen: $frozen; learning rate $lr.
+$checkpoint of $steps steps; rates drawn from `$rates`$views, pruned by `$method`; frozen: $frozen; learning rate $lr.
 
 ## Accuracy by pruning rate (%)
 
@@ -96,12 +96,28 @@ def model_card(config: Config, policy: Policy, checkpoint: str, measured: Measur
         checkpoint=checkpoint,
         steps=config.train.steps,
         rates=_call(config.rate),
+        views=in_views(config.train),
         method=_call(config.method),
         frozen=", ".join(config.model.freeze) or "nothing",
         lr=config.optim.lr,
         curve="\n\n".join(shown if measured.own else [*shown, UNKNOWN]),
     )
     return ModelCard(f"---\n{metadata(name, measured.own, about).to_yaml()}\n---\n{body}")
+
+
+def in_views(train: TrainConfig) -> str:
+    """How a step read each video, where that was more than once or a teacher took part; else nothing."""
+    distill, said = train.distill, ""
+    if train.views > 1:
+        said += f" in {train.views} views of each video"
+        said += "" if train.anchor_rate is None else f", one of them at rate {train.anchor_rate:g}"
+    if distill.weight:
+        teacher = "the least pruned view" if distill.teacher == "view" else "the model without its LoRA"
+        said += f", taught by {teacher} ({distill.direction} KL times {distill.weight:g}, temperature "
+        said += f"{distill.temperature:g})"
+    if distill.base_weight:
+        said += f", unpruned views held to the model without its LoRA (KL times {distill.base_weight:g})"
+    return said
 
 
 def _serving(policy: Policy, rate: float | None) -> str:
