@@ -1,0 +1,124 @@
+"""A study's runs through the project's own commands, each whole or repeated: data, base, uptraining, evaluation."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.recipes.table import BASE
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Seed:
+    """The folder of one seed: the random model that its base starts from, the base, and a folder for each recipe."""
+
+    folder: Path
+    number: int
+    videos: Path  # folder of train/ and held_out/
+
+    @property
+    def train(self) -> Path:
+        return self.videos / "train" / "data.jsonl"
+
+    @property
+    def held_out(self) -> Path:
+        return self.videos / "held_out" / "data.jsonl"
+
+    @property
+    def random(self) -> Path:
+        return self.folder / "random"
+
+    def checkpoint(self, name: str) -> Path:
+        return self.folder / name / "checkpoint"
+
+    def result(self, name: str) -> Path:
+        return self.folder / name / "result.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model of one seed, trained with `words` and measured."""
+
+    seed: Seed
+    name: str
+    words: tuple[str, ...]
+    rates: tuple[float, ...]
+
+    @property
+    def done(self) -> bool:
+        return self.seed.result(self.name).is_file()
+
+    def do(self, threads: int) -> None:
+        """What is there already is not made again. ValueError, with the last line of its log, where a command fails."""
+        folder = self.seed.folder / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        start = self.seed.random if self.name == BASE else self.seed.checkpoint(BASE)
+        about = (f"model.path={start}", f"data.train={self.seed.train}", f"seed={self.seed.number}")
+        run = f"run_dir={folder / 'run'}"
+
+        def command(script: str, *words: str) -> None:
+            _python(folder / "log.txt", threads, script, *words)
+
+        def export(out: Path) -> None:
+            command("train/run.py", "+experiment=study", *about, run, "resume=auto", *self.words)
+            command("scripts/export.py", f"run={folder / 'run'}", f"out={out}")
+
+        whole(self.seed.checkpoint(self.name), export)
+        rates = f"rates=[{','.join(f'{rate:g}' for rate in self.rates)}]"
+        out = (f"out={self.seed.result(self.name)}", f"name={self.name}", "batch_size=20", "dtype=float32", "workers=0")
+        command(
+            "scripts/evaluate.py", f"model={self.seed.checkpoint(self.name)}", f"data={self.seed.held_out}", rates, *out
+        )
+        shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
+
+
+def whole(folder: Path, make: Callable[[Path], object]) -> Path:
+    """`folder`, made under another name first, so that it is there whole or not at all."""
+    if not folder.exists():
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        make(partial)
+        partial.rename(folder)
+    return folder
+
+
+def do_all(jobs: Sequence[Job], parallel: int) -> None:
+    """So many side by side, sharing the cores out; a line for each that ends, with the time left."""
+    missing = [job for job in jobs if not job.done]
+    if len(missing) < len(jobs):
+        print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are done already", flush=True)
+    workers = max(1, min(parallel, len(missing)))
+    threads, begin = max(1, len(os.sched_getaffinity(0)) // workers), time.monotonic()
+    with ThreadPoolExecutor(workers) as pool:
+        ends = [(job, pool.submit(job.do, threads)) for job in missing]
+        for done, (job, end) in enumerate(ends, 1):
+            try:
+                end.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+            minutes = (time.monotonic() - begin) / 60
+            left = f"about {minutes / done * (len(missing) - done):.0f} minutes left of these"
+            print(f"{job.seed.folder.name} {job.name}: done, {done} of {len(missing)}, {left}", flush=True)
+
+
+def _python(log: Path, threads: int, script: str, *words: str) -> None:
+    """Run one of the project's scripts; what it prints is appended to `log`."""
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    env = {**os.environ, **quiet, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    with log.open("a") as file:
+        done = subprocess.run([sys.executable, str(ROOT / script), *words], env=env, stdout=file, stderr=file)
+    if done.returncode:
+        last = log.read_text().strip().splitlines()[-1]
+        raise ValueError(
+            f"{script} ended with status {done.returncode} ({last}): see {log}; the same command continues"
+        )

@@ -1,0 +1,44 @@
+"""The recipes that the study compares: words of train/run.py, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CONTROL = "control"
+REFERENCE = "uniform"  # its operations are everyone's
+PAPER = "beta"  # what the paper draws from
+FROZEN = ("model.freeze=[vision]",)  # as in the real experiments
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way of uptraining. In `words`, {steps} is the number of steps that its operations afford."""
+
+    name: str
+    about: str
+    words: tuple[str, ...]
+    equal_steps: bool = False  # as many steps as the reference, whatever they cost
+
+    def spelt(self, steps: int) -> list[str]:
+        """The words of a run of so many steps."""
+        return [f"train.steps={steps}", *FROZEN, *(word.replace("{steps}", str(steps)) for word in self.words)]
+
+
+BASE = "base"  # what all start from, trained without pruning
+RECIPES = (
+    Recipe(CONTROL, "rate 0, for as many steps as uniform", ("rate=constant",), equal_steps=True),
+    Recipe("fixed", "always .75", ("rate=constant", "rate.rate=0.75")),
+    Recipe("uniform", "U(0, .9)", ("rate=uniform",)),
+    Recipe("beta", "the paper's kind: Beta around .75", ("rate=beta",)),
+    Recipe("mixture", "a quarter unpruned, else U(0, .9)", ("rate=mixture",)),
+    Recipe("curriculum", "from U(0, .3) to U(0, .9)", ("rate=curriculum", "rate.steps=[0,{steps}]")),
+    Recipe("input", "U(0, .9) by pixels, before the tower", ("method=pixel_delta", "method.prune_at=input")),
+)
+
+
+def named(names: list[str]) -> tuple[Recipe, ...]:
+    """Those recipes, or all of them where none is named. ValueError for one that is unknown."""
+    known = {recipe.name: recipe for recipe in RECIPES}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"recipes={unknown[0]} is unknown: use {', '.join(known)}")
+    return tuple(known[name] for name in names) or RECIPES

@@ -1,0 +1,147 @@
+"""Which recipe holds best under pruning: every one at equal compute, measured on the graded suite, over seeds.
+
+    python scripts/study.py preset=quick [seeds=[0]] [out=runs/study]      two CPU cores
+    python scripts/study.py preset=full [recipes=[uniform,beta]]
+
+For every seed: videos with known answers, a tiny base trained without pruning, and from that base every recipe of
+scripts/recipes/table.py for as many operations as `uniform` takes, and the control for as many steps. Two runs stand
+side by side. A study that was killed continues where it was. Writes `page`, and a figure beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+
+if not __package__:  # run as a file: imports start at the repository root, not in scripts/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from data.synthetic import footage
+from data.synthetic.items import KINDS
+from data.synthetic.suite import CAMERAS, QUALITY, Suite, generate
+from scripts.make_tiny_model import make
+from scripts.recipes.compute import steps_of
+from scripts.recipes.page import write
+from scripts.recipes.runs import Job, Seed, do_all, whole
+from scripts.recipes.table import BASE, named
+from train import cli
+from train.ranges import names, number, pruning_rates
+
+SIZES: dict[str, int | float | bool] = {  # of the tiny model
+    **{"text_width": 128, "text_layers": 3, "text_kv_heads": 4, "text_mlp": 256, "patch": 8, "init": 0.08},
+    **{"vision_width": 64, "vision_depth": 1, "vision_heads": 2, "vision_mlp": 128, "full_attention": True},
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much of everything."""
+
+    train_videos: int
+    held_out_videos: int
+    base_steps: int
+    steps: int  # of the reference recipe
+    suite: Suite
+
+
+@dataclass
+class Options:
+    preset: str = names("quick", "quick", "full")  # how much of everything
+    seeds: list[int] = field(default_factory=lambda: [0])  # of data, weights and runs
+    recipes: list[str] = field(default_factory=list)  # by name; []: all of them
+    suite: str | None = None  # a folder with train/ and held_out/ by make_suite.py, for all seeds; null: made
+    train_videos: int | None = number(None, least=1)  # this to steps: null: the preset's
+    held_out_videos: int | None = number(None, least=1)
+    base_steps: int | None = number(None, least=1)  # of training without pruning
+    steps: int | None = number(None, least=1)  # of uniform
+    rates: list[float] = pruning_rates([0.0, 0.5, 0.75, 0.85, 0.9])  # at which all models are measured
+    out: str = "runs/study"  # folder of data and runs
+    page: str = "docs/recipes.md"  # what is written, a figure of its name beside it
+    parallel: int = number(2, least=1)  # runs side by side, which share the cores
+
+
+def main(options: Options) -> None:
+    recipes, preset, out = named(options.recipes), chosen(options), Path(options.out)
+    check_same(out, options, preset)
+    seeds = [prepared(seed_of(options, number), preset, options.suite is None) for number in options.seeds]
+    rates = tuple(options.rates)
+    base = (f"train.steps={preset.base_steps}", "rate=constant")
+    do_all([Job(seed, BASE, base, rates) for seed in seeds], options.parallel)
+    steps = steps_of(recipes, preset.steps, seeds[0].checkpoint(BASE), seeds[0].train)
+    jobs = [Job(seed, each.name, tuple(each.spelt(steps[each.name])), rates) for seed in seeds for each in recipes]
+    do_all(jobs, options.parallel)
+    write(Path(options.page), seeds, recipes, command(options))
+    print(f"page: {options.page}")
+
+
+def chosen(options: Options) -> Preset:
+    """The preset, with what is given in place of its own."""
+    mine = quick() if options.preset == "quick" else full()
+    given = {name: getattr(options, name) for name in ("train_videos", "held_out_videos", "base_steps", "steps")}
+    return replace(mine, **{name: value for name, value in given.items() if value is not None})
+
+
+def quick() -> Preset:
+    kinds = ("static", "late", "state", "count", "small", "fade")  # the others take a tiny model longer to learn
+    return Preset(3000, 120, 500, 160, Suite(kinds=kinds, items=len(kinds)))
+
+
+def full() -> Preset:
+    clips = tuple(clip for clip in footage.CLIPS if footage.find(clip))
+    backgrounds = ("texture", *clips)
+    suite = Suite(
+        items=len(KINDS), cameras=CAMERAS, qualities=tuple(QUALITY), backgrounds=backgrounds, grids=(8, 16, 32)
+    )
+    return Preset(20_000, 500, 4000, 1500, suite)
+
+
+def seed_of(options: Options, number: int) -> Seed:
+    folder = Path(options.out) / f"seed{number}"
+    return Seed(folder, number, folder if options.suite is None else Path(options.suite))
+
+
+def prepared(seed: Seed, preset: Preset, make_videos: bool) -> Seed:
+    """The seed, once its videos and the random model that its base starts from are there."""
+    if make_videos:
+        for split, videos in (("train", preset.train_videos), ("held_out", preset.held_out_videos)):
+            suite = replace(preset.suite, split=split, seed=seed.number)
+            whole(seed.videos / split, partial(generate, videos=videos, suite=suite))
+    for data in (seed.train, seed.held_out):
+        if not data.is_file():
+            raise ValueError(f"suite={seed.videos} holds no {data}: make it with scripts/make_suite.py")
+    whole(seed.random, lambda folder: make("qwen2_5_vl", folder, seed.number, **SIZES))
+    return seed
+
+
+def check_same(out: Path, options: Options, preset: Preset) -> None:
+    """ValueError where `out` holds runs of another study; else what this one's are made with is noted there."""
+    mine = json.loads(
+        json.dumps({"preset": asdict(preset), "sizes": SIZES, "suite": options.suite, "rates": options.rates})
+    )
+    note = out / "study.json"
+    if note.is_file() and (theirs := json.loads(note.read_text())) != mine:
+        differing = ", ".join(key for key in mine if theirs.get(key) != mine[key])
+        raise ValueError(
+            f"out={out} holds runs of another study (other {differing}): remove it, or give another folder"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(mine, indent=1) + "\n")
+
+
+def command(options: Options) -> str:
+    """That made the page, with what differs from the defaults."""
+    given = [
+        each
+        for each in fields(options)
+        if each.name in ("preset", "seeds") or getattr(options, each.name) != getattr(Options(), each.name)
+    ]
+    return "python scripts/study.py " + " ".join(
+        f"{each.name}={getattr(options, each.name)}" for each in given
+    ).replace(", ", ",")
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)

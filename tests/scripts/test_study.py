@@ -1,0 +1,56 @@
+"""The study of recipes, from its command line: resumable, at equal compute, and honest about spread."""
+
+from __future__ import annotations
+
+import pytest
+
+from scripts import study
+from scripts.recipes.results import Result, versus
+from scripts.recipes.table import RECIPES, named
+from tests.runs import composed
+from train.evaluation.answers import Answer
+
+KIND = {f"{video:05d}-static": "static" for video in range(200)}
+
+
+def result(name: str, seed: int, right: float, rate: float = 0.5) -> Result:
+    answers = [
+        Answer(sample, rate, sample, float(place < right * 200), "greedy", "", 1.0, 1, 1, 1)
+        for place, sample in enumerate(KIND)
+    ]
+    return Result(name, seed, tuple(answers), KIND, 1, 1.0)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_every_recipe_is_a_run(recipe):
+    config = composed("+experiment=study", "model.path=m", "data.train=d", *recipe.spelt(40))
+    assert config.train.steps == 40 and config.model.freeze == ["vision"]
+
+
+def test_a_difference_counts_above_its_spread_only():
+    steady = versus([result("a", seed, 0.8) for seed in (0, 1)], [result("b", seed, 0.6) for seed in (0, 1)])
+    assert steady.exceeds and steady.mean == pytest.approx(0.2) and steady.paired.p < 0.01
+    unsteady = versus([result("a", 0, 0.9), result("a", 1, 0.7)], [result("b", 0, 0.5), result("b", 1, 0.9)])
+    assert unsteady.exceeds is False and unsteady.spread > abs(unsteady.mean)
+    assert versus([result("a", 0, 0.9)], [result("b", 0, 0.5)]).exceeds is None
+
+
+def test_an_unknown_recipe_is_named():
+    with pytest.raises(ValueError, match="recipes=best is unknown: use control, fixed"):
+        named(["best"])
+
+
+@pytest.mark.slow
+def test_a_study_continues_where_it_was_killed_and_repeats_nothing(tmp_path, capsys):
+    small = {"train_videos": 8, "held_out_videos": 2, "base_steps": 1, "steps": 2, "recipes": ["uniform", "fixed"]}
+    options = study.Options(out=str(tmp_path / "out"), page=str(tmp_path / "page.md"), rates=[0.0, 0.75], **small)
+    study.main(options)
+    page = (tmp_path / "page.md").read_text()
+    rows = {line.split("|")[1].strip(): line.split("|") for line in page.splitlines() if line.startswith("| ")}
+    assert {"base", "uniform", "fixed"} <= rows.keys() and (tmp_path / "page.png").is_file()
+    (tmp_path / "out/seed0/fixed/result.json").unlink()  # as if killed in its evaluation
+    capsys.readouterr()
+    study.main(options)
+    assert "1 of 2 runs are done already" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"runs of another study \(other preset\)"):
+        study.main(study.Options(out=options.out, page=options.page, rates=[0.0, 0.75], **small | {"steps": 3}))
