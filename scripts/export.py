@@ -40,6 +40,7 @@ class Options:
     checkpoint: str | None = None  # default: the run's newest
     results: list[str] = field(default_factory=list)  # JSON of scripts/evaluate.py for the card, this checkpoint's last
     adapter: bool = False  # of a LoRA run the adapter alone, where it would be merged
+    ema: bool = False  # the average of the weights that train.ema has kept, not the weights themselves
     push: str | None = None  # user/name on the Hub
     private: bool = False  # of a repository that is pushed to
     base_model: str | None = None  # Hub id for the card; default: model.path, where it is one
@@ -53,6 +54,7 @@ class Trained:
 
     config: Config
     checkpoint: Path
+    weights: Path  # in it, or their average
     base: Path  # folder of the model that was trained
 
 
@@ -61,9 +63,9 @@ def main(options: Options) -> None:
     run, out = Path(options.run), Path(options.out)
     config = run_config(run)
     checkpoint = Path(options.checkpoint) if options.checkpoint else newest(run)
-    measured = measured_by(run, checkpoint, options.results)
-    policy = replace(policy_of(config), weights=identity(checkpoint, options.adapter), curve=by_rate(measured))
-    trained = Trained(config, checkpoint, base_folder(config))
+    measured = measured_by(run, checkpoint, options)
+    policy = replace(policy_of(config), weights=identity(checkpoint, options), curve=by_rate(measured))
+    trained = Trained(config, checkpoint, weights_of(checkpoint, options.ema), base_folder(config))
     about = about_of(options, trained)
     if not exported(out, policy):
         write(trained, policy, out, about)
@@ -106,12 +108,20 @@ def newest(run: Path) -> Path:
     return found[-1]
 
 
-def measured_by(run: Path, checkpoint: Path, results: list[str]) -> Measured:
-    """What was measured on request, else during the run: at its beginning and at the checkpoint."""
-    if results:
-        curves = [from_results(Path(path)) for path in results]
+def weights_of(checkpoint: Path, ema: bool) -> Path:
+    """The folder of what is exported. ValueError where no average was kept."""
+    folder = checkpoint / ("ema" if ema else "model")
+    if not folder.is_dir():
+        raise ValueError(f"ema=true: {checkpoint} holds no average of the weights: train with train.ema=0.999")
+    return folder
+
+
+def measured_by(run: Path, checkpoint: Path, options: Options) -> Measured:
+    """What was measured on request, else during the run: at its beginning and at the checkpoint, never its average."""
+    if options.results:
+        curves = [from_results(Path(path)) for path in options.results]
         return Measured(curves, curves[-1])
-    found, step = evaluations(run), step_of(checkpoint)
+    found, step = evaluations(run), -1 if options.ema else step_of(checkpoint)
     return Measured([found[each] for each in sorted({*list(found)[:1], step} & found.keys())], found.get(step))
 
 
@@ -120,13 +130,13 @@ def by_rate(measured: Measured) -> dict[str, float]:
     return {f"{rate:g}": value for rate, value in sorted(measured.own.accuracy.items())} if measured.own else {}
 
 
-def identity(checkpoint: Path, adapter: bool) -> str:
-    """Other for every checkpoint of every run, and for an adapter."""
+def identity(checkpoint: Path, options: Options) -> str:
+    """Other for every checkpoint of every run, for an adapter and for an average."""
     manifest = checkpoint / NAME
     if not manifest.is_file():
         raise ValueError(f"checkpoint={checkpoint} holds no {NAME}: give a finished one, .../checkpoints/step_NNNNNNNN")
     digest = hashlib.blake2b(manifest.read_bytes(), digest_size=8).hexdigest()
-    return f"{checkpoint.name} {digest}{' adapter' if adapter else ''}"
+    return f"{checkpoint.name} {digest}{' adapter' * options.adapter}{' ema' * options.ema}"
 
 
 def exported(out: Path, policy: Policy) -> bool:
@@ -150,9 +160,9 @@ def write(trained: Trained, policy: Policy, out: Path, about: About) -> None:
     """All but the card and `evs.json`."""
     out.mkdir(parents=True, exist_ok=True)
     if about.adapter:
-        write_adapter(trained.checkpoint / "model", out, about.base_model)
+        write_adapter(trained.weights, out, about.base_model)
     else:
-        write_weights(trained.config.model, trained.checkpoint / "model", out)
+        write_weights(trained.config.model, trained.weights, out)
         check_shapes(trained.base, out)
     copy_companions(trained.base, out)
     write_processor(out, policy)

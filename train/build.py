@@ -29,6 +29,7 @@ from evs.methods import Method
 from evs.methods.base import depth
 from evs.rates import RateDistribution
 from evs.survivors import check_place
+from train.average import Average
 from train.config import (
     TOWERS,
     Config,
@@ -135,7 +136,9 @@ def assemble(ready: Prepared) -> Run:
     model = build_model(config.model, weight_dtype(config), config.seed)
     bare = UptrainTask(model, adapter_for(base_model(model), config.model.scheme), ready.method, config.train.distill)
     task, optimizer = engine.prepare(bare, build_optimizer(bare, config.optim))
-    checkpoints = Checkpoints(engine, run_dir / "checkpoints", config.train.keep, task, optimizer, ready.shape)
+    average = build_average(bare, optimizer, config.train.ema)
+    folder, keep = run_dir / "checkpoints", config.train.keep
+    checkpoints = Checkpoints(engine, folder, keep, task, optimizer, ready.shape, average)
     if origin.checkpoint and origin.saved:
         checkpoints.load(origin.checkpoint, origin.saved)
     sizes = ready.learned.index.sizes
@@ -170,6 +173,15 @@ def audited(ready: Prepared) -> tuple[Quarantined, ...]:
     """Rows to train or to evaluate on that were put aside; each once, though both may lie in one file."""
     both = (ready.learned, ready.held_out)
     return tuple(dict.fromkeys(lost for usable in both if usable is not None for lost in usable.lost))
+
+
+def build_average(task: nn.Module, optimizer: Any, decay: float | None) -> Average | None:
+    """Of the task's trained weights after every step of the optimizer; None without a decay."""
+    if decay is None:
+        return None
+    average = Average(task, decay)
+    optimizer.optimizer.register_step_post_hook(lambda *_: average.update())
+    return average
 
 
 def check_usable(config: Config, learned: Usable, held_out: Usable | None) -> None:

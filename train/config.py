@@ -33,6 +33,7 @@ class LoraConfig:
     r: int | None = number(None, least=1)  # rank; null: no LoRA, all weights are trained
     alpha: int = number(128, least=1)  # its scale is alpha / r
     dropout: float = number(0.05, least=0, below=1)  # before the adapters
+    dora: bool = False  # DoRA: the length of every weight's columns is trained apart from their direction
     # Over module names. Not the output projection of a Mamba mixer: the kernel for training reads its weight directly,
     # and LoRA in the module would be skipped silently.
     targets: str = ruled(
@@ -149,6 +150,7 @@ class TrainConfig:
     save_every: int = number(500, least=1)  # steps
     keep: int = number(2, least=1)  # checkpoints
     log_every: int = number(10, least=1)  # steps
+    ema: float | None = number(None, above=0, below=1)  # decay of an average of the weights, saved beside them
     max_bad_steps: int = number(5, least=1)  # in a row whose loss or gradient is not finite: skipped, then the run ends
     signals: list[str] = names(["SIGTERM", "SIGUSR1", "SIGUSR2"], *SIGNALS)  # save, and exit with status 85
 
@@ -249,6 +251,16 @@ def _in_training(config: Config) -> Iterator[tuple[bool, str]]:
     yield (
         set(model.freeze) == set(TOWERS) and model.lora.r is None,
         f"model.freeze={model.freeze} leaves nothing to train: unfreeze a tower or set model.lora.r",
+    )
+    yield (
+        model.lora.dora and model.lora.r is None,
+        "model.lora.dora=true has no effect without LoRA: set model.lora.r",
+    )
+    yield (
+        train.ema is not None and engine.name.startswith("zero"),
+        f"train.ema={train.ema:g} needs whole weights on every rank: use engine=none or engine=ddp"
+        if train.ema is not None
+        else "",
     )
     for tower in ("vision", "merger"):
         lr = getattr(optim, f"{tower}_lr")

@@ -54,10 +54,14 @@ def fit_for_training(model: Any, config: ModelConfig) -> nn.Module:
 
 def _with_lora(model: nn.Module, lora: LoraConfig) -> nn.Module:
     assert lora.r is not None
-    return get_peft_model(
-        model,
-        peft.LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets),
+    adapter = peft.LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_dora=lora.dora,
+        target_modules=lora.targets,
     )
+    return get_peft_model(model, adapter)
 
 
 def build_empty_model(config: ModelConfig, dtype: torch.dtype) -> nn.Module:

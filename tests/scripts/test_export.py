@@ -105,7 +105,10 @@ def test_a_lora_run_exports_merged(words, checkpoint, tmp_path):
     assert changed and all("language_model" in name and "proj" in name for name in changed)
 
 
-@pytest.mark.parametrize("lora", [[], ["model.lora.r=4", "model.lora.alpha=8", "optim.lr=0.1"]], ids=["full", "lora"])
+LORA = ["model.lora.r=4", "model.lora.alpha=8", "optim.lr=0.1"]
+
+
+@pytest.mark.parametrize("lora", [[], LORA, [*LORA, "model.lora.dora=true"]], ids=["full", "lora", "dora"])
 def test_the_export_answers_as_the_trained_model_does(words, tmp_path, lora):
     config = composed(*words("engine.precision=fp32", "train.steps=2", *lora))
     run = build_run(config)

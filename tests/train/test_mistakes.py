@@ -74,6 +74,8 @@ RANGES = {
     "optim.betas=[0.9,1.5]": "optim.betas=1.5 must be at least 0 and below 1",
     "model.lora.r=0": "model.lora.r=0 must be at least 1",
     "model.lora.dropout=1": "model.lora.dropout=1.0 must be at least 0 and below 1",
+    "model.lora.dora=true": "model.lora.dora=true has no effect without LoRA: set model.lora.r",
+    "train.ema=1": "train.ema=1.0 must be above 0 and below 1",
     "eval.limit=-2": "eval.limit=-2 must be at least 1",
     "eval.limit=0": "eval.limit=0 must be at least 1",
     "eval.rates=[0,1]": "eval.rates=1.0 must be at least 0 and below 1",

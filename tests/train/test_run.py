@@ -107,10 +107,12 @@ def test_every_shipped_experiment_takes_a_step_with_a_tiny_model(words, experime
     trained(*words("train.steps=1", "train.batch_size=1", family=family, experiment=experiment))
 
 
-def test_lora_trains_adapters_alone(words, tmp_path):
-    trained(*words("model.lora.r=4", "model.lora.alpha=8", "train.steps=2"))
+@pytest.mark.parametrize("dora", ["false", "true"])
+def test_lora_trains_adapters_alone(words, tmp_path, dora):
+    trained(*words("model.lora.r=4", "model.lora.alpha=8", f"model.lora.dora={dora}", "train.steps=2"))
     saved = complete(tmp_path / "run" / "checkpoints")[-1] / "model"
-    assert all("lora_" in name for name in load_file(saved / "adapter_model.safetensors"))
+    names = load_file(saved / "adapter_model.safetensors")
+    assert all("lora_" in name for name in names) and any("magnitude" in name for name in names) == (dora == "true")
 
 
 def test_a_budgeted_run_fills_its_micro_batches_and_resumes_exactly(words, tmp_path):

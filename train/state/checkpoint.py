@@ -2,6 +2,7 @@
 
 run_dir/checkpoints/step_00000500/state/         what resuming needs, in the engine's own format
                                   model/         weights that from_pretrained reads (or a LoRA adapter's)
+                                  ema/           their average, where train.ema asks for one
                                   manifest.json  sizes, checksums and the run's shape; written last
                                   score.json     mean accuracy over rates, where the step was evaluated
 """
@@ -22,6 +23,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor
 
+from train.average import Average
 from train.state import manifest
 from train.state.health import weights_are_finite
 from train.state.manifest import Manifest
@@ -29,6 +31,7 @@ from train.state.ranks import on_main
 from train.state.storage import load_resharded, load_state, save_state
 from train.task import UptrainTask
 
+AVERAGE = "average.safetensors"
 FULL = 16 << 20  # bytes; where less is free a failed write is taken for a full disk
 
 
@@ -42,6 +45,7 @@ class Checkpoints:
     task: torch.nn.Module
     optimizer: Any
     shape: dict[str, Any]
+    average: Average | None = None
 
     def save(self, step: int) -> Path:
         """Write the state after `step` steps; every rank must call it.
@@ -57,7 +61,11 @@ class Checkpoints:
             save_state(self.engine, self.task, self.optimizer, partial / "state")
             state = self.engine.get_state_dict(self.task)
             if self.engine.is_main_process:
-                save_weights(self.engine.unwrap_model(self.task), state, partial / "model")
+                task = self.engine.unwrap_model(self.task)
+                save_weights(task, state, partial / "model")
+                if self.average is not None:
+                    self.average.save(partial / "state" / AVERAGE)
+                    save_weights(task, self.average.into(state), partial / "ema")
             self.engine.wait_for_everyone()
             manifest.seal(self.engine, partial, step, self.shape)
         on_main(self.engine, lambda: self._publish(partial, final))
@@ -76,6 +84,8 @@ class Checkpoints:
     def load(self, checkpoint: Path, saved: Manifest) -> None:
         """Restore the weights and the optimizer, whatever the number of ranks that saved them."""
         ranks, folder = saved.shape["world"]["ranks"], checkpoint / "state"
+        if self.average is not None:
+            self.average.load(folder / AVERAGE)
         if ranks == self.engine.num_processes or not (folder / "latest").exists():
             load_state(self.engine, self.task, self.optimizer, folder)
         else:

@@ -12,7 +12,7 @@ from torch import nn
 
 from train.config import Config
 
-FIXED = ("model", "engine")  # a checkpoint cannot be loaded into another one of these
+FIXED = ("model", "average", "engine")  # a checkpoint cannot be loaded into another one of these
 
 
 def shape_of(config: Config, world: int, empty: nn.Module) -> dict[str, Any]:
@@ -32,6 +32,7 @@ def shape_of(config: Config, world: int, empty: nn.Module) -> dict[str, Any]:
         "frames": {key: getattr(data, key) for key in FRAMES},
         "model": {"weights": _fingerprint_of(empty), "freeze": sorted(config.model.freeze)}
         | {"lora": asdict(config.model.lora) if config.model.lora.r is not None else None},
+        "average": train.ema,
         "engine": {"state": _state(config.engine.name), "precision": config.engine.precision},
         "world": {"ranks": world, "accumulation": train.accumulation},
     }
