@@ -2,16 +2,18 @@
 
 from evs.methods.evs import FrameDelta
 from evs.prune import keep_mask, prune
-from evs.rates import Beta, Choice, Constant, Curriculum, Mixture, Uniform, draw
+from evs.rates import Adaptive, Beta, Choice, Constant, Curriculum, FrameBeta, Mixture, Uniform, draw
 from evs.select import keep_count, select
 from evs.types import DecoderInputs, Grid
 
 __all__ = [
+    "Adaptive",
     "Beta",
     "Choice",
     "Constant",
     "Curriculum",
     "DecoderInputs",
+    "FrameBeta",
     "FrameDelta",
     "Grid",
     "Mixture",

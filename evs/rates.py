@@ -10,8 +10,8 @@ import hashlib
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -105,6 +105,30 @@ class Beta:
 
 
 @dataclass(frozen=True)
+class FrameBeta:
+    """A Beta distribution over what each video can lose: none to all but one of its temporal grids.
+
+    `icdf` is of the share of that; `of_videos` makes it the rate of a video. `mode` is a share too.
+    """
+
+    mode: float = 0.75
+    concentration: float = 6.0
+
+    def __post_init__(self) -> None:
+        self._shares()
+
+    def icdf(self, u: Tensor) -> Tensor:
+        return self._shares().icdf(u)
+
+    def of_videos(self, share: float, grids: Sequence[int]) -> list[float]:
+        """The rates of videos of so many temporal grids, at most (T - 1) / T."""
+        return [share * (count - 1) / count for count in grids]
+
+    def _shares(self) -> Beta:
+        return Beta(self.mode, self.concentration, 0.0, 1 - 2**-20)
+
+
+@dataclass(frozen=True)
 class Mixture:
     """One of several distributions, with probabilities proportional to `weights` (equal without).
 
@@ -117,6 +141,7 @@ class Mixture:
 
     def __post_init__(self) -> None:
         _check_weights(self.weights, len(self.components), "components")
+        _check_parts(self.components)
 
     def icdf(self, u: Tensor) -> Tensor:
         edges = _edges(self.weights, len(self.components))
@@ -140,6 +165,7 @@ class Curriculum:
 
     def __post_init__(self) -> None:
         _check_weights(None, len(self.stages), "stages")
+        _check_parts(self.stages)
         steps = list(self.steps or ())
         if len(steps) != len(self.stages) or steps[0] != 0 or sorted({*steps}) != steps:
             raise ValueError(
@@ -158,6 +184,54 @@ class Curriculum:
 
     def icdf(self, u: Tensor) -> Tensor:
         return Mixture(self.stages).icdf(u)
+
+
+@dataclass
+class Adaptive:
+    """Rates from `low` to `high`, more of them where a model loses more by pruning.
+
+    Between each two of `edges` all rates are equally likely. As likely as its length is a part to the share `floor`;
+    the rest goes to the parts by length times what their loss is above that of the first. Losses come by `learn`; until
+    then all rates are equally likely.
+    """
+
+    low: float = 0.0
+    high: float = 0.9
+    floor: float = 0.25
+    memory: float = 0.8  # what a part's loss keeps of itself when it hears a new one
+    edges: Sequence[float] = (0.0, 0.3, 0.6, 0.9, 1.0)
+    losses: list[float | None] = field(default_factory=list)  # by part, None where nothing was heard
+
+    def __post_init__(self) -> None:
+        Uniform(self.low, self.high)
+        for name in ("floor", "memory"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"adaptive {name}={getattr(self, name)}: give a number above 0 and below 1")
+        if self.low == self.high:
+            raise ValueError(f"adaptive rates from {self.low} to {self.high} leave nothing to adapt: use rate=constant")
+        self.losses = self.losses or [None] * (len(self.edges) - 1)
+
+    def learn(self, losses: Sequence[float | None]) -> None:
+        """The mean loss of late at the rates of every part; None where there was none."""
+        for part, (old, new) in enumerate(zip(self.losses, losses, strict=True)):
+            if new is not None and math.isfinite(new):
+                self.losses[part] = new if old is None else self.memory * old + (1 - self.memory) * new
+
+    def icdf(self, u: Tensor) -> Tensor:
+        ends = torch.tensor(self.edges, dtype=torch.float64).clamp(self.low, self.high)
+        cdf = torch.cat([ends.new_zeros(1), torch.cumsum(self._mass(ends.diff()), 0)])
+        return _interpolate(u.double(), cdf / cdf[-1], ends).clamp(self.low, self.high).to(u.dtype)
+
+    def _mass(self, width: Tensor) -> Tensor:
+        """Of every part."""
+        heard = [i for i, loss in enumerate(self.losses) if loss is not None and width[i] > 0]
+        above = torch.zeros_like(width)
+        for i in heard:
+            above[i] = max(0.0, cast(float, self.losses[i]) - cast(float, self.losses[heard[0]]))
+        extra = above * width
+        if extra.sum() == 0:
+            return width
+        return self.floor * width / width.sum() + (1 - self.floor) * extra / extra.sum()
 
 
 @dataclass(frozen=True)
@@ -201,6 +275,12 @@ def _check_weights(weights: Sequence[float] | None, n: int, what: str) -> None:
         raise ValueError(f"no {what} to choose from: give at least one")
     if weights is not None and (len(weights) != n or min(weights) <= 0 or not math.isfinite(sum(weights))):
         raise ValueError(f"weights {list(weights)} do not fit {n} {what}: give {n} positive numbers")
+
+
+def _check_parts(parts: Sequence[RateDistribution]) -> None:
+    for part in parts:
+        if isinstance(part, FrameBeta | Adaptive | Curriculum):
+            raise ValueError(f"{type(part).__name__} holds alone, not as a part of another distribution: use rate=")
 
 
 def _edges(weights: Sequence[float] | None, n: int) -> Tensor:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evs import Beta, Choice, Constant, Curriculum, Mixture, Uniform, draw
+from evs import Adaptive, Beta, Choice, Constant, Curriculum, FrameBeta, Mixture, Uniform, draw
 
 DISTRIBUTIONS = [
     Constant(0.75),
@@ -13,6 +13,8 @@ DISTRIBUTIONS = [
     Beta(0.95, 4, high=0.95),
     Mixture([Constant(0.0), Uniform(0.5, 0.9)], [1, 3]),
     Curriculum([Uniform(0.0, 0.3), Uniform(0.0, 0.9), Constant(0.5)], [0, 100, 300]),
+    FrameBeta(1 - 1e-3),
+    Adaptive(0.1, 0.99, losses=[1.0, 2.0, None, 5.0]),
 ]
 
 
@@ -58,6 +60,27 @@ def test_stages_that_are_not_smooth_change_at_their_step():
     assert [draw(dist, 1, seed=0, step=step).item() for step in (0, 9, 10, 99)] == [0.0, 0.0, 0.75, 0.75]
 
 
+def test_frame_beta_takes_all_but_one_grid_of_a_video_at_most():
+    dist, grids = FrameBeta(0.75, 6), [1, 2, 16, 64]
+    shares = dist.icdf(torch.linspace(0, 1, 1001, dtype=torch.float64)[:-1])
+    rates = torch.tensor([dist.of_videos(share, grids) for share in shares.tolist()])
+    most = torch.tensor([(count - 1) / count for count in grids])
+    assert (rates <= most).all() and (rates[-1] > 0.9 * most).sum() == 3 and (rates[:, 0] == 0).all()
+    torch.testing.assert_close(shares, Beta(0.75, 6, 0.0, 1 - 2**-20).icdf(torch.arange(1000).double() / 1000))
+
+
+def test_adaptive_rates_follow_the_loss_above_that_of_the_lowest_and_keep_a_floor():
+    dist = Adaptive(0.0, 0.9, floor=0.3, memory=0.5)
+    u = (torch.arange(30_000, dtype=torch.float64) + 0.5) / 30_000
+    torch.testing.assert_close(dist.icdf(u), Uniform(0.0, 0.9).icdf(u))
+    dist.learn([1.0, 1.0, 2.0, None])
+    shares = torch.histc(dist.icdf(u), 3, 0.0, 0.9) / len(u)
+    torch.testing.assert_close(shares.float(), torch.tensor([0.1, 0.1, 0.8]), atol=1e-3, rtol=0)
+    dist.learn([None, 2.0, 1.0, None])  # half forgotten: both are now .5 above the first
+    shares = torch.histc(dist.icdf(u), 3, 0.0, 0.9) / len(u)
+    torch.testing.assert_close(shares.float(), torch.tensor([0.1, 0.45, 0.45]), atol=1e-3, rtol=0)
+
+
 def test_draws_leave_the_global_generator_alone():
     torch.manual_seed(0)
     before = torch.get_rng_state()
@@ -84,6 +107,12 @@ def test_a_stratified_step_covers_the_range(step):
         lambda: Beta(0.5, 1.0),
         lambda: Mixture([]),
         lambda: Curriculum([]),
+        lambda: Mixture([FrameBeta()]),
+        lambda: Curriculum([Adaptive()], [0]),
+        lambda: FrameBeta(1.0),
+        lambda: Adaptive(0.0, 1.0),
+        lambda: Adaptive(0.5, 0.5),
+        lambda: Adaptive(floor=0),
         lambda: Curriculum([Uniform(), Constant(0.5)]),
         lambda: Curriculum([Uniform(), Constant(0.5)], [0, 0]),
     ],
