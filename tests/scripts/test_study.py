@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scripts import study
+from scripts.recipes import page
 from scripts.recipes.results import Result, versus
 from scripts.recipes.table import RECIPES, named
 from tests.runs import composed
@@ -13,9 +14,10 @@ from train.evaluation.answers import Answer
 KIND = {f"{video:05d}-static": "static" for video in range(200)}
 
 
-def result(name: str, seed: int, right: float, rate: float = 0.5) -> Result:
+def result(name: str, seed: int, right: float, rates: tuple[float, ...] = (0.5,)) -> Result:
     answers = [
         Answer(sample, rate, sample, float(place < right * 200), "greedy", "", 1.0, 1, 1, 1)
+        for rate in rates
         for place, sample in enumerate(KIND)
     ]
     return Result(name, seed, tuple(answers), KIND, 1, 1.0)
@@ -35,6 +37,15 @@ def test_a_difference_counts_above_its_spread_only():
     assert versus([result("a", 0, 0.9)], [result("b", 0, 0.5)]).exceeds is None
 
 
+def test_a_study_that_tells_nothing_apart_says_so():
+    seeds = (0, 1)
+    found = {name: [result(name, seed, 0.5, (0.0, 0.75)) for seed in seeds] for name in ("base", "control", "uniform")}
+    found["beta"] = [result("beta", 0, 0.45, (0.0, 0.75)), result("beta", 1, 0.54, (0.0, 0.75))]
+    said = " ".join(page.words(found))
+    assert page.winner(found) == "uniform" and "is +0.5 points above `beta` (± 6.4), which does not count" in said
+    assert "Not told apart from `uniform`: `control`, `beta`." in said and "`base` loses 0.0 points" in said
+
+
 def test_an_unknown_recipe_is_named():
     with pytest.raises(ValueError, match="recipes=best is unknown: use control, fixed"):
         named(["best"])
@@ -45,8 +56,8 @@ def test_a_study_continues_where_it_was_killed_and_repeats_nothing(tmp_path, cap
     small = {"train_videos": 8, "held_out_videos": 2, "base_steps": 1, "steps": 2, "recipes": ["uniform", "fixed"]}
     options = study.Options(out=str(tmp_path / "out"), page=str(tmp_path / "page.md"), rates=[0.0, 0.75], **small)
     study.main(options)
-    page = (tmp_path / "page.md").read_text()
-    rows = {line.split("|")[1].strip(): line.split("|") for line in page.splitlines() if line.startswith("| ")}
+    text = (tmp_path / "page.md").read_text()
+    rows = {line.split("|")[1].strip(): line.split("|") for line in text.splitlines() if line.startswith("| ")}
     assert {"base", "uniform", "fixed"} <= rows.keys() and (tmp_path / "page.png").is_file()
     (tmp_path / "out/seed0/fixed/result.json").unlink()  # as if killed in its evaluation
     capsys.readouterr()
