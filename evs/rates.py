@@ -108,7 +108,7 @@ class Beta:
 class FrameBeta:
     """A Beta distribution over what each video can lose: none to all but one of its temporal grids.
 
-    `icdf` is of the share of that; `of_videos` makes it the rate of a video. `mode` is a share too.
+    `icdf` is of the share of that; `of_video` makes it the rate of a video. `mode` is a share too.
     """
 
     mode: float = 0.75
@@ -120,9 +120,9 @@ class FrameBeta:
     def icdf(self, u: Tensor) -> Tensor:
         return self._shares().icdf(u)
 
-    def of_videos(self, share: float, grids: Sequence[int]) -> list[float]:
-        """The rates of videos of so many temporal grids, at most (T - 1) / T."""
-        return [share * (count - 1) / count for count in grids]
+    def of_video(self, share: float, grids: int) -> float:
+        """The rate of a video of so many temporal grids (T), at most (T - 1) / T."""
+        return share * (grids - 1) / grids
 
     def _shares(self) -> Beta:
         return Beta(self.mode, self.concentration, 0.0, 1 - 2**-20)
@@ -247,16 +247,24 @@ class _Between:
 
 
 def draw(
-    dist: RateDistribution, n: int, *, seed: int, step: int, stratified: bool = True, levels: int | None = None
+    dist: RateDistribution,
+    n: int,
+    *,
+    seed: int,
+    step: int,
+    place: int | None = None,
+    stratified: bool = True,
+    levels: int | None = None,
 ) -> Tensor:
-    """[n] float64 rates on the CPU, a function of the arguments alone.
+    """[n] float64 rates on the CPU, a function of the arguments alone: of a step, or of one place in it.
 
     Stratified, the n quantiles fall one into each n-th of [0, 1), ascending from a random one on, so that the
     micro-batches of one optimizer step cover the distribution, and ranks that share a turn draw neighbouring rates and
     wait little for each other. With `levels`, only so many quantiles are ever drawn, the lowest and the
     highest among them, so that kept counts recur.
     """
-    key = hashlib.blake2b(f"rates/{seed}/{step}".encode(), digest_size=8).digest()
+    name = f"rates/{seed}/{step}" if place is None else f"rates/{seed}/{step}/{place}"
+    key = hashlib.blake2b(name.encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
     u = torch.rand(n, dtype=torch.float64, generator=generator)
     if stratified:

@@ -22,12 +22,12 @@ from data.containment import Limits
 from data.encode import Encoder
 from data.loader import Planned, Step, step_loader
 from data.loads import Price
-from data.sizes import Sizes
+from data.sizes import KeptCounts, Sizes
 from data.types import Quarantined, Sample
 from evs.adapters import adapter_for, towers_of
 from evs.methods import Method
 from evs.methods.base import depth
-from evs.rates import RateDistribution
+from evs.rates import Adaptive, FrameBeta, RateDistribution
 from evs.survivors import check_place
 from train.average import Average
 from train.config import (
@@ -112,7 +112,7 @@ def prepare(config: Config) -> Prepared:
     on_main(engine, lambda: check_usable(config, learned, held_out))
     shape["data"] = learned.fingerprint
     origin.check(engine, shape, config.resume_changes)
-    kept = partial(kept_counts, method)
+    kept = build_kept(method, rates)
     plan = build_plan(config, engine, learned, rates=rates, method=method, empty=empty)
     forecast = None
     if config.data.audit and config.preflight != "off":
@@ -138,7 +138,7 @@ def assemble(ready: Prepared) -> Run:
     task, optimizer = engine.prepare(bare, build_optimizer(bare, config.optim))
     average = build_average(bare, optimizer, config.train.ema)
     folder, keep = run_dir / "checkpoints", config.train.keep
-    checkpoints = Checkpoints(engine, folder, keep, task, optimizer, ready.shape, average)
+    checkpoints = Checkpoints(engine, folder, keep, task, optimizer, ready.shape, average, ready.rates)
     if origin.checkpoint and origin.saved:
         checkpoints.load(origin.checkpoint, origin.saved)
     sizes = ready.learned.index.sizes
@@ -239,7 +239,7 @@ def build_plan(
     if train.token_budget is None:
         samples = len(learned.samples)
         return Plan(samples, train.batch_size, train.accumulation, world, rank, config.seed, mixture=learned.mixture)
-    sizes, allowed, price, kept = learned.index.sizes, None, None, partial(kept_counts, method)
+    sizes, allowed, price, kept = learned.index.sizes, None, None, build_kept(method, rates)
     if train.cost_budget is not None:
         price = build_price(config, empty, sizes, method)
         tokens = sizes.in_views(np.arange(len(sizes)), rates.lowest(), kept)
@@ -270,20 +270,39 @@ def freed_patches(method: Method, architecture: Any) -> int | None:
     return architecture.vision_config.spatial_merge_size**2 if before == 0 else 0
 
 
+def build_kept(method: Method, rates: StepRates) -> KeptCounts:
+    """Tokens kept of videos at a drawn rate, which may be a share of what each of them can lose."""
+    distribution, counts = rates.distribution, partial(kept_counts, method)
+    if not isinstance(distribution, FrameBeta):
+        return counts
+
+    def kept(grids_V: np.ndarray, tokens_V: np.ndarray, share: float) -> np.ndarray:
+        found_V = np.zeros_like(grids_V)
+        for grids in np.unique(grids_V):
+            of = grids_V == grids
+            found_V[of] = counts(grids_V[of], tokens_V[of], distribution.of_video(share, int(grids)))
+        return found_V
+
+    return kept
+
+
 def kept_counts(method: Method, grids_V: np.ndarray, tokens_V: np.ndarray, rate: float) -> np.ndarray:
     """The method's counts, for data's arrays."""
     return method.counts(torch.from_numpy(grids_V), torch.from_numpy(tokens_V), rate).numpy()
 
 
 def build_step_rates(config: Config, world: int) -> StepRates:
-    train = config.train
+    train, distribution = config.train, build_rates(config.rate)
+    if isinstance(distribution, Adaptive) and train.token_budget is not None:
+        raise ValueError("rate=adaptive is not known when batches are planned: leave out train.token_budget")
     rates = StepRates(
-        build_rates(config.rate),
+        distribution,
         world * train.accumulation,
         config.seed,
         train.rate_levels,
         views=train.views,
         anchor=train.anchor_rate,
+        per_video=train.rate_per_video,
     )
     least, anchor, distill = rates.lowest()[0], train.anchor_rate, train.distill
     if distill.weight and distill.teacher == "view" and anchor is not None and least < anchor:

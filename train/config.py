@@ -141,6 +141,7 @@ class TrainConfig:
     lookahead: int = number(256, least=1)  # samples beyond a step's own among which those that fit are looked for
     accumulation: int = number(1, least=1)  # micro-batches a step, each with its own rate
     rate_levels: int | None = number(64, least=2)  # rates that are ever drawn, so that lengths recur; null: any
+    rate_per_video: bool = False  # each video of a micro-batch draws its own; budgets count it at the lowest
     # How often the language model reads in a step what is decoded and seen by the vision tower once: at one rate from
     # each of as many equal shares of the distribution. The loss is the mean over these views.
     views: int = number(1, least=1)

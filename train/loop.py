@@ -26,7 +26,7 @@ from train.state.health import Health, finite, poisoned
 from train.state.signals import Stop, agreed, noted
 from train.state.watchdog import Watchdog
 from train.task import StepOutput, count_targets
-from train.views import StepRates, Views
+from train.views import Rate, StepRates, Views
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ def _paused(parts: Parts) -> Iterator[None]:
 
 def _train_step(parts: Parts, step: int, data: Step, config: Config, stop: Stop) -> int:
     """One optimizer step, left out on all ranks where its gradient is not finite; the exit status they agreed on."""
-    engine, rates = parts.engine, _rates(parts, step)
-    losses = _accumulate(parts, step, data, config.seed)
+    engine, rates = parts.engine, _rates(parts, step, data.batches)
+    losses = _accumulate(parts, step, data, rates, config.seed)
     parts.watchdog.at("optimizer")
     with parts.meter.span("optimizer"):
         norm, status = agreed(engine, engine.clip_grad_norm_(parts.task.parameters(), config.optim.clip), stop)
@@ -131,12 +131,20 @@ def _train_step(parts: Parts, step: int, data: Step, config: Config, stop: Stop)
     return status
 
 
-def _rates(parts: Parts, step: int) -> list[tuple[float, ...]]:
+def _rates(parts: Parts, step: int, batches: Sequence[Batch]) -> list[tuple[Rate, ...]]:
     """Of this rank's micro-batches, one a view."""
-    return parts.rates(step)[parts.engine.process_index :: parts.engine.num_processes]
+    grids = [batch.video_grid_thw_V3[:, 0].tolist() for batch in batches]
+    return [parts.rates.of_batch(step, _place(parts.engine, turn), each) for turn, each in enumerate(grids)]
 
 
-def _accumulate(parts: Parts, step: int, data: Step, seed: int) -> list[torch.Tensor]:
+def _place(engine: Accelerator, turn: int) -> int:
+    """Of a micro-batch in the step, as plans count."""
+    return turn * engine.num_processes + engine.process_index
+
+
+def _accumulate(
+    parts: Parts, step: int, data: Step, rates_of: Sequence[tuple[Rate, ...]], seed: int
+) -> list[torch.Tensor]:
     """Gradients of the step's micro-batches, and the loss of each. The loss is a sum over labelled tokens divided by
     their number over micro-batches and ranks, so that neither the rates nor the split of samples changes its weight;
     as a mean over views its scale does not follow their number."""
@@ -145,10 +153,10 @@ def _accumulate(parts: Parts, step: int, data: Step, seed: int) -> list[torch.Te
     # Engines average over ranks and accumulation steps; this undoes it.
     scale = engine.num_processes * len(data.batches) / targets.clamp_min(1)
     losses = []
-    for i, (batch, rates) in enumerate(zip(data.batches, _rates(parts, step))):
+    for i, (batch, rates) in enumerate(zip(data.batches, rates_of)):
         last = i == len(data.batches) - 1
         engine.gradient_state._set_sync_gradients(last)
-        place = i * engine.num_processes + engine.process_index  # of the micro-batch in the step, as plans count
+        place = _place(engine, i)
         seed_draws("dropout", seed, step, place)
         parts.watchdog.at("forward", step + 1, batch.ids)
         with nullcontext() if last else engine.no_sync(parts.task):
@@ -162,10 +170,11 @@ def _accumulate(parts: Parts, step: int, data: Step, seed: int) -> list[torch.Te
     return losses
 
 
-def _record(parts: Parts, batch: Batch, rates: Sequence[float], out: StepOutput) -> None:
-    """What one micro-batch adds to the next report."""
+def _record(parts: Parts, batch: Batch, rates: Sequence[Rate], out: StepOutput) -> None:
+    """What one micro-batch adds to the next report; rates of its videos count as their mean."""
     record = parts.recorder.record
-    for rate, kept, *sums in zip(rates, out.kept, out.losses_K, out.correct_K):
+    means = (rate if isinstance(rate, float) else fmean(rate) for rate in rates)
+    for rate, kept, *sums in zip(means, out.kept, out.losses_K, out.correct_K):
         for name, value in zip(("loss", "token_accuracy"), sums):
             mean = value / max(out.targets, 1)
             record(name, mean, weight=out.targets)
@@ -195,6 +204,7 @@ def _report(parts: Parts, step: int, lr: float) -> None:
     values = parts.recorder.report(
         step, shares, lr=lr, **({} if peak_memory is None else {"peak_memory_gib": peak_memory})
     )
+    parts.rates.learn(values)
     parts.health.look(step, values)
     parts.tolerance.look(values)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 
-from evs import Curriculum, draw
+from evs import Adaptive, Curriculum, FrameBeta, draw
 from evs.rates import RateDistribution
+from train.report.recorder import RATE_BUCKETS
 
 Rate: TypeAlias = float | Sequence[float]  # of all videos of a batch, or one a video
 
@@ -35,6 +36,7 @@ class StepRates:
     levels: int | None = None
     views: int = 1  # of every micro-batch
     anchor: float | None = None  # rate of one of them, always; None: all are drawn
+    per_video: bool = False  # each video of a batch draws its own
 
     @property
     def drawn(self) -> int:
@@ -42,10 +44,43 @@ class StepRates:
         return self.views - (self.anchor is not None)
 
     def __call__(self, step: int) -> list[tuple[float, ...]]:
-        """Of each place, ascending."""
-        n = self.drawn * self.places
-        rates = draw(self.distribution, n, seed=self.seed, step=step, levels=self.levels)
-        return [self._with_anchor(each) for each in rates.view(self.drawn, self.places).T.tolist()]
+        """Of each place, ascending, as plans count them: where each video draws its own, the lowest there are."""
+        return [self.lowest()] * self.places if self.per_video else self._draw(self.places, step)
+
+    def of_batch(self, step: int, place: int, grids: Sequence[int]) -> tuple[Rate, ...]:
+        """At which rate, or rates of its videos, a place's batch is read in each view; its videos have so many temporal
+        grids each."""
+        if not self.per_video or not grids:
+            views: list[Rate] = [*self(step)[place]]
+        else:
+            views = [list(each) for each in zip(*self._draw(len(grids), step, place))]
+        if isinstance(self.distribution, FrameBeta):
+            each = [[rate] * len(grids) if isinstance(rate, float) else rate for rate in views]
+            views = [[*map(self.distribution.of_video, rates, grids)] for rates in each] if grids else views
+        return tuple(views)
+
+    @property
+    def known(self) -> bool:
+        """Whether the rates of all steps follow from the seed alone."""
+        return not self.per_video and not isinstance(self.distribution, Adaptive | FrameBeta)
+
+    def learn(self, values: Mapping[str, float]) -> None:
+        """From what was reported of late, the same on all ranks."""
+        if isinstance(self.distribution, Adaptive):
+            self.distribution.learn([values.get(f"loss/rate_{bucket}") for bucket in RATE_BUCKETS])
+
+    def state(self) -> list[float | None]:
+        """What was learned; empty where nothing is."""
+        return self.distribution.losses if isinstance(self.distribution, Adaptive) else []
+
+    def load_state(self, learned: list[float | None]) -> None:
+        assert isinstance(self.distribution, Adaptive)
+        self.distribution.losses = learned
+
+    def _draw(self, n: int, step: int, place: int | None = None) -> list[tuple[float, ...]]:
+        """Of n places, or of n videos of one."""
+        rates = draw(self.distribution, self.drawn * n, seed=self.seed, step=step, place=place, levels=self.levels)
+        return [self._with_anchor(each) for each in rates.view(self.drawn, n).T.tolist()]
 
     def _with_anchor(self, rates: list[float]) -> tuple[float, ...]:
         return tuple(sorted(rates if self.anchor is None else [self.anchor, *rates]))
@@ -61,6 +96,8 @@ class StepRates:
 
     def _least(self, share: int) -> float:
         """Of the quantiles of one share."""
+        if isinstance(self.distribution, Adaptive):
+            return self.distribution.low  # wherever the quantiles are to move
         first = share / self.drawn
         if self.levels is not None:
             first = min(first, int(first * self.levels) / max(1, self.levels - 1))

@@ -116,17 +116,23 @@ def _first_token(prefill: Path | None) -> Iterator[Section]:
 
 
 def _rates(run_dir: Path) -> Iterator[Section]:
-    """Of every micro-batch: as listed, else drawn again, since they follow from the seed and the step alone."""
-    if rates := [rate for row in read_lines(run_dir / "batches.jsonl") for rate in row["rates"]]:
+    """Of every micro-batch: as listed, else drawn again where they follow from the seed and the step alone."""
+    if rates := [rate for row in read_lines(run_dir / "batches.jsonl") for view in row["rates"] for rate in _all(view)]:
         yield "Drawn rates", as_image(figures.drawn_rates(rates), "histogram of drawn pruning rates")
     elif checkpoints := complete(run_dir / "checkpoints"):
         saved = manifest.read(checkpoints[-1])
-        plan, levels = saved.shape["plan"], saved.shape["rates"]["levels"]
-        node = {key: value for key, value in saved.shape["rates"].items() if key != "levels"}
-        views = saved.shape.get("views") or {}
+        plan, node = saved.shape["plan"], dict(saved.shape["rates"])
+        views = (saved.shape.get("views") or {}) | {"per_video": node.pop("per_video", False)}
+        levels = node.pop("levels")
         draw = StepRates(build_rates(node), plan["places"], saved.shape["seed"], levels, **views)
-        rates = [rate for step in range(saved.step) for each in draw(step) for rate in each]
-        yield "Drawn rates", as_image(figures.drawn_rates(rates), "histogram of drawn pruning rates")
+        if draw.known:
+            rates = [rate for step in range(saved.step) for each in draw(step) for rate in each]
+            yield "Drawn rates", as_image(figures.drawn_rates(rates), "histogram of drawn pruning rates")
+
+
+def _all(view: Any) -> list[float]:
+    """The rates of one view: one, or one a video."""
+    return view if isinstance(view, list) else [view]
 
 
 def _tokens(done: Summary) -> str:

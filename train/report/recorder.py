@@ -56,7 +56,7 @@ class Recorder:
             append_lines(self.run_dir / "quarantine.jsonl", [asdict(sample) for sample in new])
         self._missed.update(samples)
 
-    def batch(self, step: int, place: int, rates: Sequence[float], samples: Sequence[str]) -> None:
+    def batch(self, step: int, place: int, rates: Sequence[Any], samples: Sequence[str]) -> None:
         """What one micro-batch held, for `batches.jsonl` where it is asked for."""
         if self.list_batches:
             self._batches.append({"step": step, "place": place, "rates": rates, "samples": list(samples)})

@@ -10,7 +10,7 @@ from typing import Any
 import xxhash
 from torch import nn
 
-from train.config import Config
+from train.config import Config, LoraConfig
 
 FIXED = ("model", "average", "engine")  # a checkpoint cannot be loaded into another one of these
 
@@ -25,18 +25,23 @@ def shape_of(config: Config, world: int, empty: nn.Module) -> dict[str, Any]:
         "seed": config.seed,
         "plan": {"places": world * train.accumulation, "batch_size": train.batch_size}
         | {key: getattr(train, key) for key in ("token_budget", "patch_budget", "cost_budget", "lookahead")},
-        "rates": {**config.rate, "levels": train.rate_levels},
+        "rates": {**config.rate, "levels": train.rate_levels} | ({"per_video": True} if train.rate_per_video else {}),
         "views": {"views": train.views, "anchor": train.anchor_rate} if train.views > 1 else None,
         "distill": asdict(train.distill) if train.distill.weight or train.distill.base_weight else None,
         "method": {**config.method, "scheme": config.model.scheme},
         "frames": {key: getattr(data, key) for key in FRAMES},
         "model": {"weights": _fingerprint_of(empty), "freeze": sorted(config.model.freeze)}
-        | {"lora": asdict(config.model.lora) if config.model.lora.r is not None else None},
+        | {"lora": _given(config.model.lora) if config.model.lora.r is not None else None},
         "average": train.ema,
         "engine": {"state": _state(config.engine.name), "precision": config.engine.precision},
         "world": {"ranks": world, "accumulation": train.accumulation},
     }
     return json.loads(json.dumps(shape))  # as it will be read
+
+
+def _given(lora: LoraConfig) -> dict[str, Any]:
+    """Without what is off, which older checkpoints do not name."""
+    return {key: value for key, value in asdict(lora).items() if value is not False}
 
 
 FRAMES = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels", "max_tokens")

@@ -1,0 +1,78 @@
+"""Which rates a run draws: one a batch or one a video, fixed or learned from the loss; resumed as they were."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from evs import Adaptive, FrameBeta, Uniform
+from tests.runs import trained
+from tests.train.test_run import metrics
+from train.state.checkpoint import complete
+from train.views import StepRates
+
+
+def listed(run_dir) -> list[list]:
+    return [json.loads(line)["rates"] for line in (run_dir / "batches.jsonl").read_text().splitlines()]
+
+
+def test_each_video_draws_from_a_stratum_of_its_own_whatever_the_other_places_hold():
+    rates = StepRates(Uniform(0.0, 0.8), 4, seed=3, per_video=True)
+    (videos,) = rates.of_batch(7, 2, [16] * 8)
+    assert sorted(int(rate / 0.1 + 1e-9) for rate in videos) == list(range(8))
+    assert rates.of_batch(7, 2, [16] * 8) == (videos,) and rates.of_batch(7, 3, [16] * 8) != (videos,)
+    assert rates(7) == [(0.0,)] * 4  # what budgets count
+    assert rates.of_batch(7, 0, []) == (0.0,)  # no video, nothing to prune
+
+
+def test_views_of_a_video_are_as_far_apart_as_those_of_a_batch():
+    low, high = StepRates(Uniform(0.0, 0.8), 4, seed=3, views=2, per_video=True).of_batch(0, 0, [16] * 5)
+    assert max(low) < 0.4 <= min(high) and len({*low, *high}) == 10
+
+
+def test_a_share_of_what_a_video_can_lose_is_its_rate():
+    rates = StepRates(FrameBeta(0.75), 2, seed=0)
+    (shares,), (videos,) = rates(5)[1], rates.of_batch(5, 1, [1, 4, 16])
+    assert videos == [0.0, shares * 3 / 4, shares * 15 / 16]
+
+
+def test_rates_that_are_learned_or_of_videos_are_not_known_beforehand():
+    known = {dist: StepRates(dist, 1, 0).known for dist in (Uniform(), FrameBeta())}
+    assert list(known.values()) == [True, False] and not StepRates(Uniform(), 1, 0, per_video=True).known
+    rates = StepRates(Adaptive(), 1, 0)
+    rates.learn({"loss/rate_0.0-0.3": 1.0, "loss/rate_0.6-0.9": 2.0})
+    assert not rates.known and rates.state() == [1.0, None, 2.0, None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [["rate=adaptive"], ["train.rate_per_video=true"], ["rate=frame_beta", "train.token_budget=700"]],
+    ids=["adaptive", "per_video", "frame_beta"],
+)
+def test_a_resumed_run_draws_the_rates_of_the_uninterrupted_one(words, tmp_path, more):
+    words_of = [*more, "train.save_every=2", "tracker.batches=true", "engine.precision=fp32", "train.steps=6"]
+    if "train.token_budget=700" not in more:
+        words_of.append("train.batch_size=2")
+    trained(*words(*words_of, run_dir=tmp_path / "whole"))
+    broken = words(*words_of, "resume=auto", run_dir=tmp_path / "broken")
+    trained(*broken)
+    for checkpoint in complete(tmp_path / "broken" / "checkpoints")[1:]:
+        shutil.rmtree(checkpoint)
+    trained(*broken)
+    assert listed(tmp_path / "whole") == listed(tmp_path / "broken")
+    assert metrics(tmp_path / "whole", "loss") == metrics(tmp_path / "broken", "loss")
+
+
+@pytest.mark.slow
+def test_budgets_hold_what_frame_beta_and_videos_of_their_own_rates_keep(words, tmp_path):
+    for name, more in {"frames": ["rate=frame_beta"], "videos": ["train.rate_per_video=true"]}.items():
+        trained(*words(*more, "train.token_budget=700", "train.steps=6", run_dir=tmp_path / name))
+        assert max(metrics(tmp_path / name, "tokens/after")) <= 2 * 700
+
+
+def test_adaptive_rates_and_a_token_budget_are_refused_together(words):
+    with pytest.raises(ValueError, match=r"rate=adaptive is not known when batches are planned: leave out train.token"):
+        trained(*words("rate=adaptive", "train.token_budget=700"))
