@@ -3,45 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from hydra import compose, initialize_config_module
 from transformers import AutoConfig
 
 from data.sizes import Sizes
 from scripts.recipes.table import RECIPES, REFERENCE, Recipe
-from train.build import build_encoder, build_method, build_price, build_rates, kept_counts
+from train.build import build_encoder, build_kept, build_method, build_price, build_step_rates
 from train.config import Config
 from train.rows import read_index
 from train.run import register, typed
 
-QUANTILES = 64  # of a distribution, whose mean cost stands for that of its draws
+ROUNDS = 3  # words may name the number of steps that they are to give
 
 
 def steps_of(recipes: Sequence[Recipe], steps: int, model: Path, data: Path) -> dict[str, int]:
     """Of each recipe, by name, where the reference takes `steps`."""
     start = [f"model.path={model}", f"data.train={data}"]
     sizes = _sizes(_composed(start))
-    reference = next(recipe for recipe in RECIPES if recipe.name == REFERENCE)
 
-    def price(recipe: Recipe) -> float:
+    def price(recipe: Recipe, steps: int) -> float:
         return operations(_composed([*start, *recipe.spelt(steps)]), sizes)
 
-    budget = steps * price(reference)
-    return {each.name: steps if each.equal_steps else round(budget / price(each)) for each in recipes}
+    reference = next(recipe for recipe in RECIPES if recipe.name == REFERENCE)
+    budget, found = steps * price(reference, steps), dict.fromkeys((each.name for each in recipes), steps)
+    for each in (recipe for recipe in recipes if not recipe.equal_steps):
+        for _ in range(ROUNDS):
+            found[each.name] = max(1, round(budget / price(each, found[each.name])))
+    return found
 
 
 def operations(config: Config, sizes: Sizes) -> float:
-    """Of one training step, on average."""
+    """Of one training step, the mean over the rates that the run draws."""
     method, everything = build_method(config.method), np.arange(len(sizes))
-    price = build_price(config.model, AutoConfig.from_pretrained(config.model.path), sizes, method)
-    kept = partial(kept_counts, method)
-    rates = build_rates(config.rate).icdf((torch.arange(QUANTILES, dtype=torch.float64) + 0.5) / QUANTILES)
-    mean = np.mean([price(everything, sizes.tokens(everything, rate, kept)).mean() for rate in rates.tolist()])
-    return float(mean) * config.train.batch_size * config.train.accumulation
+    rates = replace(build_step_rates(config, 1), per_video=False)  # on average the same
+    architecture = AutoConfig.from_pretrained(config.model.path)
+    price = build_price(config.model, architecture, sizes, method, views=config.train.views)
+    kept = build_kept(method, rates)
+    drawn = [views for step in range(config.train.steps) for views in rates(step)]
+    costs = [price(everything, sizes.in_views(everything, views, kept)).mean() for views in drawn]
+    return float(np.mean(costs)) * config.train.batch_size * config.train.accumulation
 
 
 def _sizes(config: Config) -> Sizes:
