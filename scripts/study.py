@@ -60,7 +60,8 @@ class Options:
     rates: list[float] = pruning_rates([0.0, 0.5, 0.75, 0.85, 0.9])  # at which all models are measured
     out: str = "runs/study"  # folder of data and runs
     page: str = "docs/recipes.md"  # what is written, a figure of its name beside it
-    parallel: int = number(2, least=1)  # runs side by side, which share the cores
+    parallel: int = number(2, least=1)  # runs side by side
+    threads: int | None = number(None, least=1)  # of each; null: the cores shared out
 
 
 def main(options: Options) -> None:
@@ -69,10 +70,10 @@ def main(options: Options) -> None:
     seeds = [prepared(seed_of(options, number), preset, options.suite is None) for number in options.seeds]
     rates = tuple(options.rates)
     base = (f"train.steps={preset.base_steps}", "rate=constant")
-    do_all([Job(seed, BASE, base, rates) for seed in seeds], options.parallel)
+    do_all([Job(seed, BASE, base, rates) for seed in seeds], options.parallel, options.threads)
     steps = steps_of(recipes, preset.steps, seeds[0].checkpoint(BASE), seeds[0].train)
     jobs = [Job(seed, each.name, tuple(each.spelt(steps[each.name])), rates) for seed in seeds for each in recipes]
-    do_all(jobs, options.parallel)
+    do_all(jobs, options.parallel, options.threads)
     write(Path(options.page), seeds, recipes, command(options))
     print(f"page: {options.page}")
 
@@ -86,7 +87,7 @@ def chosen(options: Options) -> Preset:
 
 def quick() -> Preset:
     kinds = ("static", "late", "state", "count", "small", "fade")  # the others take a tiny model longer to learn
-    return Preset(3000, 120, 500, 160, Suite(kinds=kinds, items=len(kinds)))
+    return Preset(3000, 120, 450, 160, Suite(kinds=kinds, items=len(kinds)))
 
 
 def full() -> Preset:

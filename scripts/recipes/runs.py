@@ -91,15 +91,15 @@ def whole(folder: Path, make: Callable[[Path], object]) -> Path:
     return folder
 
 
-def do_all(jobs: Sequence[Job], parallel: int) -> None:
-    """So many side by side, sharing the cores out; a line for each that ends, with the time left."""
+def do_all(jobs: Sequence[Job], parallel: int, threads: int | None) -> None:
+    """So many side by side, of so many threads each; a line for each that ends, with the time left."""
     missing = [job for job in jobs if not job.done]
     if len(missing) < len(jobs):
         print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are done already", flush=True)
     workers = max(1, min(parallel, len(missing)))
-    threads, begin = max(1, len(os.sched_getaffinity(0)) // workers), time.monotonic()
+    share, begin = max(1, len(os.sched_getaffinity(0)) // workers), time.monotonic()
     with ThreadPoolExecutor(workers) as pool:
-        ends = [(job, pool.submit(job.do, threads)) for job in missing]
+        ends = [(job, pool.submit(job.do, threads or share)) for job in missing]
         for done, (job, end) in enumerate(ends, 1):
             try:
                 end.result()
