@@ -53,10 +53,10 @@ class Options:
     seeds: list[int] = field(default_factory=lambda: [0])  # of data, weights and runs
     recipes: list[str] = field(default_factory=list)  # by name; []: all of them
     suite: str | None = None  # a folder with train/ and held_out/ by make_suite.py, for all seeds; null: made
-    train_videos: int | None = number(None, least=1)  # this to steps: null: the preset's
-    held_out_videos: int | None = number(None, least=1)
+    train_videos: int | None = number(None, least=1)  # of a seed; null: the preset's, as for the next three
+    held_out_videos: int | None = number(None, least=1)  # of a seed
     base_steps: int | None = number(None, least=1)  # of training without pruning
-    steps: int | None = number(None, least=1)  # of uniform
+    steps: int | None = number(None, least=1)  # of uniform, whose operations are everyone's
     rates: list[float] = pruning_rates([0.0, 0.5, 0.75, 0.85, 0.9])  # at which all models are measured
     out: str = "runs/study"  # folder of data and runs
     page: str = "docs/recipes.md"  # what is written, a figure of its name beside it
