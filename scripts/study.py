@@ -72,7 +72,11 @@ def main(options: Options) -> None:
     base = (f"train.steps={preset.base_steps}", "rate=constant")
     do_all([Job(seed, BASE, base, rates) for seed in seeds], options.parallel, options.threads)
     steps = steps_of(recipes, preset.steps, seeds[0].checkpoint(BASE), seeds[0].train)
-    jobs = [Job(seed, each.name, tuple(each.spelt(steps[each.name])), rates) for seed in seeds for each in recipes]
+    jobs = [
+        Job(seed, each.name, tuple(each.spelt(steps[each.name])), rates, each.export)
+        for seed in seeds
+        for each in recipes
+    ]
     do_all(jobs, options.parallel, options.threads)
     write(Path(options.page), seeds, recipes, command(options))
     print(f"page: {options.page}")
@@ -87,7 +91,7 @@ def chosen(options: Options) -> Preset:
 
 def quick() -> Preset:
     kinds = ("static", "late", "state", "count", "small", "fade")  # the others take a tiny model longer to learn
-    return Preset(3000, 120, 450, 160, Suite(kinds=kinds, items=len(kinds)))
+    return Preset(3000, 100, 600, 160, Suite(kinds=kinds, items=len(kinds)))
 
 
 def full() -> Preset:

@@ -52,6 +52,7 @@ class Job:
     name: str
     words: tuple[str, ...]
     rates: tuple[float, ...]
+    export: tuple[str, ...] = ()
 
     @property
     def done(self) -> bool:
@@ -70,7 +71,7 @@ class Job:
 
         def export(out: Path) -> None:
             command("train/run.py", "+experiment=study", *about, run, "resume=auto", *self.words)
-            command("scripts/export.py", f"run={folder / 'run'}", f"out={out}")
+            command("scripts/export.py", f"run={folder / 'run'}", f"out={out}", *self.export)
 
         whole(self.seed.checkpoint(self.name), export)
         rates = f"rates=[{','.join(f'{rate:g}' for rate in self.rates)}]"

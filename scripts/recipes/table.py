@@ -18,6 +18,7 @@ class Recipe:
     about: str
     words: tuple[str, ...]
     equal_steps: bool = False  # as many steps as the reference, whatever they cost
+    export: tuple[str, ...] = ()  # words of scripts/export.py
 
     def spelt(self, steps: int) -> list[str]:
         """The words of a run of so many steps."""
@@ -37,6 +38,7 @@ RECIPES = (
     Recipe("per_video", "U(0, .9), each video of a batch its own", ("train.rate_per_video=true",)),
     Recipe("views", "two views of each video, of a half of U(0, .9) each", ("train.views=2",)),
     Recipe("anchor", "two views of each video: unpruned, and U(0, .9)", ("train.views=2", "train.anchor_rate=0")),
+    Recipe("ema", "U(0, .9), the average of the weights", ("train.ema=0.95",), export=("ema=true",)),
     Recipe("input", "U(0, .9) by pixels, before the tower", ("method=pixel_delta", "method.prune_at=input")),
 )
 
