@@ -30,7 +30,7 @@ from evs.adapters.vision import normalised
 from scripts.bench.models import build_shape, model_config
 from scripts.bench.timing import alternate, table
 from scripts.make_tiny_model import make
-from train.build import kept_counts
+from train.planning import kept_counts
 from train.report import cost
 from train.views import StepRates
 

@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from hydra import compose, initialize_config_module
-from transformers import AutoConfig
 
 from data.sizes import Sizes
 from scripts.recipes.table import RECIPES, REFERENCE, Recipe
-from train.build import build_encoder, build_kept, build_method, build_price, build_step_rates
+from train.build import build_encoder, build_method, build_step_rates
 from train.config import Config
+from train.model import build_empty_model
+from train.planning import build_kept, build_price
 from train.rows import read_index
 from train.run import register, typed
 
@@ -40,8 +42,7 @@ def operations(config: Config, sizes: Sizes) -> float:
     """Of one training step, the mean over the rates that the run draws."""
     method, everything = build_method(config.method), np.arange(len(sizes))
     rates = replace(build_step_rates(config, 1), per_video=False)  # on average the same
-    architecture = AutoConfig.from_pretrained(config.model.path)
-    price = build_price(config.model, architecture, sizes, method, views=config.train.views)
+    price = build_price(config, build_empty_model(config.model, torch.float32), sizes, method)
     kept = build_kept(method, rates)
     drawn = [views for step in range(config.train.steps) for views in rates(step)]
     costs = [price(everything, sizes.in_views(everything, views, kept)).mean() for views in drawn]

@@ -38,6 +38,11 @@ RECIPES = (
     Recipe("per_video", "U(0, .9), each video of a batch its own", ("train.rate_per_video=true",)),
     Recipe("views", "two views of each video, of a half of U(0, .9) each", ("train.views=2",)),
     Recipe("anchor", "two views of each video: unpruned, and U(0, .9)", ("train.views=2", "train.anchor_rate=0")),
+    Recipe(
+        "distill",
+        "as anchor, the unpruned view teaches the other",
+        ("train.views=2", "train.anchor_rate=0", "train.distill.weight=1"),
+    ),
     Recipe("ema", "U(0, .9), the average of the weights", ("train.ema=0.95",), export=("ema=true",)),
     Recipe("input", "U(0, .9) by pixels, before the tower", ("method=pixel_delta", "method.prune_at=input")),
 )
