@@ -52,7 +52,8 @@ class Look:
 
     @cached_property
     def _unpruned(self) -> DecoderInputs:
-        return self.adapter.lay(self.batch, pruned=False)
+        positions_PN = self.adapter.positions(self.batch, pruned=False)
+        return replace(self._laid, positions_PN=positions_PN.to(self._laid.positions_PN.device))
 
     @cached_property
     def _seen(self) -> tuple[DecoderInputs, Tensor]:

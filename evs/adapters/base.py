@@ -68,8 +68,12 @@ class Adapter(Protocol):
         """The merged grid of every video of the batch."""
         ...
 
-    def lay(self, batch: MediaBatch, *, pruned: bool = True) -> DecoderInputs:
-        """The unpruned prompts, every token in its place, media not yet looked at: their rows are placeholders'.
+    def lay(self, batch: MediaBatch) -> DecoderInputs:
+        """The unpruned prompts, every token in its place, media not yet looked at: their rows are placeholders'."""
+        ...
+
+    def positions(self, batch: MediaBatch, *, pruned: bool = True) -> Tensor:
+        """[P, N] positions of the unpruned prompts, each starting at 0, on the CPU.
 
         `pruned` says whether pruning follows: schemes that imitate a server differ from `preserve` only then.
         """

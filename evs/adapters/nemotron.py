@@ -46,18 +46,22 @@ class Nemotron:
     def grids(self, batch: MediaBatch) -> list[Grid]:
         return self._merged(batch.video_grid_thw_V3)
 
-    def lay(self, batch: MediaBatch, *, pruned: bool = True) -> DecoderInputs:
+    def lay(self, batch: MediaBatch) -> DecoderInputs:
         embeds_ND = self.model.get_input_embeddings()(batch.input_ids_N.to(self.model.device))
         device = embeds_ND.device
         visual_N = batch.input_ids_N == self.model.config.image_token_id
         return DecoderInputs(
             embeds_ND=embeds_ND,
-            positions_PN=index_in_segment(batch.segment_N)[None].to(device),  # not read: no rotary positions
+            positions_PN=self.positions(batch).to(device),
             segment_N=batch.segment_N.to(device),
             labels_N=batch.labels_N.to(device),
             video_N=self._video_index(batch, visual_N).to(device),
             visual_N=visual_N.to(device),
         )
+
+    def positions(self, batch: MediaBatch, *, pruned: bool = True) -> Tensor:
+        """Never read: there are no rotary ones."""
+        return index_in_segment(batch.segment_N)[None]
 
     def see(self, batch: MediaBatch, laid: DecoderInputs) -> tuple[DecoderInputs, Tensor]:
         rows = self._tower(batch)

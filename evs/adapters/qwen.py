@@ -41,9 +41,7 @@ class QwenVL:
     def grids(self, batch: MediaBatch) -> list[Grid]:
         return self._merged(batch.video_grid_thw_V3)
 
-    def lay(self, batch: MediaBatch, *, pruned: bool = True) -> DecoderInputs:
-        if not pruned and self.scheme != "preserve":  # servers break positions only when they prune
-            return replace(self, scheme="preserve").lay(batch)
+    def lay(self, batch: MediaBatch) -> DecoderInputs:
         video_N = batch.input_ids_N == self.model.config.video_token_id
         visual_N = video_N | (batch.input_ids_N == self.model.config.image_token_id)
         embeds_ND = self.model.get_input_embeddings()(batch.input_ids_N.to(self.model.device))
@@ -75,8 +73,9 @@ class QwenVL:
     def read(self, x: DecoderInputs) -> Tensor:
         return decode_packed(self.model.model.language_model, x)
 
-    def positions(self, batch: MediaBatch) -> Tensor:
-        """[3, N] positions of the unpruned prompts, each starting at 0, on the CPU."""
+    def positions(self, batch: MediaBatch, *, pruned: bool = True) -> Tensor:
+        if not pruned and self.scheme != "preserve":  # servers break positions only when they prune
+            return replace(self, scheme="preserve").positions(batch)
         ids, segments = batch.input_ids_N, batch.segment_N
         image, video = self.model.config.image_token_id, self.model.config.video_token_id
         images = iter(self._merged(batch.image_grid_thw_I3))

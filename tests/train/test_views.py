@@ -171,3 +171,13 @@ def test_views_above_the_budget_are_one_line_that_names_the_sample(words):
     config = composed(*words("train.views=9", "train.token_budget=700"))
     with pytest.raises(ValueError, match=r"token_budget=700 is smaller than sample row\d alone in 9 views: give at le"):
         build_run(config)
+
+
+@pytest.mark.parametrize("rates", [(0.0,), (0.0, 0.5), (0.3, 0.5)])
+def test_views_embed_their_tokens_once_whatever_the_scheme_and_the_rates(rates):
+    """Under ZeRO 3 ranks of other rates must call the embedding equally often."""
+    model = tiny_model("qwen2_5_vl")
+    it = UptrainTask(model, adapter_for(model, "vllm"), FrameDelta()).train()
+    calls = counted_calls(model.get_input_embeddings())
+    it(prompts("qwen2_5_vl", MIXED), Views(rates))
+    assert len(calls) == 1
