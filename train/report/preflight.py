@@ -95,6 +95,8 @@ def estimate(
     weights = sum(n * size for n, size, _ in parameters) / shared[2]
     copies = sum(n * here for n, size, _ in parameters if size > here)  # autocast keeps what it has cast
     states = trained * (12 if stage is not None else 2 * max(size for _, size, _ in parameters))
+    if config.train.ema is not None:
+        states += 4 * trained  # their average
     parts = Estimate(
         weights=0 if offloaded["param"] else weights + copies,
         gradients=sum(n * size for n, size, wanted in parameters if wanted) / shared[1],

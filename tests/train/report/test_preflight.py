@@ -42,6 +42,16 @@ def test_parts_are_shared_as_the_zero_stage_says(words, engine):
     assert parts.optimizer == (4 * weights if engine == "none" else 12 * weights / 4)
 
 
+def test_an_average_of_the_weights_is_counted_with_the_optimizer(words):
+    model, batch = torch.nn.Linear(1000, 1000, bias=False), Largest(100, 20, 400, 8)
+    hf_config = AutoConfig.from_pretrained(composed(*words()).model.path)
+    plain, kept = (
+        estimate(composed(*words(*more)), model, hf_config, batch, world=1, device=GPU).optimizer
+        for more in ([], ["train.ema=0.9"])
+    )
+    assert kept - plain == 4 * 1_000_000
+
+
 def test_buffers_are_allocated_whole_on_a_gpu_and_as_used_on_a_cpu(words):
     config = composed(*words("engine=zero2", "model.freeze=[]"))
     hf_config, batch = AutoConfig.from_pretrained(config.model.path), Largest(100, 20, 400, 8)
