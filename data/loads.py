@@ -42,7 +42,9 @@ class Price:
 
     def per(self, cost: float) -> Price:
         """The same in fractions of `cost`, in single precision."""
-        views = tuple(Reading(token / cost, look / cost) for token, look in self.views)
+        views = tuple(
+            Reading(float(token / cost), float(look / cost)) for token, look in self.views
+        )  # no float64 array
         return Price((self.fixed_S / cost).astype(np.float32), views, self.spared and self.spared.per(cost))
 
 
@@ -109,8 +111,10 @@ class Loads:
         widest = int(sizes.tokens_V.max(initial=0)) + 1
         shapes, self.shape_V = np.unique(sizes.grids_V * widest + sizes.tokens_V, return_inverse=True)
         grids, tokens = np.divmod(shapes, widest)
-        self._kept = lru_cache(RECURRING)(lambda rate: kept(grids, tokens, rate).astype(np.int32))
-        self._mean = lru_cache(RECURRING)(self._mean_load)
+        self._kept = lru_cache(RECURRING)(lambda rate: np.append(kept(grids, tokens, rate), 0).astype(np.float32))
+        self.fixed_S = sizes.fixed_S.astype(np.float32)
+        self._samples = lru_cache(RECURRING)(self._about_as_many)
+        self._rounded = lru_cache(RECURRING)(self._as_many)  # recur even where rates do not
 
     def __call__(self, samples: np.ndarray, rates: Sequence[Views]) -> np.ndarray:
         tokens = self._tokens(samples, list(chain.from_iterable(zip(*rates, strict=True))))
@@ -120,24 +124,28 @@ class Loads:
             loads.insert(0, self.cost(samples, views))
         if self.budget.patches is not None:
             loads.append(self.patches(samples, views) / self.budget.patches)
-        return np.stack(loads)
+        return np.stack(loads, dtype=np.float32, casting="same_kind")
 
     def expected(self, rates: Sequence[Views]) -> int:
         """About how many samples fill micro-batches of these rates."""
-        return 1 + int(sum(1 / self._mean(tuple(round(rate, 2) for rate in views)) for views in rates))
+        return 1 + int(sum(map(self._samples, rates)))
 
-    def _mean_load(self, views: Views) -> float:
+    def _about_as_many(self, views: Views) -> float:
+        return self._rounded(tuple(min(round(rate, 2), 0.99) for rate in views))
+
+    def _as_many(self, views: Views) -> float:
+        """As many samples as fill a micro-batch on average."""
         some = np.linspace(0, len(self.sizes) - 1, min(TYPICAL, len(self.sizes))).astype(int)
-        return float(self(some, [tuple(min(rate, 0.99) for rate in views)])[0].mean())
+        return 1 / float(self(some, [views])[0].mean())
 
     def _tokens(self, samples: np.ndarray, rates: Sequence[float]) -> np.ndarray:
         """[rates, M] that the language model reads."""
         first_M = self.sizes.first_S[samples]
         counts_M = self.sizes.first_S[samples + 1] - first_M
-        last_M = counts_M.cumsum()
-        videos = np.repeat(first_M - last_M + counts_M, counts_M) + np.arange(last_M[-1])
         kept_PU = np.stack([self._kept(rate) for rate in rates])
-        total_PV = np.zeros((len(rates), len(videos) + 1), np.int32)
-        np.cumsum(kept_PU.take(self.shape_V[videos], axis=1), axis=1, out=total_PV[:, 1:])
-        of_videos_PM = total_PV.take(last_M, axis=1) - total_PV.take(last_M - counts_M, axis=1)
-        return (of_videos_PM + self.sizes.fixed_S[samples].astype(np.int32)).astype(np.float32)
+        tokens_PM = self.fixed_S[samples]
+        for nth in range(counts_M.max(initial=0)):  # few have more than one video
+            shape_M = np.full(len(samples), -1)  # of the last entry, which is 0
+            shape_M[counts_M > nth] = self.shape_V[first_M[counts_M > nth] + nth]
+            tokens_PM = tokens_PM + kept_PU.take(shape_M, axis=1)
+        return np.broadcast_to(tokens_PM, (len(rates), len(samples)))

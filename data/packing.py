@@ -44,7 +44,7 @@ class Packing:
         self.room_KP[0] = level
         self.place_M = np.full(samples, -1)
         self._take_oldest(turn)
-        for epoch in np.unique(epoch_M):
+        for epoch in range(epoch_M[0], epoch_M[-1] + 1):
             self.begin, self.end = np.searchsorted(epoch_M, [epoch, epoch + 1])
             while self._deal():
                 pass
@@ -83,29 +83,27 @@ class Packing:
         free = self._free()
         if not len(free):
             return False
-        each_P = self.loads[0][:, free[:64]].mean(1)  # the 64 oldest stand for the others
+        each_P = self.loads[0].take(free[:64], axis=1).mean(1)  # the 64 oldest stand for the others
         count_P = (DEALT * np.maximum(self.room_KP[0], 0) / each_P).astype(int)
         if count_P.sum() < len(count_P) / 2:
             return False
         if (asked := count_P.sum()) > len(free):
             count_P = count_P * len(free) // asked
-        owner = np.repeat(np.arange(len(count_P)), count_P)
-        nth = np.arange(len(owner)) - np.repeat(count_P.cumsum() - count_P, count_P)
-        owner = owner[np.argsort((nth + 0.5) / count_P[owner], kind="stable")]  # evenly over the sizes
+        owner, first = (np.repeat(each, count_P) for each in (np.arange(len(count_P)), count_P.cumsum() - count_P))
+        evenly = np.argsort((np.arange(len(owner)) - first + 0.5) / count_P[owner], kind="stable")
         samples = free[: len(owner)]
-        samples = samples[np.argsort(-self.loads[0, len(count_P) // 2, samples], kind="stable")]
-        by_place = np.argsort(owner, kind="stable")
-        owner, samples = owner[by_place], samples[by_place]
-        fits = self._fits_in_sequence(owner, samples)
+        samples[evenly] = samples[np.argsort(-self.loads[0, len(count_P) // 2, samples], kind="stable")]
+        fits = self._fits_in_sequence(owner, first, samples)
         self._put(owner[fits], samples[fits])
         return bool(fits.any())
 
-    def _fits_in_sequence(self, owner: np.ndarray, samples: np.ndarray) -> np.ndarray:
-        """Which samples fit beside those before them in the same place; `owner` ascends."""
-        total_KB = self.loads[:, owner, samples].cumsum(1)
-        first = np.searchsorted(owner, owner)
-        before_KB = np.where(first > 0, total_KB[:, first - 1], 0)
-        return np.logical_and.reduce(total_KB - before_KB <= self.room_KP[:, owner])
+    def _fits_in_sequence(self, owner: np.ndarray, first: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """Which samples fit beside those before them in the same place, which begin at `first`."""
+        loads_KB = self.loads[:, owner, samples]
+        before_KB = np.zeros((len(loads_KB), len(owner) + 1))
+        np.cumsum(loads_KB, axis=1, out=before_KB[:, 1:])
+        used_KB = before_KB[:, 1:] - before_KB[:, first]
+        return np.logical_and.reduce(used_KB <= self.room_KP[:, owner])
 
     def _top_up(self) -> bool:
         """Gives every place that is not full the largest free sample that fits; False where none does."""
@@ -113,15 +111,16 @@ class Packing:
         free = self._free()[: CHOICE + 2 * len(short)]
         if not len(short) or not len(free):
             return False
-        gain_SF = self.loads[0][short[:, None], free]
-        for load_PM, room_P in zip(self.loads, self.room_KP):
-            gain_SF = gain_SF * (load_PM[short[:, None], free] <= room_P[short, None])
+        loads_KSF = self.loads.take(free, axis=2)[:, short]
+        fits_SF = (loads_KSF <= self.room_KP[:, short, None]).all(0)
+        gain_SF = loads_KSF[0] * fits_SF
         best_S = gain_SF.argmax(1)
         gain_S = gain_SF[np.arange(len(short)), best_S]
-        order = np.argsort(-gain_S, kind="stable")
+        order = np.argsort(gain_S, kind="stable")
         order = order[gain_S[order] > 0]
-        _, first = np.unique(best_S[order], return_index=True)  # of those that want the same one, who gains most
-        chosen = order[first]
+        who_F = np.full(len(free), -1)
+        who_F[best_S[order]] = order  # of those that want the same one, who gains most comes last
+        chosen = who_F[who_F >= 0]
         self._put(short[chosen], free[best_S[chosen]])
         return bool(len(chosen))
 
