@@ -48,7 +48,7 @@ def _lines(found: Results, recipes: Sequence[Recipe], command: str, figure: str)
     yield f"\n## Differences\n\nOf the mean over rates, in points, on the same questions. {EXCEEDS}\n"
     yield from paired(found)
     yield "\n## By kind of question\n"
-    yield from (f"- `{kind}`: {about}" for kind, about in PRUNED.items())
+    yield from (f"- `{kind}`: {about}" for kind, about in PRUNED.items() if kind in set(one.kinds.values()))
     for rate in one.rates:
         yield f"\nAt rate {rate:g}:\n"
         yield from by_kind(found, rate)
@@ -95,16 +95,15 @@ def _compared(one: Versus) -> list[str]:
 def words(found: Results) -> Iterator[str]:
     """What the tables say, whichever way it went."""
     best = winner(found)
-    yield f"Highest mean over rates: `{best}`, {_percent(found[best])} %."
+    tried = len(found.keys() - {BASE, CONTROL})
+    chosen = f"; as the highest of {tried} on the same questions it is partly chance" if tried > 1 else ""
+    yield f"Highest mean over rates: `{best}`, {_percent(found[best])} %{chosen}."
     yield from (_against(found, best, other) for other in (PAPER, REFERENCE) if other in found and other != best)
     rates = found[BASE][0].rates
     for rate in (0.75, 0.85):
         if rate in rates and 0.0 in rates:
-            yield (
-                _lost(found, BASE, rate, None, "all kinds")
-                + "; "
-                + _lost(found, best, rate, SERVED, "the kinds that EVS can serve")
-            )
+            lost = _lost(found, BASE, rate, None), _lost(found, best, rate, SERVED)
+            yield f"From rate 0 to {rate:g} {lost[0]} on all kinds; {lost[1]} on the kinds that EVS can serve."
     if CONTROL in found and 0.0 in rates:
         one = _at(found, best, CONTROL, 0.0)
         yield f"At rate 0 `{best}` is {_points(one)} points from `{CONTROL}`{_spread(one)}."
@@ -135,9 +134,9 @@ def _against(found: Results, best: str, other: str) -> str:
     return f"`{best}` is {_points(one)} points above `{other}`{_spread(one)}{verdict[one.exceeds]}."
 
 
-def _lost(found: Results, name: str, rate: float, kinds: Sequence[str] | None, which: str) -> str:
+def _lost(found: Results, name: str, rate: float, kinds: Sequence[str] | None) -> str:
     lost = _mean(found[name], rates=[0.0], kinds=kinds) - _mean(found[name], rates=[rate], kinds=kinds)
-    return f"from rate 0 to {rate:g} `{name}` loses {100 * lost:.1f} points on {which}"
+    return f"`{name}` loses {100 * lost:.1f} points"
 
 
 def _at(found: Results, one: str, other: str, rate: float) -> Versus:

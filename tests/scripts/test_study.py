@@ -44,6 +44,7 @@ def test_a_study_that_tells_nothing_apart_says_so():
     said = " ".join(page.words(found))
     assert page.winner(found) == "uniform" and "is +0.5 points above `beta` (± 6.4), which does not count" in said
     assert "Not told apart from `uniform`: `control`, `beta`." in said and "`base` loses 0.0 points" in said
+    assert "as the highest of 2 on the same questions it is partly chance" in said
 
 
 def test_an_unknown_recipe_is_named():
