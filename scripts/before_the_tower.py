@@ -1,9 +1,9 @@
 """Tokens dropped after the vision tower or before it: accuracy by rate on the demo's videos, one table a seed.
 
-    python scripts/before_the_tower.py out=runs/before_the_tower seeds=[0,1,2] [blocks=4] [jobs=2]
+    python scripts/before_the_tower.py out=runs/before_the_tower seeds=[0,1,2] [blocks=4] [jobs=2] [page=FILE.md]
 
 For every seed the base model of `scripts/demo.py`, as it is and uptrained: pruned by EVS after the tower, by pixels
-before it, and trained for the one but pruned by the other. The last table is the mean over the seeds. Given again
+before it, and trained for the one but pruned by the other. The first table is the mean over the seeds. Given again
 after a stop, the command makes what is missing; every run's output is in out/seedN/*.log.
 """
 
@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,8 +31,10 @@ from scripts.demo import Options as DemoOptions
 from scripts.make_tiny_model import make
 from train import cli
 from train.ranges import number, pruning_rates
+from train.report import marked
 from train.report.curve import Curve, from_results, plot, table
 
+NAME, HIGH = "before_the_tower", 0.85
 FROZEN, BY_PIXELS = "model.freeze=[vision]", "method=pixel_delta"
 TRAINED = {  # run: words of train/run.py
     "after": [FROZEN],
@@ -59,29 +62,52 @@ class Options:
     eval_videos: int = number(200, least=1)  # held out
     base_steps: int = number(600, least=1)  # of training without pruning
     steps: int = number(220, least=1)  # of uptraining
-    rates: list[float] = pruning_rates([0, 0.5, 0.75, 0.85, 0.9])
+    rates: list[float] = pruning_rates([0, 0.5, 0.75, 0.85, 0.9])  # at which all models are measured
+    page: str | None = None  # Markdown file whose figures, between two marks, are replaced
 
 
 def main(options: Options) -> None:
-    out = Path(options.out)
+    out, page = Path(options.out), Path(options.page) if options.page else None
+    if page:
+        marked.check(page, NAME)
     claim(out, options)
-    runs = [Seed(out / f"seed{seed}", seed, options) for seed in options.seeds]
-    work(runs, options)
-    curves = [run.curves() for run in runs]
-    text = [f"seed {run.seed}\n\n{table(each)}" for run, each in zip(runs, curves)]
-    means = [
-        Curve(same[0].name, {rate: mean(curve.accuracy[rate] for curve in same) for rate in options.rates})
-        for same in zip(*curves)
-    ]
-    text.append(f"mean of {len(runs)}\n\n{table(means)}")
-    (out / "tables.md").write_text("\n\n".join(text) + "\n")
-    plot(means, out / "curve.png", f"Accuracy on synthetic videos, mean of {len(runs)} seeds")
-    print("\n" + "\n\n".join(text))
+    seeds = [Seed(out / f"seed{seed}", seed, options) for seed in options.seeds]
+    work(seeds, options)
+    curves = [seed.curves() for seed in seeds]
+    means = [averaged(same) for same in zip(*curves)]
+    title = f"mean of {len(seeds)} seeds ({', '.join(map(str, options.seeds))}), tower of {options.blocks} blocks"
+    tables = "\n\n".join(f"seed {seed.seed}:\n\n{table(each)}" for seed, each in zip(seeds, curves))
+    whole = f"Accuracy in %, {title}:\n\n{table(means)}\n\n{sentence(curves)}\n\n{tables}"
+    print(f"\n{whole}")
+    (out / "tables.md").write_text(whole + "\n")
+    plot(means, out / "curve.png", f"Accuracy on synthetic videos, {title}")
+    if page:
+        shutil.copyfile(out / "curve.png", page.with_suffix(".png"))
+        marked.put(page, NAME, f"![Accuracy by pruning rate]({page.stem}.png)\n\n{whole}")
+
+
+def averaged(same: Sequence[Curve]) -> Curve:
+    """The mean of several seeds' curves."""
+    rates = same[0].accuracy
+    return Curve(same[0].name, {rate: mean(curve.accuracy[rate] for curve in same) for rate in rates})
+
+
+def sentence(seeds: Sequence[Sequence[Curve]]) -> str:
+    """What uptraining for the place before the tower costs against uptraining after it, up to the rate `HIGH`."""
+    numbers = [list(CURVES).index(file) for file in ("after-after", "before-before")]
+    after, before = (averaged([curves[number] for curves in seeds]).accuracy for number in numbers)
+    lost = {rate: 100 * (after[rate] - before[rate]) for rate in after if rate <= HIGH}
+    worst = max(lost, key=lambda rate: lost[rate])
+    within = "within a point" if round(lost[worst], 1) <= 1 else "not within a point"
+    return (
+        f"Up to {HIGH:g}, uptrained and pruned before the tower is {within} of uptrained and pruned after it: the most "
+        f"that it loses is {lost[worst]:.1f}, at {worst:g}."
+    )
 
 
 def claim(out: Path, options: Options) -> None:
     """Write beside the results what they were made with. ValueError for a folder that other options have begun."""
-    own = {key: value for key, value in asdict(options).items() if key not in ("out", "seeds", "jobs")}
+    own = {key: value for key, value in asdict(options).items() if key not in ("out", "seeds", "jobs", "page")}
     path = out / "options.json"
     there = (
         json.loads(path.read_text()) if path.is_file() else own if not out.exists() or not any(out.iterdir()) else {}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from evs import keep_mask, prune
+from evs.methods.base import depth
 from scripts.bench import models
 from scripts.bench.step import Setting
 from scripts.bench.timing import Timed, alternate, table
+from train.report import cost
 
 
 @torch.no_grad()
@@ -51,7 +53,7 @@ def prefill(setting: Setting) -> dict[str, Any]:
     times = alternate(things, setting.rounds)
     print(f"prefill of {shape.grid} tokens and {models.PROMPT + models.ANSWER} of text, seconds")
     print(_table(setting, times))
-    print(f"stock in all {times['stock'].median:.3f}")
+    print(f"stock in all {times['stock'].median:.3f}\n\n{_counted(setting.rates)}")
     return {name: {"seconds": each.median, "rounds": each.seconds} for name, each in times.items()}
 
 
@@ -68,3 +70,20 @@ def _table(setting: Setting, times: dict[str, Timed]) -> str:
         rows.append((f"{rate:g}", *figures[:3], faster[0], figures[3], faster[1], figures[4], faster[2]))
     header = ("rate", "language model", "tower", "after it: in all", "faster", "before it: tower", "faster", "in all")
     return table((*header, "faster"), rows)
+
+
+def _counted(rates: Sequence[float]) -> str:
+    """The operations of whole prefills by the cost model, as multiples of rate 0's."""
+    rows = []
+    for name, shape in models.SHAPES.items():
+        whole = _operations(shape, 0.0, None)
+        for place, method in models.PLACES.items():
+            fewer = [whole / _operations(shape, rate, depth(method)) for rate in rates]
+            rows.append((name, place, *(f"{each:.2f}" for each in fewer)))
+    header = ("times fewer operations", "pruned", *(f"{rate:g}" for rate in rates))
+    return table(header, rows)
+
+
+def _operations(shape: models.Shape, rate: float, before: int | None) -> float:
+    work = replace(models.work(shape, rate, before), targets=shape.clips)
+    return cost.forward(models.model_config(shape), work).total

@@ -110,14 +110,6 @@ def test_peers_read_the_rows_in_the_order_in_which_our_run_takes_them(tmp_path):
     assert [row["videos"][0] for row in peers_rows] == taken
 
 
-def test_the_table_is_put_between_its_marks(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(f"a\n{race.BEGIN}\nold\n{race.END}\nb\n")
-    race.put(page, "new")
-    race.put(page, "newer")
-    assert page.read_text() == f"a\n{race.BEGIN}\nnewer\n{race.END}\nb\n"
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -18,9 +18,8 @@ from scripts.bench.peers import environments, figures, runs
 from scripts.bench.peers.contenders import MODES, PEERS, RATES, Contender, Job, ours
 from scripts.bench.peers.material import Material, prepare
 from train import cli
+from train.report import marked
 from train.report.machine import machine
-
-BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
 
 
 @dataclass
@@ -135,8 +134,8 @@ def check(options: Options) -> None:
     for key in ("rounds", "samples"):
         if getattr(options, key) < 1:
             raise ValueError(f"{key}={getattr(options, key)} must be at least 1")
-    if options.page and not (Path(options.page).is_file() and BEGIN in Path(options.page).read_text()):
-        raise ValueError(f"page={options.page} has no line {BEGIN!r}: add it and {END!r} where the table belongs")
+    if options.page:
+        marked.check(Path(options.page), "peers")
 
 
 def main(options: Options) -> None:
@@ -157,10 +156,4 @@ def main(options: Options) -> None:
         Path(options.out).write_text(json.dumps(about | {"checks": checks, "result": race.results}, indent=1) + "\n")
         print(f"figures: {options.out}")
     if options.page:
-        put(Path(options.page), "\n\n".join([tables, " ".join(f"{line}." for line in checks)]))
-
-
-def put(page: Path, text: str) -> None:
-    """Replaces what stands between the two marks."""
-    before, _, rest = page.read_text().partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+        marked.put(Path(options.page), "peers", "\n\n".join([tables, " ".join(f"{line}." for line in checks)]))
