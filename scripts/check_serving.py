@@ -57,6 +57,7 @@ BARE = (
 )
 SERVED = ("evs", "vidcom2")  # --video-pruning-method
 FLAGS = ("export", "default")
+SAID = ("error:", "Value error,")  # how lines begin that say why, the latter under a ValidationError
 SERVERS = {"plugin": "", "stock": "stock "}  # what each is called in the table
 
 Key = tuple[str, str, float, int]  # server, case, rate, chunk
@@ -249,7 +250,7 @@ def _check(options: Options) -> None:
 
 
 def _last_error(output: str) -> str:
-    lines = [line.strip() for line in output.splitlines() if "Error" in line or line.startswith("error:")]
+    lines = [line.strip() for line in output.splitlines() if "Error" in line or line.startswith(SAID)]
     return (lines or output.strip().splitlines() or ["no output"])[-1]
 
 

@@ -18,6 +18,7 @@ from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdate
 from vllm.platforms import current_platform
 
 from evs.policy import FILE, Policy, read
+from evs.serving.vllm import SUPPORTED
 
 logger = init_logger("vllm.plugins.evs")  # below vllm's own, whose handlers it takes
 
@@ -115,6 +116,11 @@ def _refuse_before_the_tower(model_config: Any, policy: Policy) -> None:
         raise ValueError(f"{place}, which --mm-encoder-tp-mode data does not shard: leave it out")
     if multimodal.enable_mm_embeds:
         raise ValueError(f"{place}, which needs a video's pixels, not its rows: leave --enable-mm-embeds out")
+    if not model_config._model_info.supports_mm_device_do_normalize:
+        raise ValueError(
+            f"{place}, which scores uint8 pixels, and this vLLM normalises those of {architecture} before: install "
+            f"vLLM {SUPPORTED[-1]}"
+        )
     if not multimodal.mm_device_do_normalize:
         raise ValueError(f"{place}, which scores pixels before normalisation: leave --mm-device-do-normalize on")
 

@@ -18,6 +18,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributed")]
 ROOT = Path(__file__).parents[2]
 FIXED = ["rate=constant", "rate.rate=0.5", "train.steps=3", "optim.lr=1e-4", "engine.precision=fp32"]
 
+BEFORE = ["method=pixel_delta", "method.prune_at=input", "model.gradient_checkpointing=true"]
+
 
 def torchrun(*words: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -29,16 +31,21 @@ def torchrun(*words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine", "family"),
+    ("engine", "family", "more"),
     [
-        *((engine, "qwen2_5_vl") for engine in ("ddp", "zero1", "zero2", "zero3")),
-        ("zero3", "qwen3_5_moe"),
-        ("zero3", "nemotron_h_omni"),
+        *((engine, "qwen2_5_vl", []) for engine in ("ddp", "zero1", "zero2", "zero3")),
+        ("zero3", "qwen3_5_moe", []),
+        ("zero3", "nemotron_h_omni", []),
+        *(
+            pytest.param("zero3", family, BEFORE, id=f"zero3-{family}-before_tower")
+            for family in ("qwen2_5_vl", "qwen3_vl", "qwen3_5_moe")
+        ),
     ],
 )
-def test_two_ranks_train_as_one_process_does(words, tmp_path, engine, family):
-    trained(*words(*FIXED, "train.accumulation=4", family=family, run_dir=tmp_path / "one"))
-    torchrun(*words(*FIXED, "train.accumulation=2", f"engine={engine}", family=family, run_dir=tmp_path / "two"))
+def test_two_ranks_train_as_one_process_does(words, tmp_path, engine, family, more):
+    trained(*words(*FIXED, *more, "train.accumulation=4", family=family, run_dir=tmp_path / "one"))
+    own = (*more, "train.accumulation=2", f"engine={engine}")
+    torchrun(*words(*FIXED, *own, family=family, run_dir=tmp_path / "two"))
     for name in ("loss", "grad_norm"):
         assert metrics(tmp_path / "two", name) == pytest.approx(metrics(tmp_path / "one", name), rel=1e-3)
     export.main(export.Options(run=str(tmp_path / "two"), out=str(tmp_path / "out")))
