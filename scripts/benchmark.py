@@ -3,7 +3,7 @@
 python scripts/benchmark.py step|prefill|mask|evaluate [shape=small] [rates=[0,0.5]] [out=FILE.json]
 python scripts/benchmark.py batching|decode|forecast [out=FILE.json]
 python scripts/benchmark.py index [rows=200000] [files=2000] [ranks=2] [out=FILE.json]
-python scripts/benchmark.py media [count=1000] [workers=2] | worker [clips=2000]
+python scripts/benchmark.py media [count=1000] [workers=2] | worker [clips=2000] | ranks [shape=small] [steps=20]
 python scripts/benchmark.py peers [peers=[trl,llamafactory,ms_swift,trainer]] [device=cpu|cuda] [folder=runs/peers]
 
 Medians over `rounds` rounds in which every contender runs once, after a warm-up. Weights are random, nothing is
@@ -27,6 +27,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from scripts.bench import data as bench_data
 from scripts.bench import index as bench_index
 from scripts.bench import media as bench_media
+from scripts.bench import ranks as bench_ranks
 from scripts.bench import step as bench_step
 from scripts.bench import worker as bench_worker
 from scripts.bench.evaluate import evaluate
@@ -44,6 +45,7 @@ MODEL = {"step": bench_step.step, "prefill": prefill, "mask": bench_step.mask, "
 OWN: dict[str, tuple[Any, Any]] = {  # what has options of its own
     "index": (bench_index.Options, bench_index.index),
     "media": (bench_media.Options, bench_media.media),
+    "ranks": (bench_ranks.Options, bench_ranks.ranks),
     "worker": (bench_worker.Options, bench_worker.worker),
 }
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

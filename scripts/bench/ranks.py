@@ -1,0 +1,104 @@
+"""Step times of two ranks whose micro-batches are equal in modelled cost: two processes of one thread each.
+
+Both take the steps of one plan over clips of 4 to 64 frames at rates from [0, .9], forward and backward, and wait for
+each other before every step; nothing is exchanged. On a busy machine look at the processor's seconds only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data.batching import Budget, BudgetPlan
+from data.collate import collate
+from data.sizes import SampleSize, Views, gather
+from data.types import Encoding
+from evs import FrameDelta, Uniform
+from scripts.bench import models
+from scripts.bench.timing import table
+from train.planning import kept_counts
+from train.ranges import number
+from train.report import cost
+from train.views import StepRates
+
+RANKS, SAMPLES = 2, 400
+KEPT = partial(kept_counts, FrameDelta())
+
+
+@dataclass
+class Options:
+    shape: str = "small"  # one of scripts/bench/models.py
+    steps: int = number(20, least=1)
+    tokens: int = number(2048, least=2048)  # a micro-batch's at most, as train.token_budget
+    out: str | None = None  # JSON
+
+
+def ranks(options: Options) -> dict[str, Any]:
+    """Seconds of every step on each rank, and how far apart they are beside how far the cost model says they are."""
+    context = get_context("spawn")
+    found, together = context.SimpleQueue(), context.Barrier(RANKS)
+    processes = [context.Process(target=_steps, args=(options, rank, together, found)) for rank in range(RANKS)]
+    for process in processes:
+        process.start()
+    of = dict(found.get() for _ in processes)
+    for process in processes:
+        process.join()
+    result = {}
+    for place, name in enumerate(("seconds", "processor seconds", "modelled cost")):
+        values_TR = np.array([of[rank][place] for rank in range(RANKS)]).T
+        between, sums = np.ptp(values_TR, axis=1) / values_TR.mean(1), values_TR.sum(0)
+        result[name] = {"mean": between.mean(), "worst": between.max(), "of_sums": np.ptp(sums) / sums.mean()}
+        result[name] = {key: float(value) for key, value in result[name].items()} | {"steps": values_TR.tolist()}
+    rows = [(name, *(f"{each[key]:.4f}" for key in ("mean", "worst", "of_sums"))) for name, each in result.items()]
+    print(f"{options.steps} steps\n{table(('ranks differ in', 'mean', 'worst', 'sum over steps'), rows)}")
+    return result
+
+
+def _steps(options: Options, rank: int, together: Any, found: Any) -> None:
+    """One rank: its seconds, its processor's and the modelled cost of every step."""
+    torch.set_num_threads(1)
+    shape = models.build_shape(options.shape)
+    task = models.our_task(models.build_model(shape, torch.device("cpu"), torch.float32))
+    grids, plan = _plan(shape, options.tokens, rank)
+    rows = []
+    for step in tqdm(range(-1, options.steps), unit="step", disable=bool(rank)):  # one to warm up
+        (samples,), rates = plan.micro_batches(max(step, 0)), plan.rates(max(step, 0))[rank]
+        batch = collate([_encoding(shape, grids[each], each) for each in samples], filler_token=models.WORDS)
+        together.wait()
+        begin, busy = time.perf_counter(), time.process_time()
+        task(batch, rates[0]).loss_sum.backward()
+        rows.append((time.perf_counter() - begin, time.process_time() - busy, _cost(plan, samples, rates)))
+        task.zero_grad()
+    found.put((rank, list(zip(*rows[1:]))))
+
+
+def _cost(plan: BudgetPlan, samples: Sequence[int], rates: Views) -> float:
+    assert plan.price is not None
+    return float(plan.price(np.array(samples), plan.sizes.in_views(np.array(samples), rates, KEPT)).sum())
+
+
+def _plan(shape: models.Shape, tokens: int, rank: int) -> tuple[list[tuple[int, int, int]], BudgetPlan]:
+    """Grids of the clips in merged tokens, and which of them share a step."""
+    random = np.random.default_rng(0)
+    grids = [(int(random.integers(2, 33)), int(random.choice([4, 6])), 6) for _ in range(SAMPLES)]
+    text = models.PROMPT + models.ANSWER
+    sizes = gather(
+        SampleSize(text, ((t, h * w),), 4 * t * h * w, 2 * t, models.ANSWER, t * (4 * h * w) ** 2) for t, h, w in grids
+    )
+    price = cost.price(models.model_config(shape), sizes)
+    allowed = cost.budget(price, sizes.in_views(np.arange(SAMPLES), (0.0,), KEPT), tokens)
+    rates = StepRates(Uniform(0.0, 0.9), RANKS, 0, levels=64)
+    return grids, BudgetPlan(sizes, Budget(tokens, cost=allowed), rates, KEPT, RANKS, rank, 0, price=price)
+
+
+def _encoding(shape: models.Shape, grid: tuple[int, int, int], seed: int) -> Encoding:
+    batch = models.build_batch(replace(shape, clips=1, grid=grid), seed)
+    return Encoding(id=str(seed), **{each.name: getattr(batch, each.name) for each in fields(Encoding)[1:]})
