@@ -6,8 +6,15 @@ from typing import Any
 
 import transformers as hf
 
-SPECIALS = ("<image>", "<img>", "</img>")  # the original has no token for a video either
+from scripts.tiny.sizes import Sizes
+from scripts.tiny.tokenizer import SPECIALS, tokenizer
+
+OWN = ("<image>", "<img>", "</img>")  # the original has no token for a video either
+PATCH = 16  # pixels of its side
 PATCHES = 64  # of a frame
+TIMM = {
+    "vit_small_patch16_224": (384, 12, 6, 1536)
+}  # (width, depth, heads, MLP) of the smallest tower that vLLM builds
 NORMAL: dict[str, Any] = {"norm_mean": [0.5, 0.5, 0.5], "norm_std": [0.5, 0.5, 0.5]}
 TEMPLATE = """\
 {%- for message in messages -%}
@@ -37,9 +44,15 @@ TEMPLATE = """\
 """
 
 
-def config(size: Any, tokenizer: Any, patch: int) -> Any:
+def parts(size: Sizes) -> tuple[Any, Any, Any]:
+    """Tokenizer, configuration and processor."""
+    words, patch = tokenizer(size.vocabulary, (*SPECIALS, *OWN)), size.patch or PATCH
+    return words, _config(size, words, patch), _processor(words, patch)
+
+
+def _config(size: Sizes, words: Any, patch: int) -> Any:
     """The Hugging Face configuration; what vLLM alone reads stands in it under the names of the original."""
-    token = tokenizer.convert_tokens_to_ids
+    token = words.convert_tokens_to_ids
     radio = {
         "model_type": "radio",
         "hidden_size": size.vision_width,
@@ -53,7 +66,7 @@ def config(size: Any, tokenizer: Any, patch: int) -> Any:
         "video_target_num_patches": PATCHES,
         "video_maintain_aspect_ratio": True,
         "initializer_range": size.init,
-        "args": _radio_arguments(),
+        "args": _radio_arguments(size),
     }
     read_by_vllm: dict[str, Any] = {
         **{"patch_size": patch, "template": "chatml", "ps_version": "v2", "image_tag_type": "internvl"},
@@ -72,11 +85,12 @@ def config(size: Any, tokenizer: Any, patch: int) -> Any:
     )
 
 
-def _radio_arguments() -> dict[str, Any]:
+def _radio_arguments(size: Sizes) -> dict[str, Any]:
     """Of the tower's training, by which vLLM sizes it: a summary a teacher, filled up with registers to eight."""
+    sizes = size.vision_width, size.vision_depth, size.vision_heads, size.vision_mlp
     teachers = [{"name": name, "use_summary": True} for name in ("clip", "siglip", "dino")]
     return {
-        "model": "vit_small_patch16_224",
+        "model": next((name for name, those in TIMM.items() if those == sizes), None),
         "teachers": teachers,
         "cls_token_per_teacher": True,
         "register_multiple": 8,
@@ -86,14 +100,14 @@ def _radio_arguments() -> dict[str, Any]:
     }
 
 
-def _text(size: Any, token: Any) -> dict[str, Any]:
-    blocks = ("linear_attention", "moe", "full_attention", "mlp")
+def _text(size: Sizes, token: Any) -> dict[str, Any]:
+    blocks = ("linear_attention", "moe" if size.experts else "mlp", "full_attention", "mlp")
     return {
         "model_type": "nemotron_h",
         "vocab_size": size.vocabulary,
         "hidden_size": size.text_width,
         "intermediate_size": size.text_mlp,
-        "layers_block_type": [blocks[layer % 4] for layer in range(size.text_layers)],
+        "layers_block_type": [blocks[layer % len(blocks)] for layer in range(size.text_layers)],
         "num_attention_heads": size.text_heads,
         "num_key_value_heads": size.text_kv_heads,
         "head_dim": size.text_width // size.text_heads,
@@ -102,7 +116,7 @@ def _text(size: Any, token: Any) -> dict[str, Any]:
         "n_groups": size.text_kv_heads,
         "ssm_state_size": 32,
         "chunk_size": 64,
-        "n_routed_experts": size.experts,
+        "n_routed_experts": size.experts or 1,
         "moe_intermediate_size": size.text_mlp // 4,
         "moe_shared_expert_intermediate_size": size.text_mlp // 4,
         "max_position_embeddings": 32768,
@@ -114,11 +128,11 @@ def _text(size: Any, token: Any) -> dict[str, Any]:
     }
 
 
-def processor(tokenizer: Any, patch: int) -> Any:
+def _processor(words: Any, patch: int) -> Any:
     """Frames of `PATCHES` patches, and small images."""
     image = hf.NemotronH_Omni_Reasoning_V3ImageProcessor(
         patch_size=patch, min_num_patches=16, max_num_patches=256, **NORMAL
     )
     video = hf.NemotronH_Omni_Reasoning_V3VideoProcessor(patch_size=patch, video_target_num_patches=PATCHES, **NORMAL)
     sound = hf.ParakeetFeatureExtractor()  # the processor asks for one, whether or not the model hears
-    return hf.NemotronH_Omni_Reasoning_V3Processor(image, video, tokenizer, sound, chat_template=TEMPLATE)
+    return hf.NemotronH_Omni_Reasoning_V3Processor(image, video, words, sound, chat_template=TEMPLATE)

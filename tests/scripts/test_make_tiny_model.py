@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from scripts.make_tiny_model import FAMILIES, SPECIALS, make
+from scripts.make_tiny_model import FAMILIES, make
+from scripts.tiny.tokenizer import SPECIALS
 
 SMALL = {"text_width": 64, "text_layers": 2, "text_heads": 2, "text_mlp": 192, "vision_width": 32, "vision_heads": 2}
 CHAT = [
