@@ -13,6 +13,7 @@ from train.config import TOWERS, OptimConfig
 
 MERGERS = (".merger", "deepstack_merger", "multi_modal_projector.", "vision_final_layernorm.")
 VISION = ("visual.", "vision_model.")
+UNREAD = (".layer_scale",)  # of RADIO: ones, which originals lack and servers take for granted
 
 
 def tower_of(name: str) -> str:
@@ -28,9 +29,9 @@ def trained_towers(model: nn.Module) -> set[str]:
 
 
 def freeze(model: nn.Module, towers: Collection[str]) -> None:
-    """Take the parameters of `towers` out of training."""
+    """Take the parameters of `towers` out of training, and those that no server would read."""
     for name, parameter in model.named_parameters():
-        if tower_of(name) in towers:
+        if tower_of(name) in towers or any(part in name for part in UNREAD):
             parameter.requires_grad_(False)
 
 

@@ -48,6 +48,13 @@ def test_a_frozen_tower_leaves_the_optimizer(family, tower):
     assert towers == {"vision", "merger", "language"} - {tower}
 
 
+def test_scales_that_no_server_reads_are_not_trained():
+    model = tiny_model("nemotron_h_omni")
+    freeze(model, [])
+    still = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    assert still and all("layer_scale" in name for name in still)
+
+
 def test_setting_the_rate_scales_every_group_from_its_peak():
     parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
     groups = [{"params": [p], "peak_lr": lr, "lr": lr} for p, lr in zip(parameters, (1.0, 0.2))]
