@@ -21,6 +21,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -46,15 +47,10 @@ from scripts.serving.compare import Verdict, compare, share_of_ties, summary
 from scripts.serving.files import compare_file
 from scripts.serving.files import prepare as prepare_files
 from scripts.serving.ours import STEPS, TOP, Answer, Ours
-from scripts.serving.prompts import Prompt
+from scripts.serving.prompts import Prompt, without_headers
 from train import cli
-from train.served import beside, filled, frames_of, media_io
+from train.served import architecture, beside, filled, frames_of, media_io
 
-# A prompt as it is written, without a chat's headers.
-BARE = (
-    "{%- for part in messages[0].content -%}{%- if part.type == 'text' -%}{{- part.text -}}{%- else -%}"
-    "{{- '<|vision_start|><|' + part.type + '_pad|><|vision_end|>' -}}{%- endif -%}{%- endfor -%}"
-)
 SERVED = ("evs", "vidcom2")  # --video-pruning-method
 FLAGS = ("export", "default")
 SAID = ("error:", "Value error,")  # how lines begin that say why, the latter under a ValidationError
@@ -117,7 +113,8 @@ def _check_files(options: Options) -> dict[Key, Verdict]:
     policy = beside(options.model)
     prompts, refused = prepare_files(options.model, options.videos, frames_of(policy))
     named = {prompt.name: prompt for prompt in prompts}
-    flags = {"media_io_kwargs": media_io(policy)} if options.server_flags == "export" else {}
+    told = options.server_flags == "export"
+    flags = {"media_io_kwargs": media_io(policy, architecture(options.model))} if told else {}
     engine = {"allowed_local_media_path": "/", **flags}
     verdicts = {
         key: compare_file(named[key[1]], answer, theirs, options.tolerance)
@@ -144,7 +141,7 @@ def prepare(model: str, cases: dict[str, Case]) -> list[Prompt]:
     """The cases at this checkpoint's patch size, encoded by the trainer's own encoder."""
     processor = AutoProcessor.from_pretrained(model)
     bare = copy.copy(processor)
-    bare.chat_template = BARE
+    bare.chat_template = without_headers(processor)
     encoders = {True: Encoder(processor, FramePolicy()), False: Encoder(bare, FramePolicy())}
     return [_prompt(name, case, encoders[case.chat]) for name, case in cases.items()]
 
@@ -250,8 +247,10 @@ def _check(options: Options) -> None:
 
 
 def _last_error(output: str) -> str:
-    lines = [line.strip() for line in output.splitlines() if "Error" in line or line.startswith(SAID)]
-    return (lines or output.strip().splitlines() or ["no output"])[-1]
+    """The line that says why; of pydantic's, which checks vLLM's configuration, the reason without its frame."""
+    lines = [line.strip() for line in output.splitlines() if "Error" in line or line.strip().startswith(SAID)]
+    reason = (lines or output.strip().splitlines() or ["no output"])[-1]
+    return re.sub(rf"^({'|'.join(SAID)}) | \[type=value_error.*$", "", reason)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 
 
 def messages(case: dict[str, Any]) -> list[dict[str, Any]]:
@@ -43,9 +44,20 @@ def watch_tower(model: Any) -> None:
 
     def see(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         rows, grids = [*args, *kwargs.values()][:2]
+        if not hasattr(model, "visual"):
+            rows, grids = patches_of(rows, model.patch_size, model.video_temporal_patch_size)
         model.tower_calls.append((rows.cpu().numpy(), np.asarray(grids).tolist()))
 
-    model.tower_watch = model.visual.register_forward_pre_hook(see, with_kwargs=True)
+    tower = model.visual if hasattr(model, "visual") else model.vision_model
+    model.tower_watch = tower.register_forward_pre_hook(see, with_kwargs=True)
+
+
+def patches_of(frames: Any, side: int, step: int) -> tuple[Any, list[list[int]]]:
+    """[frames, 3, H, W] as a tower takes them that is given no patches -> (rows as the trainer has them, grids)."""
+    frames = torch.cat([frames, frames[-1:].repeat(-len(frames) % step, 1, 1, 1)]).float()
+    t, h, w = len(frames) // step, frames.shape[2] // side, frames.shape[3] // side
+    rows = frames.reshape(t, step * 3, h, side, w, side).permute(0, 2, 4, 1, 3, 5)
+    return rows.reshape(t * h * w, -1), [[t, h, w]]
 
 
 def unwatch_tower(model: Any) -> list[tuple[np.ndarray, list[list[int]]]]:

@@ -17,3 +17,14 @@ class Prompt:
     request: dict[str, Any]  # as scripts/serving/worker.py reads it
     media: dict[str, np.ndarray] = field(default_factory=dict)  # that the request refers to
     clip: Clip | None = None  # where the server reads the file itself: what training saw of it
+
+
+def without_headers(processor: Any) -> str:
+    """A chat template of a prompt as it is written, its media as the checkpoint's own template marks them."""
+    marks = ("<|vision_start|>", "<|vision_end|>") if "<|vision_start|>" in processor.chat_template else ("", "\\n")
+    image, video = (marks[0] + token + marks[1] for token in (processor.image_token, processor.video_token))
+    return (
+        "{%- for part in messages[0].content -%}{%- if part.type == 'text' -%}{{- part.text -}}"
+        f"{{%- elif part.type == 'video' -%}}{{{{- '{video}' -}}}}{{%- else -%}}{{{{- '{image}' -}}}}"
+        "{%- endif -%}{%- endfor -%}"
+    )

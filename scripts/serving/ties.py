@@ -56,9 +56,11 @@ class ServersChoice:
         ours = self.method.keep(seen_MC, grid, rate)
         if (kept := next(self._videos, None)) is None:
             return ours
+        if len(kept) != ours.sum() or max(kept) >= ours.numel():  # of another grid: the lengths will say so
+            return ours
         theirs = torch.zeros_like(ours)
         theirs.view(-1)[torch.tensor(kept, device=theirs.device)] = True
-        if theirs.equal(ours) or theirs.sum() != ours.sum():
+        if theirs.equal(ours):
             return ours
         moved = int((theirs & ~ours).sum())
         if isinstance(self.method, Ranked):

@@ -19,6 +19,7 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # so that an engin
 
 import numpy as np
 import torch
+from PIL import Image
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: the evs that is installed is the one to be checked
 
@@ -80,7 +81,8 @@ def generate(llm: Any, cases: list[dict[str, Any]], media: Any, steps: int, top:
 
     sampling = SamplingParams(temperature=0, max_tokens=steps, logprobs=top, ignore_eos=True)
     if "url" in cases[0]:
-        outs = llm.chat([messages(case) for case in cases], sampling, use_tqdm=False)
+        asked, plainly = [messages(case) for case in cases], {"enable_thinking": False}  # as in training
+        outs = llm.chat(asked, sampling, use_tqdm=False, chat_template_kwargs=plainly)
     else:
         outs = llm.generate([prompt_of(case, media) for case in cases], sampling, use_tqdm=False)
     return [
@@ -99,7 +101,7 @@ def prompt_of(case: dict[str, Any], media: Any) -> dict[str, Any]:
         "prompt": case["prompt"],
         "multi_modal_data": {
             "video": [(media[video["key"]], video["metadata"]) for video in case["videos"]],
-            "image": [media[key] for key in case["images"]],
+            "image": [Image.fromarray(media[key]) for key in case["images"]],
         },
     }
     if rows := case.get("embeds"):
@@ -113,12 +115,16 @@ def prompt_of(case: dict[str, Any], media: Any) -> dict[str, Any]:
 
 
 def watch(model: Any) -> None:
-    """Note the [3, tokens] positions of every forward pass and the tokens that every video keeps."""
+    """Note the [3, tokens] positions of every forward pass and the tokens that every video keeps.
+
+    A model without rotary positions is given [tokens], and reads none.
+    """
     positions: list[list[list[int]]] = []
     kept: list[list[int]] = []
 
     def see(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        positions.append(kwargs["positions"].tolist())
+        if kwargs["positions"].ndim == 2:
+            positions.append(kwargs["positions"].tolist())
 
     def noting(choose: Any) -> Any:
         @wraps(choose)
@@ -142,7 +148,8 @@ def unwatch(model: Any) -> dict[str, Any]:
     for names, name, choose in reversed(model.masks):
         names[name] = choose
     positions, kept = model.watched
-    return {"positions": [[p for step in positions for p in step[row]] for row in range(3)], "kept": kept}
+    rows = [[p for step in positions for p in step[row]] for row in range(3)]
+    return {"kept": kept, **({"positions": rows} if positions else {})}
 
 
 def attempt(llm: Any, case: dict[str, Any], media: Any, steps: int, top: int) -> dict[str, Any]:
@@ -194,14 +201,18 @@ def check_plugin(wanted: bool) -> None:
 
 
 def check_architecture(model: str) -> None:
-    from transformers import PretrainedConfig
-    from vllm import ModelRegistry, __version__
+    """vLLM's models are its own, their configurations mostly those of the transformers beside it."""
+    from transformers import CONFIG_MAPPING, PretrainedConfig, __version__
+    from vllm import ModelRegistry
+    from vllm import __version__ as version
 
-    asked = PretrainedConfig.get_config_dict(model)[0].get("architectures") or []
-    if not set(asked) & set(ModelRegistry.get_supported_archs()):
+    config = PretrainedConfig.get_config_dict(model)[0]
+    asked, family = config.get("architectures") or [], config["model_type"]
+    missing = "" if set(asked) & set(ModelRegistry.get_supported_archs()) else f"vLLM {version} has no {asked[0]}"
+    if missing or family not in CONFIG_MAPPING:
         raise SystemExit(
-            f"error: vLLM {__version__} has no {' or '.join(asked)}: give vllm_python= of an environment with a newer "
-            "one, built by scripts/serving/vllm_env.sh DIR VERSION"
+            f"error: {missing or f'transformers {__version__} beside vLLM {version} has no {family}'}: give "
+            "vllm_python= of an environment with a newer one, built by scripts/serving/vllm_env.sh DIR VERSION"
         )
 
 
