@@ -14,6 +14,11 @@ from typing import Any
 FILE = "evs.json"
 MARK = "evs_prune_at"  # in config.json, of weights that no server may prune without their evs.json
 VERSION = 1
+# Of a server's loader of videos: its option, the field of Policy that says it, what holds where nothing is said.
+LOADER = (("fps", "fps", 2.0), ("min_frames", "min_frames", 4), ("max_frames", "max_frames", 768))
+EVEN_LOADER = (("fps", "fps", -1), ("num_frames", "max_frames", 32))
+NEMOTRON = "NemotronH_Omni_Reasoning_V3"
+LOADERS = {NEMOTRON: EVEN_LOADER}  # by architecture, where it is another than Qwen's
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,11 @@ class Policy:
         _mark(Path(folder) / "config.json", {} if self.prune_at == "merger" else {MARK: self.prune_at})
         path.write_text(json.dumps({"version": VERSION, **asdict(self)}, indent=2) + "\n")
         return path
+
+
+def loader_options(policy: Policy, architecture: str) -> dict[str, Any]:
+    """What the server's loader must be told so that it takes the frames of the training."""
+    return {option: getattr(policy, field) for option, field, _ in LOADERS.get(architecture, LOADER)}
 
 
 def read(folder: str | Path) -> Policy | None:

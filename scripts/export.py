@@ -27,7 +27,7 @@ from train.config import Config
 from train.hub import push
 from train.report.card import About, Measured, about_base, is_hub_id, model_card
 from train.report.curve import evaluations, from_results, plot
-from train.served import NO_SERVER, policy_of, serve_command, write_processor
+from train.served import policy_of, serve_command, write_processor
 from train.state.checkpoint import complete, step_of
 from train.state.manifest import NAME
 from train.weights import check_shapes, copy_companions, write_adapter, write_weights
@@ -181,7 +181,7 @@ def explain(policy: Policy, measured: Measured, options: Options, checkpoint: Pa
     """Print what is there, how to serve it, and what is missing."""
     out = shlex.quote(options.out)
     print(f"checkpoint: {options.out} (from {checkpoint})")
-    print(f"serve it: {serve_command(policy, out, measured.recommended)}" if about.served else NO_SERVER)
+    print(f"serve it: {serve_command(policy, out, measured.recommended, about.architecture)}")
     if measured.own is None:
         print(f"not evaluated: python scripts/evaluate.py model={out} data=FILE out=curve.json, then add the curve:")
         print(f"  python scripts/export.py run={shlex.quote(options.run)} out={out} results=[curve.json]")

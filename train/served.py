@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.utils import get_class
-from transformers import AutoVideoProcessor
+from transformers import AutoConfig, AutoVideoProcessor
 from transformers.utils import cached_file
 
 from data.media.frames import FramePolicy
 from data.media.processor import configuration, in_our_terms
-from evs.policy import FILE, Policy, read
-from evs.serving.vllm import MODELS
+from evs.policy import FILE, Policy, loader_options, read
 from train.config import Config, frame_policy
 
-NO_SERVER = "No server has been compared on this family yet: it may read other frames and pixels than the training did"
 Options = TypeVar("Options")
 PROCESSOR, VIDEO_PROCESSOR = "processor_config.json", "video_preprocessor_config.json"
 
@@ -71,8 +69,15 @@ def filled(options: Options, policy: Policy) -> Options:
 
 
 def write_processor(folder: Path, policy: Policy) -> None:
-    """Put what the policy decides into the video processor's configuration, in the file that is read for it."""
+    """Put what the policy decides into the video processor's configuration, in the file that is read for it.
+
+    What a server reads in the model's configuration instead, as the patches of Nemotron's frames, goes there too.
+    """
     entries = configuration(in_our_terms(AutoVideoProcessor.from_pretrained(folder)), frames_of(policy))
+    model = json.loads((folder / "config.json").read_text())
+    if also := entries.keys() & model["vision_config"].keys():
+        model["vision_config"] |= {name: entries[name] for name in also}
+        _write(folder / "config.json", model)
     whole = folder / PROCESSOR
     if whole.is_file() and "video_processor" in (content := json.loads(whole.read_text())):
         content["video_processor"] |= entries
@@ -82,13 +87,14 @@ def write_processor(folder: Path, policy: Policy) -> None:
     _write(folder / VIDEO_PROCESSOR, own | entries)
 
 
-def has_server(folder: Path) -> bool:
-    """Whether the vLLM plugin serves the family of the checkpoint in `folder`."""
-    architectures = json.loads((folder / "config.json").read_text()).get("architectures") or []
-    return any(name in MODELS for name in architectures)
+def architecture(model: str | Path) -> str:
+    """Of a checkpoint, as servers name it."""
+    return (AutoConfig.from_pretrained(model).architectures or [""])[0]
 
 
-def serve_command(policy: Policy, model: str = "<this checkpoint>", rate: float | None = None) -> str:
+def serve_command(
+    policy: Policy, model: str = "<this checkpoint>", rate: float | None = None, architecture: str = ""
+) -> str:
     """The shell line that serves a checkpoint as it was trained, `RATE` left open where no rate is given.
 
     Sizes are read from the checkpoint's own files.
@@ -98,12 +104,12 @@ def serve_command(policy: Policy, model: str = "<this checkpoint>", rate: float 
     pruning = f" --video-pruning-rate {'RATE' if rate is None else f'{rate:g}'}{method}"
     if isinstance(policy.prune_at, int):  # servers refuse to drop tokens before a block of the tower
         pruning = ""
-    return f"{off}vllm serve {model}{pruning} --media-io-kwargs '{json.dumps(media_io(policy))}'"
+    return f"{off}vllm serve {model}{pruning} --media-io-kwargs '{json.dumps(media_io(policy, architecture))}'"
 
 
-def media_io(policy: Policy) -> dict[str, dict[str, Any]]:
-    """What vLLM's loaders are given: the frame rate and limits, which they read from no file."""
-    return {"video": {"fps": policy.fps, "min_frames": policy.min_frames, "max_frames": policy.max_frames}}
+def media_io(policy: Policy, architecture: str = "") -> dict[str, dict[str, Any]]:
+    """What vLLM's loader is given: the frame rate and limits, which it reads from no file."""
+    return {"video": loader_options(policy, architecture)}
 
 
 def _name(node: dict[str, Any]) -> str:

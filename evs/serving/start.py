@@ -17,12 +17,11 @@ from vllm.logger import init_logger
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
-from evs.policy import FILE, Policy, read
+from evs.policy import FILE, LOADER, LOADERS, Policy, loader_options, read
 from evs.serving.vllm import SUPPORTED
 
 logger = init_logger("vllm.plugins.evs")  # below vllm's own, whose handlers it takes
 
-LOADER = {"fps": 2.0, "min_frames": 4, "max_frames": 768}  # of vLLM's loaders for both families, where nothing is said
 BEFORE_THE_TOWER = (
     "Qwen2_5_VLForConditionalGeneration",
     "Qwen3VLForConditionalGeneration",
@@ -54,8 +53,9 @@ class Checked(VerifyAndUpdateConfig):
             logger.warning("evs: this server differs from the training of %s: %s", vllm_config.model_config.model, each)
 
 
-def check_at_start(architecture: str) -> None:
-    stock = MODELS_CONFIG_MAP.get(architecture)
+def check_at_start(architecture: str, hook: type[VerifyAndUpdateConfig] | None = None) -> None:
+    """Run the checks behind vLLM's hook for the architecture, or behind `hook` where vLLM has none."""
+    stock = MODELS_CONFIG_MAP.get(architecture, hook)
     if stock is None:
         MODELS_CONFIG_MAP[architecture] = Checked
     elif not issubclass(stock, Checked):
@@ -129,7 +129,8 @@ def departures(model_config: Any, policy: Policy) -> Iterator[Departure]:
     multimodal = model_config.multimodal_config
     if pruning := multimodal.get_video_pruning_spec():
         yield from _tokens(pruning[0], str(model_config.dtype).removeprefix("torch."), policy)
-    yield from _frames(multimodal.media_io_kwargs.get("video", {}), policy)
+    (architecture,) = model_config.architectures
+    yield from _frames(multimodal.media_io_kwargs.get("video", {}), policy, architecture)
     kwargs = multimodal.mm_processor_kwargs or {}
     yield from _processor({**kwargs, **kwargs.get("videos_kwargs", {})}, model_config, policy)
 
@@ -143,12 +144,13 @@ def _tokens(method: str, dtype: str, policy: Policy) -> Iterator[Departure]:
         yield Departure("dtype of scores", dtype, policy.scorer_dtype, f"--dtype {policy.scorer_dtype}")
 
 
-def _frames(loader: dict[str, Any], policy: Policy) -> Iterator[Departure]:
-    trained = {name: getattr(policy, name) for name in LOADER}
-    wanted = {name: value for name, value in trained.items() if value != LOADER[name]}
+def _frames(loader: dict[str, Any], policy: Policy, architecture: str) -> Iterator[Departure]:
+    trained = loader_options(policy, architecture)
+    unsaid = {option: default for option, _, default in LOADERS.get(architecture, LOADER)}
+    wanted = {name: value for name, value in trained.items() if value != unsaid[name]}
     flag = f"--media-io-kwargs '{json.dumps({'video': wanted})}'" if wanted else "leave it out of --media-io-kwargs"
     for name, value in trained.items():
-        if (served := loader.get(name, LOADER[name])) != value:
+        if (served := loader.get(name, unsaid[name])) != value:
             yield Departure(name, served, value, flag)
     if "video_backend" in loader:
         yield Departure("video_backend", loader["video_backend"], "the family's own", "leave it out")

@@ -11,6 +11,8 @@ import os
 from functools import wraps
 from typing import Any
 
+from evs.policy import NEMOTRON
+
 SUPPORTED = ("0.31.0", "0.32.0")
 MODELS = {
     "Qwen2_5_VLForConditionalGeneration": "evs.serving.vllm_models:Qwen25VL",
@@ -40,6 +42,10 @@ def register() -> None:
         check_at_start(architecture)
         # By name: importing a model class here would touch CUDA before vLLM forks.
         vllm.ModelRegistry.register_model(architecture, target)
+    if NEMOTRON in known:  # vLLM's own class serves it: there are no positions to keep
+        from evs.serving.vllm_nemotron import NemotronOmni
+
+        check_at_start(NEMOTRON, NemotronOmni)
     if current_platform.is_cpu():
         set_pruning_flag_on_cpu()
 
@@ -53,7 +59,8 @@ def check_version(version: str) -> None:
 
 
 def set_pruning_flag_on_cpu() -> None:
-    """The GPU runner's load_model records that the model prunes; the CPU runner's own does not."""
+    """The GPU runner's load_model records that the model prunes, or takes one video at a time; the CPU runner's does
+    not."""
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
     stock = CPUModelRunner.load_model
@@ -63,7 +70,8 @@ def set_pruning_flag_on_cpu() -> None:
     @wraps(stock)
     def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
         stock(self, *args, **kwargs)
-        self.is_multimodal_pruning_enabled = getattr(self.get_model(), "is_multimodal_pruning_enabled", False)
+        for flag in ("is_multimodal_pruning_enabled", "requires_sequential_video_encoding"):
+            setattr(self, flag, getattr(self.get_model(), flag, False))
 
     load_model.sets_pruning_flag = True  # type: ignore[attr-defined]
     CPUModelRunner.load_model = load_model

@@ -15,6 +15,8 @@ from scripts.make_tiny_model import make
 
 ROOT = Path(__file__).parents[2]
 BEFORE = Policy(method="pixel_delta", prune_at="input", scorer_dtype=None)
+# Of a tiny Nemotron: vLLM builds only timm's towers, and on a CPU no experts without a gate.
+SERVABLE = {"vision_width": 384, "vision_depth": 12, "vision_heads": 6, "vision_mlp": 1536, "experts": 0}
 ENVIRONMENTS = Path(os.environ.get("EVS_VLLM_ENVS", ROOT / ".venv-vllm"))
 
 

@@ -16,6 +16,7 @@ from evs.types import Grid
 from scripts.check_serving import Options, check, prepare, serve
 from scripts.make_tiny_model import make
 from scripts.serving.cases import ASK, CASES, LOOK, Case, Video
+from tests.serving.conftest import SERVABLE
 
 pytestmark = pytest.mark.serving
 
@@ -53,6 +54,34 @@ def test_counts_and_positions_of_a_hybrid_mixture_of_experts_are_exact(environme
     assert not [
         text for text in texts if "moved" in text or "tokens, not" in text or "others" in text or text == "raises"
     ]
+
+
+def test_nemotron_is_served_within_the_noise_of_rate_zero(environment, tmp_path) -> None:
+    model = str(make("nemotron_h_omni", tmp_path, **SERVABLE))
+    options = Options(model, environment("0.32.0"), [0.0, 0.5, 0.9], chunks=[0, 64])
+    verdicts = check(replace(options, dtype="bfloat16", tolerance=NOISE))
+    assert len(verdicts) == len(CASES) * 3 * 2
+    assert {key: verdict.text for key, verdict in verdicts.items() if not verdict.agrees} == {}
+
+
+@pytest.mark.parametrize(
+    ("family", "version", "asked", "words"),
+    [
+        ("qwen3_5", "0.32.0", {"dtype": "float32"}, "--dtype float32: on a CPU vLLM .* use --dtype bfloat16$"),
+        ("qwen3_5", "0.32.0", {"method": "vidcom2"}, "--video-pruning-method vidcom2: the checkpoint was trained for"),
+        (
+            "nemotron_h_omni",
+            "0.31.0",
+            {},
+            "transformers .* beside vLLM 0.31.0 has no nemotron_h_omni: give vllm_python=",
+        ),
+    ],
+)
+def test_what_the_server_refuses_is_one_line_with_the_remedy(environment, tmp_path, family, version, asked, words):
+    options = Options(str(make(family, tmp_path)), environment(version), [0.5], ["square"])
+    with pytest.raises(ValueError, match=f"^vLLM ended with status 1: {words}") as error:
+        check(replace(options, **{"dtype": "bfloat16", **asked}))
+    assert "\n" not in str(error.value)
 
 
 def test_a_stock_server_raises_on_every_pruned_video_of_qwen3_5(environment, tmp_path) -> None:

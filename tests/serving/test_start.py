@@ -11,7 +11,7 @@ import pytest
 from evs.policy import Policy
 from evs.serving.vllm import SUPPORTED
 from scripts.make_tiny_model import make
-from tests.serving.conftest import drive
+from tests.serving.conftest import SERVABLE, drive
 
 pytestmark = pytest.mark.serving
 
@@ -101,3 +101,29 @@ def test_gated_delta_net_in_float32_on_a_cpu_is_refused(environment, tmp_path, v
         in (refused["error"])
     )
     assert started["error"] == ""
+
+
+# name: (sizes that differ from the servable ones, arguments of the server, what it says)
+NEMOTRON = {
+    "as trained": ({}, {"media_io_kwargs": {"video": {"fps": 2.0, "num_frames": 16}}}, ""),
+    "defaults": ({}, {}, 'num_frames 32, trained 16: --media-io-kwargs \'{"video": {"fps": 2.0, "num_frames": 16}}\''),
+    "float32": ({}, {"dtype": "float32"}, "--dtype float32: vLLM casts what Nemotron's tower gives to bfloat16; use"),
+    "a tower of no name": (
+        {"vision_depth": 2},
+        {},
+        "timm's four names: make a tiny checkpoint with sizes.vision_width",
+    ),
+    "experts": ({"experts": 4}, {}, "on a CPU vLLM has no experts without a gate"),
+}
+
+
+def test_what_a_server_of_nemotron_cannot_do_is_refused_and_the_rest_is_told(environment, tmp_path) -> None:
+    asked = []
+    for sizes, arguments, _ in NEMOTRON.values():
+        model = make("nemotron_h_omni", tmp_path / str(len(asked)), **{**SERVABLE, **sizes})
+        Policy(scorer_dtype="bfloat16", max_frames=16).write(model)
+        asked.append({"model": str(model), "dtype": "bfloat16", "video_pruning_rate": 0.5, **arguments})
+    said = drive(environment("0.32.0"), tmp_path / "job", {"configurations": asked})
+    for (_, _, words), got in zip(NEMOTRON.values(), said, strict=True):
+        heard = got["error"] + "".join(got["warnings"])
+        assert words in heard and bool(heard) == bool(words)

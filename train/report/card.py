@@ -11,11 +11,11 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from evs.policy import Policy
+from evs.policy import NEMOTRON, Policy
 from evs.serving.vllm import SUPPORTED
 from train.config import Config, TrainConfig
 from train.report.curve import POINT, Curve, table
-from train.served import NO_SERVER, has_server, serve_command
+from train.served import architecture, serve_command
 
 BODY = Template("""
 # $name
@@ -41,10 +41,11 @@ SERVING = Template("""\
     $install
     $serve
 
-Without the plugin, vLLM keeps the same tokens and puts them at other positions than in training. The plugin needs vLLM
-$first or later ($versions are tested). `evs.json` holds the frames, pixels, rates, scores and curve of the training;
+Without the plugin, vLLM $without. The plugin needs vLLM
+$first or later (tested: $versions). `evs.json` holds the frames, pixels, rates, scores and curve of the training;
 frame rate and limits are given on the command line, since servers read them from no file.""")
-UNSERVED = f"{NO_SERVER}. `evs.json` holds the frames, pixels, rates, scores and curve of the training."
+WITHOUT = {NEMOTRON: "does not find the width of the vision tower and does not start"}
+TESTED = {NEMOTRON: SUPPORTED[1:]}  # where fewer versions have the family
 STOCK = "A stock checkpoint: the base model's keys, configuration and processor, its frame sizes those of the training."
 ADAPTER = (
     "This is a LoRA adapter: `AutoModelForImageTextToText.from_pretrained` loads it with its base model (peft). "
@@ -67,7 +68,7 @@ class About:
     license_link: str | None = None
     datasets: tuple[str, ...] = ()  # Hub ids
     adapter: bool = False
-    served: bool = True  # by a server that was compared with the training
+    architecture: str = ""  # as servers name it
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def model_card(config: Config, policy: Policy, checkpoint: str, measured: Measur
         origin=f"[{about.base_model}](https://huggingface.co/{about.base_model})," if about.base_model else "A model",
         form=ADAPTER if about.adapter else STOCK,
         rate=advice(measured.own, best),
-        serving=_serving(policy, best) if about.served else UNSERVED,
+        serving=_serving(policy, best, about.architecture),
         checkpoint=checkpoint,
         steps=config.train.steps,
         rates=_call(config.rate),
@@ -120,12 +121,14 @@ def in_views(train: TrainConfig) -> str:
     return said
 
 
-def _serving(policy: Policy, rate: float | None) -> str:
+def _serving(policy: Policy, rate: float | None, served: str) -> str:
+    versions = TESTED.get(served, SUPPORTED)
     return SERVING.substitute(
         install=f"pip install vllm=={SUPPORTED[-1]} .    # the plugin, in a clone of evs-uptrain",
-        serve=serve_command(policy, rate=rate),
-        first=SUPPORTED[0],
-        versions=" and ".join(SUPPORTED),
+        serve=serve_command(policy, rate=rate, architecture=served),
+        without=WITHOUT.get(served, "keeps the same tokens and puts them at other positions than in training"),
+        first=versions[0],
+        versions=" and ".join(versions),
     )
 
 
@@ -173,7 +176,7 @@ def results(curve: Curve) -> list[EvalResult]:
 
 
 def about_base(base: Path, path: str) -> About:
-    """The base model's id, where `path` is one, the licence on the card in its folder, and whether it can be served."""
+    """The base model's id, where `path` is one, the licence on the card in its folder, and its architecture."""
     card = base / "README.md"
     data: dict[str, Any] = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
     return About(
@@ -181,7 +184,7 @@ def about_base(base: Path, path: str) -> About:
         license=data.get("license"),
         license_name=data.get("license_name"),
         license_link=data.get("license_link"),
-        served=has_server(base),
+        architecture=architecture(base),
     )
 
 
