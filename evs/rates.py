@@ -11,7 +11,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -188,11 +188,10 @@ class Curriculum:
 
 @dataclass
 class Adaptive:
-    """Rates from `low` to `high`, more of them where a model loses more by pruning.
+    """Rates from `low` to `high`, more of them where a model loses more by pruning; uniform until it has learned.
 
-    Between each two of `edges` all rates are equally likely. As likely as its length is a part to the share `floor`;
-    the rest goes to the parts by length times what their loss is above that of the first. Losses come by `learn`; until
-    then all rates are equally likely.
+    Parts lie between `edges`. The share `floor` is spread evenly, the rest over the parts by length times what their
+    loss is above that of the first; within a part all rates are equally likely.
     """
 
     low: float = 0.0
@@ -224,11 +223,9 @@ class Adaptive:
 
     def _mass(self, width: Tensor) -> Tensor:
         """Of every part."""
-        heard = [i for i, loss in enumerate(self.losses) if loss is not None and width[i] > 0]
-        above = torch.zeros_like(width)
-        for i in heard:
-            above[i] = max(0.0, cast(float, self.losses[i]) - cast(float, self.losses[heard[0]]))
-        extra = above * width
+        heard = [loss for loss, wide in zip(self.losses, width.tolist()) if loss is not None and wide > 0]
+        above = [0.0 if loss is None else max(0.0, loss - heard[0]) for loss in self.losses] if heard else 0.0
+        extra = torch.as_tensor(above, dtype=torch.float64) * width
         if extra.sum() == 0:
             return width
         return self.floor * width / width.sum() + (1 - self.floor) * extra / extra.sum()
