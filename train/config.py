@@ -210,7 +210,9 @@ def check(config: Config) -> None:
         raise ValueError(
             f"data.media_root={config.data.media_root} is no folder: give the one that media paths start at"
         )
-    check_run_dir(Path(config.run_dir))
+    for key, folder in (("run_dir", config.run_dir), ("data.cache", config.data.cache)):
+        if folder is not None:
+            check_writable(key, Path(folder))
 
 
 def _in_data(config: Config) -> Iterator[tuple[bool, str]]:
@@ -331,11 +333,11 @@ def _in_engine(config: Config) -> Iterator[tuple[bool, str]]:
     )
 
 
-def check_run_dir(folder: Path) -> None:
-    """Raise ValueError where nothing can be written."""
+def check_writable(key: str, folder: Path) -> None:
+    """Raise ValueError where nothing can be written to the folder that `key` names."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ValueError(f"run_dir={folder} cannot be written ({there} is {_why(there)}): choose another folder")
+        raise ValueError(f"{key}={folder} cannot be written ({there} is {_why(there)}): choose another folder")
 
 
 def _why(path: Path) -> str:

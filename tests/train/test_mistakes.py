@@ -87,6 +87,7 @@ RANGES = {
     "data.train=/no/such.jsonl": "data.train=/no/such.jsonl does not exist",
     "run_dir=/dev/null/run": "run_dir=/dev/null/run cannot be written (/dev/null is a file)",
     "run_dir=": "run_dir= is empty",
+    "data.cache=/dev/null/cache": "data.cache=/dev/null/cache cannot be written (/dev/null is a file)",
     "rate.high=1.2": "pruning rate 1.2 is outside [0, 1)",
     "rate.low=0.95": "low <= high",
     "seed=-1": "seed=-1 must be at least 0",
