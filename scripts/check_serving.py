@@ -248,7 +248,8 @@ def _check(options: Options) -> None:
 
 def _last_error(output: str) -> str:
     """The line that says why; of pydantic's, which checks vLLM's configuration, the reason without its frame."""
-    lines = [line.strip() for line in output.splitlines() if "Error" in line or line.strip().startswith(SAID)]
+    said = [re.sub(r"^\[rank\d+\]:", "", line).strip() for line in output.splitlines()]  # once torch has ranks
+    lines = [line for line in said if "Error" in line or line.startswith(SAID)]
     reason = (lines or output.strip().splitlines() or ["no output"])[-1]
     return re.sub(rf"^({'|'.join(SAID)}) | \[type=value_error.*$", "", reason)
 
