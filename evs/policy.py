@@ -50,7 +50,7 @@ class Policy:
 
 
 def loader_options(policy: Policy, architecture: str) -> dict[str, Any]:
-    """What the server's loader must be told so that it takes the frames of the training."""
+    """What the server's loader must be given so that it samples the frames of the training."""
     return {option: getattr(policy, field) for option, field, _ in LOADERS.get(architecture, LOADER)}
 
 

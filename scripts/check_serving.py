@@ -113,8 +113,8 @@ def _check_files(options: Options) -> dict[Key, Verdict]:
     policy = beside(options.model)
     prompts, refused = prepare_files(options.model, options.videos, frames_of(policy))
     named = {prompt.name: prompt for prompt in prompts}
-    told = options.server_flags == "export"
-    flags = {"media_io_kwargs": media_io(policy, architecture(options.model))} if told else {}
+    exported = options.server_flags == "export"
+    flags = {"media_io_kwargs": media_io(policy, architecture(options.model))} if exported else {}
     engine = {"allowed_local_media_path": "/", **flags}
     verdicts = {
         key: compare_file(named[key[1]], answer, theirs, options.tolerance)

@@ -1,4 +1,4 @@
-"""What README.md tells people to type exists."""
+"""What README.md shows people to type exists."""
 
 from __future__ import annotations
 

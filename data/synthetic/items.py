@@ -132,7 +132,7 @@ def count(rng: np.random.Generator, places: list[Place], beats: int) -> Item:
     def paint(frame: np.ndarray, t: int) -> None:
         stamp(frame, places[0], DISC, WHITE if t // BEAT * BEAT in on else BLACK)
 
-    return Item("count", "How many times blinked the light?", NUMBERS[times - 1], NUMBERS, paint)
+    return Item("count", "The light blinked how many times?", NUMBERS[times - 1], NUMBERS, paint)
 
 
 def small(rng: np.random.Generator, places: list[Place], beats: int) -> Item:

@@ -1,4 +1,4 @@
-"""What vLLM must be told of Nemotron Omni as transformers writes it; then its own class serves the family.
+"""What vLLM needs to know of Nemotron Omni as transformers writes it; then its own class serves the family.
 
 There are no rotary positions, so none are to be kept. vLLM's hooks know the architecture by older names alone.
 """

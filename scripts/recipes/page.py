@@ -114,7 +114,7 @@ def words(found: Results) -> Iterator[str]:
     if alike := [
         name for name in found if name not in (BASE, best) and versus(found[best], found[name]).exceeds is not True
     ]:
-        yield f"Not told apart from `{best}`: {', '.join(f'`{name}`' for name in alike)}."
+        yield f"No difference counts against `{best}`: {', '.join(f'`{name}`' for name in alike)}."
 
 
 def winner(found: Results) -> str:

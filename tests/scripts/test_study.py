@@ -43,7 +43,7 @@ def test_a_study_that_tells_nothing_apart_says_so():
     found["beta"] = [result("beta", 0, 0.45, (0.0, 0.75)), result("beta", 1, 0.54, (0.0, 0.75))]
     said = " ".join(page.words(found))
     assert page.winner(found) == "uniform" and "is +0.5 points above `beta` (± 6.4), which does not count" in said
-    assert "Not told apart from `uniform`: `control`, `beta`." in said and "`base` loses 0.0 points" in said
+    assert "No difference counts against `uniform`: `control`, `beta`." in said and "`base` loses 0.0 points" in said
     assert "as the highest of 2 on the same questions it is partly chance" in said
 
 

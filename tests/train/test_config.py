@@ -1,4 +1,4 @@
-"""Mistakes are told before anything is built, in one line."""
+"""Mistakes are reported before anything is built, in one line."""
 
 from __future__ import annotations
 

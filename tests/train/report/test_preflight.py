@@ -1,4 +1,4 @@
-"""What a run will need is told before weights are read, and what cannot fit does not start."""
+"""What a run will need is printed before weights are read, and what cannot fit does not start."""
 
 from pathlib import Path
 
