@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,17 +40,25 @@ def loader_noted() -> Iterator[list[dict[str, Any]]]:
 
 
 def watch_tower(model: Any) -> None:
-    """Note the patches and grids of every call of the vision tower."""
-    model.tower_calls = []
+    """Note the patches and grids of every video on its way to the vision tower, which may be given a part of them."""
+    model.tower_calls = calls = []
+    if hasattr(model, "visual"):
+        process = model._process_video_input
 
-    def see(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        rows, grids = [*args, *kwargs.values()][:2]
-        if not hasattr(model, "visual"):
-            rows, grids = patches_of(rows, model.patch_size, model.video_temporal_patch_size)
-        model.tower_calls.append((rows.cpu().numpy(), np.asarray(grids).tolist()))
+        def noted(video: Any) -> Any:
+            calls.append((video["pixel_values_videos"].cpu().numpy(), video["video_grid_thw"].tolist()))
+            return process(video)
 
-    tower = model.visual if hasattr(model, "visual") else model.vision_model
-    model.tower_watch = tower.register_forward_pre_hook(see, with_kwargs=True)
+        model._process_video_input = noted
+        model.unwatch = partial(delattr, model, "_process_video_input")
+    else:
+
+        def see(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            (frames, *_) = [*args, *kwargs.values()]
+            rows, grids = patches_of(frames, model.patch_size, model.video_temporal_patch_size)
+            calls.append((rows.cpu().numpy(), grids))
+
+        model.unwatch = model.vision_model.register_forward_pre_hook(see, with_kwargs=True).remove
 
 
 def patches_of(frames: Any, side: int, step: int) -> tuple[Any, list[list[int]]]:
@@ -61,7 +70,7 @@ def patches_of(frames: Any, side: int, step: int) -> tuple[Any, list[list[int]]]
 
 
 def unwatch_tower(model: Any) -> list[tuple[np.ndarray, list[list[int]]]]:
-    model.tower_watch.remove()
+    model.unwatch()
     return model.tower_calls
 
 
