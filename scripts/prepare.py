@@ -42,7 +42,7 @@ def prepare(config: Config) -> None:
 
 def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(f"{__doc__}\n{explain('all' in sys.argv[1:])}")
+        cli.show(f"{__doc__}\n{explain('all' in sys.argv[1:])}")
         return
     register()
     try:

@@ -43,12 +43,20 @@ def fail(message: object, status: int = 2) -> NoReturn:
     raise Failure(line, status)
 
 
+def show(page: str) -> None:
+    """Print a page of help, as much of it as is read: `--help | head` ends quietly."""
+    try:
+        print(page, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when the process ends
+
+
 def parse(schema: type[T], argv: Sequence[str] | None = None) -> T:
     """An instance of the dataclass `schema`, filled from `key=value` words (the process's own by default)."""
     words = list(sys.argv[1:] if argv is None else argv)
     known = fields(cast(Any, schema))
     if {"-h", "--help"} & set(words):
-        print(usage.page(sys.modules[schema.__module__].__doc__ or "", schema, EXPLAINED))
+        show(usage.page(sys.modules[schema.__module__].__doc__ or "", schema, EXPLAINED))
         raise SystemExit(0)
     for word in words:
         _check_key(word, [field.name for field in known])

@@ -132,7 +132,7 @@ def choices() -> dict[str, list[str]]:
 
 def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(explain("all" in sys.argv[1:]))
+        cli.show(explain("all" in sys.argv[1:]))
         return
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's own handler prints several lines
     sys.argv[1:] = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]  # the deepspeed launcher's

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -56,3 +59,12 @@ def test_no_key_of_training_is_listed_without_a_word():
     listed = list(usage.lines_of(Config))
     mute = [each.split("=")[0].strip() for each in listed if "\n" not in each]
     assert mute == []
+
+
+@pytest.mark.parametrize("command", ["scripts/report.py", "train/run.py"])
+def test_a_reader_that_has_read_enough_of_the_help_ends_it_quietly(command):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, ROOT / command, "--help"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
