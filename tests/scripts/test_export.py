@@ -108,14 +108,17 @@ def test_experts_of_qwen3_5_are_published_as_they_lie_in_memory(tmp_path):
     assert load_file(tmp_path / "model.safetensors")["model.layers.0.mlp.experts.gate_up_proj"].shape == (2, 6, 8)
 
 
-def test_a_lora_run_exports_merged(words, checkpoint, tmp_path):
-    trained(*words("model.lora.r=4", "model.lora.alpha=8", "optim.lr=0.1"))
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_5", "qwen3_5_moe"])
+def test_a_lora_run_exports_merged(words, checkpoint, tmp_path, family):
+    trained(*words("model.lora.r=4", "model.lora.alpha=8", "optim.lr=0.1", family=family))
     export.main(export.Options(run=str(tmp_path / "run"), out=str(tmp_path / "out")))
-    base = checkpoint("qwen2_5_vl")
+    base = checkpoint(family)
     assert weight_shapes(tmp_path / "out") == weight_shapes(base)
     ours, theirs = (AutoModelForImageTextToText.from_pretrained(path).state_dict() for path in (tmp_path / "out", base))
     changed = {name for name in ours if not torch.equal(ours[name], theirs[name])}
     assert changed and all("language_model" in name and "proj" in name for name in changed)
+    assert any("linear_attn" in name for name in changed) == family.startswith("qwen3_5")
+    assert not any(".experts." in name for name in changed)
 
 
 LORA = ["model.lora.r=4", "model.lora.alpha=8", "optim.lr=0.1"]

@@ -6,9 +6,21 @@ import shutil
 
 import pytest
 import torch
+from torch import nn
 
+from evs import FrameDelta
+from evs.adapters import adapter_for
+from tests.evs.models import MIXED, prompts, tiny_model
 from train.config import LoraConfig, ModelConfig
-from train.model import build_model
+from train.model import base_model, build_model, fit_for_training
+from train.task import UptrainTask
+
+QWEN35 = ["qwen3_5", "qwen3_5_moe"]
+FROZEN = {
+    "vision": "model.visual.",
+    "merger": "model.visual.merger.",
+    "language": ("model.language_model.", "lm_head."),
+}
 
 
 def recomputed(model):
@@ -31,6 +43,39 @@ def test_lora_leaves_out_a_projection_whose_weight_a_kernel_reads_directly(check
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert all(any(f".{module}_proj" in name for name in names) for module in ("q", "o", "in", "up"))
     assert any(".out_proj." in name for name in names) == trained
+
+
+def given_gradients(model, family):
+    """Parameters that a step's backward pass reaches."""
+    task = UptrainTask(model, adapter_for(base_model(model)), FrameDelta()).train()
+    task(prompts(family, MIXED), 0.5).loss_sum.backward()
+    return {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("family", QWEN35)
+@pytest.mark.parametrize("freeze", [["vision"], ["vision", "merger"], ["language"]], ids="-".join)
+def test_freezing_takes_the_named_towers_of_qwen35_out_of_training_and_no_other(family, freeze):
+    model = fit_for_training(tiny_model(family), ModelConfig(freeze=freeze))
+    frozen = {name for tower in freeze for name, _ in model.named_parameters() if name.startswith(FROZEN[tower])}
+    if "merger" not in freeze:
+        frozen = {name for name in frozen if not name.startswith(FROZEN["merger"])}
+    assert frozen and given_gradients(model, family) == {name for name, _ in model.named_parameters()} - frozen
+
+
+@pytest.mark.parametrize("family", QWEN35)
+def test_lora_trains_every_projection_of_qwen35s_language_model_and_no_router(family):
+    bare = tiny_model(family)
+    layers = {name for name, module in bare.named_modules() if isinstance(module, nn.Linear) and "language_" in name}
+    routers = {name for name in layers if name.endswith("shared_expert_gate")}
+    reached = given_gradients(fit_for_training(bare, ModelConfig(lora=LoraConfig(r=2))), family)
+    assert {name.removeprefix("base_model.model.").split(".lora_")[0] for name in reached} == layers - routers
+    assert any("linear_attn.in_proj_qkv" in name for name in reached) and bool(routers) == (family == "qwen3_5_moe")
+
+
+def test_lora_trains_a_router_that_its_targets_name():
+    lora = LoraConfig(r=2, targets=r".*language_model.*shared_expert_gate")
+    reached = given_gradients(fit_for_training(tiny_model("qwen3_5_moe"), ModelConfig(lora=lora)), "qwen3_5_moe")
+    assert reached and all("shared_expert_gate.lora_" in name for name in reached)
 
 
 @pytest.mark.slow
