@@ -219,6 +219,7 @@ class Encoder:
             frames=max((each.frames for each in outline.videos), default=0),
             targets=int((self.labeller.labels(torch.tensor(ids), answers, sample.id) != IGNORE).sum()),
             pairs=sum(t * (each * cell) ** 2 for t, each in media),
+            pixels=sum(each.pixels for each in (*outline.videos, *outline.images)),
         )
 
     def _image_tokens(self, height: int, width: int) -> int:

@@ -23,6 +23,7 @@ class SampleSize:
     frames: int  # of the longest clip
     targets: int  # tokens that carry loss
     pairs: int  # of patches that share a temporal grid, or an image
+    pixels: int = 0  # of all its media as they are decoded
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Sizes:
     frames_S: np.ndarray
     targets_S: np.ndarray
     pairs_S: np.ndarray
+    pixels_S: np.ndarray
     first_S: np.ndarray  # one entry more
     grids_V: np.ndarray  # temporal grids
     tokens_V: np.ndarray  # of one temporal grid
@@ -92,6 +94,7 @@ def gather(samples: Iterable[SampleSize]) -> Sizes:
         frames_S=np.array([sample.frames for sample in each], dtype=np.int64),
         targets_S=np.array([sample.targets for sample in each], dtype=np.int64),
         pairs_S=np.array([sample.pairs for sample in each], dtype=np.int64),
+        pixels_S=np.array([sample.pixels for sample in each], dtype=np.int64),
         first_S=np.cumsum([0, *(len(sample.videos) for sample in each)]),
         grids_V=grids,
         tokens_V=tokens,

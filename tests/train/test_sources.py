@@ -137,6 +137,6 @@ def test_prepare_makes_the_index_that_a_run_reads(words, mixture, monkeypatch, t
     for _ in range(2):
         prepare.main()
         assert "data.train: 32 of 32 rows can be used" in capsys.readouterr().out
-        found = sorted((tmp_path / "cache" / "v2").iterdir())
+        found = sorted((tmp_path / "cache" / "v3").iterdir())
         assert sum(path.suffix == ".index" for path in found) == 4
         assert not [path for path in found if path.suffix in (".claim", ".partial")]

@@ -17,6 +17,7 @@ from torch import nn
 from data.batching import BudgetPlan, Plan
 from data.loads import Patches
 from data.sizes import KeptCounts, Sizes, Views
+from evs.adapters import FAMILIES
 from evs.adapters.packing import has_kernels, recurrent_layers
 from train.config import Config
 from train.losses.head import CHUNK
@@ -27,6 +28,7 @@ SPARE = 0.95  # of the memory that may be used
 # Of what comes and goes within a step, the share that glibc's malloc holds on top at the peak, measured by
 # `benchmark.py forecast`: blocks below 32 MB are not returned to the system, nor always fit the next request.
 RETAINED, RETAINED_ACTIVATIONS = 0.85, 0.2
+LEVELS, FLOATS = 3, 12  # bytes of a decoded pixel, and of one that a processor resizes in floating point
 DELTA_CHUNK = 64  # tokens that transformers' gated delta rule takes at once
 
 Parameters: TypeAlias = Sequence[tuple[int, int, bool]]  # (numbers, bytes of one, whether it is trained)
@@ -34,12 +36,13 @@ Parameters: TypeAlias = Sequence[tuple[int, int, bool]]  # (numbers, bytes of on
 
 @dataclass(frozen=True)
 class Largest:
-    """The most that one micro-batch of this rank holds, and the longest clip."""
+    """The most that one micro-batch of this rank holds, and that one sample does of frames and pixels."""
 
     tokens: int  # read by the language model, in all views
     text: int  # of them, those that no pruning touches; the labelled ones are among them
     patches: int  # that enter the vision tower
     frames: int
+    pixels: int = 0  # decoded
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Estimate:
     logits: float
     buffers: float = 0.0  # of the engine: buckets, gathered parameters, the update's gradients in float32
     allocator: float = 0.0  # on a CPU: freed by the step and not returned to the system
+    decoding: float = 0.0  # on a CPU without data workers: what the pixels of a sample take above all that a step frees
 
     @property
     def total(self) -> float:
@@ -64,17 +68,17 @@ def largest(plan: Plan | BudgetPlan, sizes: Sizes, rates: Views, kept: KeptCount
 
     `freed`: see data.loads.Patches.
     """
-    frames, everything = int(sizes.frames_S.max()), np.arange(len(sizes))
+    of_sample, everything = (int(sizes.frames_S.max()), int(sizes.pixels_S.max())), np.arange(len(sizes))
     tokens = sizes.in_views(everything, rates, kept)
     patches_S = Patches(sizes.patches_S, sizes.unpruned(), freed)(everything, tokens)
     text_S = len(rates) * sizes.fixed_S
     if isinstance(plan, Plan):
         most = min(plan.batch_size, len(sizes))
         all_tokens, text, patches = (_sum_of_largest(each, most) for each in (tokens.sum(0), text_S, patches_S))
-        return Largest(all_tokens, text, patches, frames)
+        return Largest(all_tokens, text, patches, *of_sample)
     batches = [np.array(batch) for step in range(PLANNED) for batch in plan.micro_batches(step)]
     text, patches = (max(int(each[batch].sum()) for batch in batches) for each in (text_S, patches_S))
-    return Largest(plan.budget.tokens, text, plan.budget.patches or patches, frames)
+    return Largest(plan.budget.tokens, text, plan.budget.patches or patches, *of_sample)
 
 
 def _sum_of_largest(costs: np.ndarray, most: int) -> int:
@@ -109,7 +113,17 @@ def estimate(
     else:
         buckets, passing = _buffers(config.engine.zero, parameters, here, world=world, device=device)
     kept = RETAINED * (copies + parts.gradients + passing) + RETAINED_ACTIVATIONS * parts.activations
-    return replace(parts, buffers=buckets + passing, allocator=kept if device.type == "cpu" else 0)
+    if device.type != "cpu":
+        return replace(parts, buffers=buckets + passing)
+    freed = parts.gradients + parts.activations + parts.logits + passing
+    decoding = 0 if config.data.workers else max(0, _decoded(hf_config, batch) - freed)
+    return replace(parts, buffers=buckets + passing, allocator=kept, decoding=decoding)
+
+
+def _decoded(hf_config: Any, batch: Largest) -> int:
+    """Bytes of one sample's media before they are resized: between two steps, so not beside what a step holds."""
+    in_integers = hasattr(FAMILIES[hf_config.model_type], "pixels")
+    return batch.pixels * (LEVELS if in_integers else LEVELS + FLOATS)
 
 
 def _buffers(
@@ -207,6 +221,8 @@ def suggestion(parts: Estimate, config: Config) -> str:
         if config.train.token_budget is None and config.train.batch_size > 1:
             return f"lower train.batch_size={config.train.batch_size}"
         return "lower train.token_budget and train.patch_budget, data.max_frames or data.max_pixels"
+    if biggest == "decoding":
+        return "lower data.max_frames, or let a process of its own decode: data.workers=1"
     if config.engine.name in ("none", "ddp", "zero1", "zero2"):
         return "use engine=zero3 over more ranks, freeze a tower or train with model.lora.r=64"
     return "use engine=zero3_offload, more ranks, or model.lora.r=64"

@@ -48,7 +48,8 @@ def test_sizes_are_those_of_the_encoded_samples(rows, encoder):
     collection = collected(str(rows))
     index = build_index(collection, encoder, QUIET)
     for place, sizes in zip(index.places_S, range(len(index))):
-        encoding = encoder.encode(collection.samples[int(place)])
+        sample = collection.samples[int(place)]
+        encoding = encoder.encode(sample)
         t, h, w = encoding.video_grid_thw_V3[0].tolist()
         found, each = index.sizes.grids_V[sizes], index.sizes.tokens_V[sizes]
         assert (t, h * w // 4) == (found, each)
@@ -56,6 +57,7 @@ def test_sizes_are_those_of_the_encoded_samples(rows, encoder):
         assert index.sizes.patches_S[sizes] == len(encoding.pixel_values_videos)
         assert index.sizes.frames_S[sizes] == 2 * t and index.sizes.pairs_S[sizes] == t * (h * w) ** 2
         assert index.sizes.targets_S[sizes] == (encoding.labels_N != IGNORE).sum()
+        assert index.sizes.pixels_S[sizes] == sum(clip.frames_THWC[..., 0].size for clip in encoder.read(sample)[0])
 
 
 TEXT = st.text(min_size=1, max_size=40)
@@ -92,7 +94,7 @@ def test_a_later_start_reads_what_an_earlier_one_kept(rows, encoder, made, tmp_p
     again = build_index(collected(str(rows)), encoder, QUIET)
     assert len(made) == 1 and again.digest == first.digest and again.lost == first.lost
     assert np.array_equal(again.sizes.fixed_S, first.sizes.fixed_S)
-    assert (tmp_path / ".evs" / "v2" / made[0]).exists()
+    assert (tmp_path / ".evs" / "v3" / made[0]).exists()
 
 
 def test_only_what_a_change_touches_is_made_anew(rows, clip, encoder, processor, made, monkeypatch):
@@ -113,7 +115,7 @@ def test_only_what_a_change_touches_is_made_anew(rows, clip, encoder, processor,
 
 def test_earlier_versions_are_removed_once_no_start_can_be_reading_them(rows, encoder, processor, tmp_path):
     def kept():
-        return set((tmp_path / ".evs" / "v2").iterdir())
+        return set((tmp_path / ".evs" / "v3").iterdir())
 
     other = Encoder(processor, POLICY, max_tokens=99)
     for each in (encoder, other):
@@ -154,7 +156,7 @@ def test_without_an_encoder_media_are_not_looked_at(rows):
 def test_what_another_version_kept_is_named(rows, encoder, capsys, tmp_path):
     (tmp_path / ".evs" / "v0").mkdir(parents=True)
     build_index(collected(str(rows)), encoder, QUIET)
-    assert "is of version 0, not 2: making it anew" in capsys.readouterr().out
+    assert "is of version 0, not 3: making it anew" in capsys.readouterr().out
 
 
 def test_a_source_without_usable_rows_is_named(rows, encoder, tmp_path):

@@ -13,7 +13,7 @@ from tests.runs import composed, trained
 from train.report.preflight import Estimate, Largest, available, check, estimate, largest
 
 GPU = torch.device("cuda")
-SIZES = gather(SampleSize(10 * i, ((i, 4),), 16 * i, 2 * i, 5, 256 * i) for i in range(1, 9))
+SIZES = gather(SampleSize(10 * i, ((i, 4),), 16 * i, 2 * i, 5, 256 * i, 1000 * i) for i in range(1, 9))
 
 
 def kept(grids, tokens, rate):
@@ -22,7 +22,7 @@ def kept(grids, tokens, rate):
 
 def test_the_largest_batch_is_a_bound():
     plan = Plan(8, 2, 1, 1, 0, 0)
-    assert largest(plan, SIZES, (0.5,), kept) == Largest(80 + 16 + 70 + 14, 80 + 70, 16 * 15, 16)
+    assert largest(plan, SIZES, (0.5,), kept) == Largest(80 + 16 + 70 + 14, 80 + 70, 16 * 15, 16, 8000)
     assert largest(plan, SIZES, (0.5,), kept, freed=4).patches == 4 * (16 + 14)
     budgeted = BudgetPlan(SIZES, Budget(300), lambda step: [(0.5,)], kept, 1, 0, 0)
     of_budget = largest(budgeted, SIZES, (0.5,), kept)
@@ -61,6 +61,19 @@ def test_buffers_are_allocated_whole_on_a_gpu_and_as_used_on_a_cpu(words):
     )
     assert on_gpu.buffers == 2 * 2 * 5e8 + 4e6 / 2 and on_gpu.allocator == 0
     assert on_cpu.buffers == 2 * 2 * 1e6 + 4e6 / 2 and on_cpu.allocator > 0
+
+
+@pytest.mark.parametrize(("family", "bytes_each"), [("qwen2_5_vl", 3), ("nemotron_h_omni", 3 + 12)])
+def test_a_process_that_decodes_holds_the_pixels_of_a_sample_or_a_step(words, family, bytes_each):
+    def parts(pixels, *more, device="cpu"):
+        config = composed(*words(*more, family=family))
+        hf_config, batch = AutoConfig.from_pretrained(config.model.path), Largest(100, 20, 400, 8, pixels)
+        return estimate(config, torch.nn.Linear(1, 1), hf_config, batch, world=1, device=torch.device(device))
+
+    many, without = parts(10**8), parts(0)
+    of_step = without.gradients + without.activations + without.logits
+    assert many.total - without.total == pytest.approx(bytes_each * 10**8 - of_step)
+    assert parts(1).decoding == parts(10**8, "data.workers=1").decoding == parts(10**8, device="cuda").decoding == 0
 
 
 def test_checkpointing_and_freezing_lower_the_activations(words):
