@@ -53,7 +53,7 @@ def watch_tower(model: Any) -> None:
         model.unwatch = partial(delattr, model, "_process_video_input")
     else:
 
-        def see(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        def see(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             (frames, *_) = [*args, *kwargs.values()]
             rows, grids = patches_of(frames, model.patch_size, model.video_temporal_patch_size)
             calls.append((rows.cpu().numpy(), grids))
