@@ -113,9 +113,10 @@ class QwenVL:
             merge = vision.spatial_merge_size
             patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
             pixels, grids = [torch.zeros(merge**2, patch, device=device)], torch.tensor([[1, merge, merge]])
+        rows_RP = pixels.pop() if len(pixels) == 1 else torch.cat(pixels)  # no copy of what is one already
         if units is not None:
-            return self.model.model.visual(torch.cat(pixels), grid_thw=grids, units=units)
-        out = self.model.model.visual(torch.cat(pixels), grid_thw=grids)
+            return self.model.model.visual(rows_RP, grid_thw=grids, units=units)
+        out = self.model.model.visual(rows_RP, grid_thw=grids)
         return (out.pooler_output, *(getattr(out, "deepstack_features", None) or ()))
 
     def _normalised(self, batch: MediaBatch, device: torch.device, units: Units | None) -> list[Tensor]:
