@@ -105,7 +105,9 @@ def estimate(
         weights=0 if offloaded["param"] else weights + copies,
         gradients=sum(n * size for n, size, wanted in parameters if wanted) / shared[1],
         optimizer=0 if offloaded["optimizer"] else states / shared[0],
-        activations=_activations(config, hf_config, batch) * here + _states(config, hf_config.get_text_config(), batch),
+        activations=_activations(config, hf_config, batch) * here
+        + _pixels(hf_config, batch) * (4 + here)  # normalised in float32, and as the patch embedding keeps them
+        + _states(config, hf_config.get_text_config(), batch),
         logits=min(CHUNK, batch.text * hf_config.get_text_config().vocab_size) * (4 + 4 + here),
     )
     if config.engine.name == "ddp" and world > 1:
@@ -158,8 +160,13 @@ def _activations(config: Config, hf_config: Any, batch: Largest) -> float:
     seen = (
         layer if frozen else _tower(layer, batch.patches * vision.hidden_size, vision.depth, "vision" in checkpointed)
     )
-    pixels = 2 * batch.patches * 3 * vision.temporal_patch_size * vision.patch_size**2
-    return language + seen + pixels
+    return language + seen
+
+
+def _pixels(hf_config: Any, batch: Largest) -> int:
+    """Numbers of all patches before they are embedded."""
+    vision = vision_shape(hf_config)
+    return batch.patches * 3 * vision.temporal_patch_size * vision.patch_size**2
 
 
 def _states(config: Config, text: Any, batch: Largest) -> float:
