@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -78,8 +79,9 @@ class BudgetPlan:
     """Micro-batches filled to a budget at their own rates, one or several (views), for one rank, from sizes alone.
 
     All micro-batches of a step are filled together out of the samples that are next in the epoch's order and some
-    beyond, each sample at the rates of its place. No sample waits for ever, since the oldest is always taken, and none
-    of the next epoch is taken in a step before the one that takes the last of this epoch. What a step holds depends
+    beyond, each sample at the rates of its place. No sample waits for ever, since the oldest is always taken. Near the
+    end of an epoch, places that none of its last samples fits are filled with some of the next epoch, and with none of
+    the one after that: no sample is lost or repeated within its epoch. What a step holds depends
     on the steps before it in the same way on every rank, and not on how many ranks share it; planning one costs so
     little that resuming plans all anew.
     """
@@ -134,12 +136,16 @@ class _Planner:
     """A place in the endless stream of steps. It moves forward; an earlier step is planned from the beginning."""
 
     def __init__(self, plan: BudgetPlan) -> None:
-        self.plan, self.loads = plan, Loads(plan.sizes, plan.kept, plan.budget, plan.price, plan.patches)
+        rates = plan.rates(0)
+        typical = sorted(rates)[len(rates) // 2]
+        self.plan = plan
+        self.loads = Loads(plan.sizes, plan.kept, plan.budget, plan.price, plan.patches, typical=typical)
         self._rewind()
 
     def _rewind(self) -> None:
         self.next = self.epoch = self.read = 0  # the step, and the next sample's place in the stream of epochs
         self.last: tuple[tuple[int, ...], ...] = ()
+        self.gain = 1.0  # see Packed
         self.waiting = np.zeros((2, 0), dtype=np.int64)  # [sample and its epoch, M] in order of age
 
     def step(self, step: int) -> tuple[tuple[int, ...], ...]:
@@ -152,8 +158,10 @@ class _Planner:
         return self.last
 
     def _fill(self, rates: Sequence[Views]) -> tuple[tuple[int, ...], ...]:
-        self._look_ahead(self.loads.expected(rates) + self.plan.budget.lookahead)
-        place_M = pack(self.loads(self.waiting[0], rates), self.waiting[1], self.next)
+        loads = self.loads.at(rates)
+        self._look_ahead((1 / loads.mean_KP[0]).sum() + self.plan.budget.lookahead)
+        packed = pack(loads, self.waiting[0], self.waiting[1], self.next, self.gain)
+        place_M, self.gain = packed.place_M, packed.gain
         by_place = np.argsort(place_M, kind="stable")
         ends = np.searchsorted(place_M[by_place], np.arange(len(rates) + 1)).tolist()
         taken = self.waiting[0, by_place].tolist()
@@ -162,9 +170,10 @@ class _Planner:
         self.waiting = self.waiting[:, place_M < 0]
         return batches
 
-    def _look_ahead(self, wanted: int) -> None:
-        """Lets so many samples wait."""
-        while (missing := wanted - self.waiting.shape[1]) > 0:
+    def _look_ahead(self, wanted: float) -> None:
+        """Lets samples wait that take as much as so many average ones."""
+        share_S = self.loads.share_S
+        while (missing := ceil(wanted - share_S[self.waiting[0]].sum())) > 0:
             epoch, within = divmod(self.read, len(self.plan.sizes))
             new = order(self.plan.mixture or len(self.plan.sizes), self.plan.seed, epoch)[within : within + missing]
             self.waiting = np.hstack([self.waiting, np.stack([new, np.full(len(new), epoch)])])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -99,53 +98,73 @@ class Budget:
 
 
 class Loads:
-    """Fractions of the budget [K, P, M] that samples take in the views of places, the one to be equal first.
+    """Fractions of the budget that samples take at any rates, the one to be equal first.
 
     Kept tokens are looked up: videos come in few shapes, and rates recur.
     """
 
-    def __init__(self, sizes: Sizes, kept: KeptCounts, budget: Budget, price: Price | None, patches: Patches) -> None:
+    def __init__(
+        self, sizes: Sizes, kept: KeptCounts, budget: Budget, price: Price | None, patches: Patches, *, typical: Views
+    ) -> None:
         assert (price is None) == (budget.cost is None)
         self.sizes, self.budget, self.patches = sizes, budget, patches
         self.cost = price.per(budget.cost) if price is not None and budget.cost is not None else None
         widest = int(sizes.tokens_V.max(initial=0)) + 1
-        shapes, self.shape_V = np.unique(sizes.grids_V * widest + sizes.tokens_V, return_inverse=True)
+        shapes, shape_V = np.unique(sizes.grids_V * widest + sizes.tokens_V, return_inverse=True)
         grids, tokens = np.divmod(shapes, widest)
-        self._kept = lru_cache(RECURRING)(lambda rate: np.append(kept(grids, tokens, rate), 0).astype(np.float32))
-        self.fixed_S = sizes.fixed_S.astype(np.float32)
-        self._samples = lru_cache(RECURRING)(self._about_as_many)
-        self._rounded = lru_cache(RECURRING)(self._as_many)  # recur even where rates do not
+        self.kept = lru_cache(RECURRING)(lambda rate: np.append(kept(grids, tokens, rate), 0).astype(np.float32))
+        self.fixed_S, self.count_S = sizes.fixed_S.astype(np.float32), np.diff(sizes.first_S)
+        self.shape_V = np.append(shape_V, len(shapes))  # the last has no tokens, and is that of no video
+        self.shape_S = self.shape_V[np.where(self.count_S > 0, sizes.first_S[:-1], -1)]  # of the first video
+        self._mean = lru_cache(RECURRING)(self._mean_at)
+        share_S = self._alone(typical, np.arange(len(sizes)))[0]
+        self.share_S = share_S / share_S.mean()  # at typical rates
 
-    def __call__(self, samples: np.ndarray, rates: Sequence[Views]) -> np.ndarray:
-        tokens = self._tokens(samples, list(chain.from_iterable(zip(*rates, strict=True))))
-        views = tokens.reshape(-1, len(rates), len(samples))
-        loads: list[np.ndarray] = [views.sum(0) * np.float32(1 / self.budget.tokens)]
-        if self.cost is not None:
-            loads.insert(0, self.cost(samples, views))
-        if self.budget.patches is not None:
-            loads.append(self.patches(samples, views) / self.budget.patches)
+    def at(self, rates: Sequence[Views]) -> LoadsAt:
+        """In places of these rates."""
+        rounded = (tuple(min(round(rate, 2), 0.99) for rate in views) for views in rates)  # recur though rates do not
+        return LoadsAt(self, rates, np.stack([self._mean(views) for views in rounded], axis=1))
+
+    def _mean_at(self, views: Views) -> np.ndarray:
+        """[K] of an average sample."""
+        some = np.linspace(0, len(self.sizes) - 1, min(TYPICAL, len(self.sizes))).astype(int)
+        return self._alone(views, some).mean(1, dtype=np.float64)
+
+    def _alone(self, views: Views, samples: np.ndarray) -> np.ndarray:
+        """[K, M] in the only place."""
+        return LoadsAt(self, [views], np.empty((0, 1)))(np.zeros(1, int), samples)
+
+
+class LoadsAt:
+    """Fractions of the budget that samples take in the places of one step."""
+
+    def __init__(self, loads: Loads, rates: Sequence[Views], mean_KP: np.ndarray) -> None:
+        self.of, self.mean_KP = loads, mean_KP
+        views = [np.concatenate([loads.kept(rate) for rate in view]) for view in zip(*rates, strict=True)]
+        self.kept_VX = np.stack(views)  # by place, and within it by shape
+        self.shapes = self.kept_VX.shape[1] // len(rates)
+
+    @property
+    def share_S(self) -> np.ndarray:
+        """What samples take of the first resource, in what an average one takes."""
+        return self.of.share_S
+
+    def __call__(self, places: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """[K, ...] of samples [M] in as many places, or in each of places [P, 1]."""
+        of, tokens = self.of, self._tokens(places, samples)
+        loads: list[np.ndarray] = [tokens.sum(0) * np.float32(1 / of.budget.tokens)]
+        if of.cost is not None:
+            loads.insert(0, of.cost(samples, tokens))
+        if of.budget.patches is not None:
+            loads.append(of.patches(samples, tokens) / of.budget.patches)
         return np.stack(loads, dtype=np.float32, casting="same_kind")
 
-    def expected(self, rates: Sequence[Views]) -> int:
-        """About how many samples fill micro-batches of these rates."""
-        return 1 + int(sum(map(self._samples, rates)))
-
-    def _about_as_many(self, views: Views) -> float:
-        return self._rounded(tuple(min(round(rate, 2), 0.99) for rate in views))
-
-    def _as_many(self, views: Views) -> float:
-        """As many samples as fill a micro-batch on average."""
-        some = np.linspace(0, len(self.sizes) - 1, min(TYPICAL, len(self.sizes))).astype(int)
-        return 1 / float(self(some, [views])[0].mean())
-
-    def _tokens(self, samples: np.ndarray, rates: Sequence[float]) -> np.ndarray:
-        """[rates, M] that the language model reads."""
-        first_M = self.sizes.first_S[samples]
-        counts_M = self.sizes.first_S[samples + 1] - first_M
-        kept_PU = np.stack([self._kept(rate) for rate in rates])
-        tokens_PM = self.fixed_S[samples]
-        for nth in range(counts_M.max(initial=0)):  # few have more than one video
-            shape_M = np.full(len(samples), -1)  # of the last entry, which is 0
-            shape_M[counts_M > nth] = self.shape_V[first_M[counts_M > nth] + nth]
-            tokens_PM = tokens_PM + kept_PU.take(shape_M, axis=1)
-        return np.broadcast_to(tokens_PM, (len(rates), len(samples)))
+    def _tokens(self, places: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """[views, ...] that the language model reads."""
+        of, begin = self.of, places * self.shapes
+        tokens = self.kept_VX.take(begin + of.shape_S[samples], axis=1) + of.fixed_S[samples]
+        count_M = of.count_S[samples]
+        for nth in range(1, count_M.max(initial=0)):  # few have more than one video
+            shape_M = of.shape_V[np.where(count_M > nth, of.sizes.first_S[samples] + nth, -1)]
+            tokens += self.kept_VX.take(begin + shape_M, axis=1)
+        return tokens

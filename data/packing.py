@@ -1,153 +1,220 @@
-"""Samples into micro-batches of equal load: many places filled at once, in a number of array operations that does not
-grow with them.
+"""Samples into micro-batches of equal load: many places filled at once, in a number of array operations that hardly
+grows with their number.
 
-Axis legend: K resources, as fractions of their budgets, the first of which is to be equal; P places; M samples.
+Axis legend: K resources, as fractions of their budgets, the first of which is to be equal and the others of which are
+caps; P places; M waiting samples; F free ones; B pairs of a place and a sample; S places that are short.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Protocol
+
 import numpy as np
 
 FULL = 0.98  # a place that holds as much of the first resource is full
-DEALT = 0.75  # of the room left, the share that is dealt out without looking at how well it fits
+TOPPED = 0.99  # and one of so much is topped up no further
 EQUAL = 0.025  # of the mean, the spread that needs no second try
 TRIES = 3
-CHOICE = 64  # samples that one place is topped up from, and two more for each that competes
+BOUND_TRIES = 6  # where caps bind; the first of them
+CAREFUL = 3  # lower the level by so much at most:
+LOWER = 0.95
+HIGHER = 1.03  # where caps bind, the level that is tried first, beside the last step's
+BOUND = 0.95  # of a cap: where average samples take more, they are dealt by what they take of it
+CHOICE = 64  # samples that one place is topped up from, and three more for each that competes
+EXCHANGED = 512  # free samples that a place exchanges with
 
 
-def pack(loads_KPM: np.ndarray, epoch_M: np.ndarray, turn: int) -> np.ndarray:
-    """[M] the place of every sample, -1 for those not taken. Samples stand in order of age; the oldest is always taken,
-    and one of a later epoch only where all earlier ones are.
+class Loading(Protocol):
+    """What samples take in the places of a step."""
 
-    Where a cap keeps one place from being full, the others are filled to its level.
+    mean_KP: np.ndarray  # of an average one
+
+    @property
+    def share_S(self) -> np.ndarray: ...  # of the first resource, in what an average one takes
+
+    def __call__(self, places: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """[K, ...] of samples [M] in as many places, or in each of places [P, 1]."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    place_M: np.ndarray  # -1 for samples that are not taken
+    gain: float  # where caps bind: the level beside the one that average samples everywhere would allow
+
+
+def pack(loads: Loading, samples_M: np.ndarray, epoch_M: np.ndarray, turn: int, gain: float = 1.0) -> Packed:
+    """The place of every sample. Samples stand in order of age; the oldest is always taken, one of the next epoch only
+    where none of this fits.
+
+    Where a cap keeps one place from being full, the others are filled to its level. `gain`: the last step's.
     """
-    level, best, least = 1.0, np.full(loads_KPM.shape[2], -1), np.inf
-    for _ in range(TRIES):
-        packing = Packing(loads_KPM, epoch_M, level, turn)
-        filled_P = packing.filled()
+    average = min(1.0, float((loads.mean_KP[0] / loads.mean_KP).min()))
+    places = np.arange(loads.mean_KP.shape[1])
+    oldest = min(1.0, float(loads(places, np.full_like(places, samples_M[0]))[0].min()))
+    level = min(1.0, max(HIGHER * gain * average, oldest))
+    best, reached, least = np.full(len(samples_M), -1), level, np.inf
+    for trial in range(BOUND_TRIES if average < 1 else TRIES):
+        packing = Packing(loads, samples_M, level)
+        packing.fill(epoch_M, turn)
+        filled_P = level - packing.room_KP[0]
         spread = np.ptp(filled_P) / filled_P.mean() if filled_P.all() else np.inf
         if spread < least:
-            best, least = packing.place_M, spread
-        if spread <= EQUAL or spread == np.inf:
+            best, reached, least = packing.place_M, level, spread
+        lower = float(filled_P.min())
+        if average < 1 and trial < CAREFUL:
+            lower = max(lower, LOWER * level)
+        following = max(lower, oldest) if filled_P.all() else 1.0
+        if spread <= EQUAL or following == level:
             break
-        level = float(filled_P.min())
-    return best
+        level = following
+    return Packed(best, max(1.0, reached / average) if average < 1 else gain)
 
 
 class Packing:
     """Places that are being filled up to `level` of the first resource, and to the brim of the others."""
 
-    def __init__(self, loads_KPM: np.ndarray, epoch_M: np.ndarray, level: float, turn: int) -> None:
-        self.loads = loads_KPM
-        resources, places, samples = loads_KPM.shape
-        self.room_KP = np.ones((resources, places))
+    def __init__(self, loads: Loading, samples_M: np.ndarray, level: float) -> None:
+        self.loads, self.samples_M, self.level = loads, samples_M, level
+        self.place_M = np.full(len(samples_M), -1)
+        self.room_KP = np.ones(loads.mean_KP.shape)
         self.room_KP[0] = level
-        self.place_M = np.full(samples, -1)
+        self.all_P = np.arange(loads.mean_KP.shape[1])
+
+    def fill(self, epoch_M: np.ndarray, turn: int) -> None:
         self._take_oldest(turn)
+        left = 0
         for epoch in range(epoch_M[0], epoch_M[-1] + 1):
             self.begin, self.end = np.searchsorted(epoch_M, [epoch, epoch + 1])
-            while self._deal():
-                pass
-            while self._top_up():
-                pass
-            if len(self._free()):
+            self._deal()
+            self._top_up()
+            if left or not len(self._short()):
                 break
-        for place in np.flatnonzero(self.room_KP[0] > (1 - FULL) * level):
-            self._exchange(int(place), level)
+            left = len(self._free())  # so that the next epoch is the last
+        unequal = np.flatnonzero(self.room_KP[0] > (1 - FULL) * self.level)
+        if len(unequal) <= max(2, len(self.all_P) // 8):  # else a lower level is due
+            for place in unequal.tolist():
+                self._exchange(place)
+
+    def _loads(self, places: np.ndarray, waiting: np.ndarray) -> np.ndarray:
+        return self.loads(places, self.samples_M[waiting])
 
     def _free(self) -> np.ndarray:
         """Samples of the epoch that may be taken."""
         return self.begin + np.flatnonzero(self.place_M[self.begin : self.end] < 0)
 
-    def filled(self) -> np.ndarray:
-        """[P] of the first resource."""
-        taken = self.place_M >= 0
-        places = self.place_M[taken]
-        return np.bincount(places, self.loads[0, places, taken.nonzero()[0]], self.loads.shape[1])
+    def _short(self) -> np.ndarray:
+        """Places that want more."""
+        return np.flatnonzero(self.room_KP[0] > (1 - TOPPED) * self.level)
 
-    def _put(self, places: np.ndarray, samples: np.ndarray) -> None:
+    def _put(self, places: np.ndarray, waiting: np.ndarray, loads_KB: np.ndarray) -> None:
         """Samples that fit; a place may be named more than once."""
-        self.place_M[samples] = places
-        for room_P, load_PM in zip(self.room_KP, self.loads):
-            room_P -= np.bincount(places, load_PM[places, samples], len(room_P))
+        self.place_M[waiting] = places
+        for room_P, load_B in zip(self.room_KP, loads_KB):
+            room_P -= np.bincount(places, load_B, len(room_P))
 
     def _take_oldest(self, turn: int) -> None:
         """To another place from step to step; where it is above the level everywhere, to where it costs least."""
-        fits = np.flatnonzero((self.loads[:, :, 0] <= self.room_KP).all(0))
-        place = fits[turn % len(fits)] if len(fits) else self.loads[0, :, 0].argmin()
-        self._put(np.array([place]), np.array([0]))
+        loads_KP = self._loads(self.all_P, np.zeros_like(self.all_P))
+        fits = np.flatnonzero((loads_KP <= self.room_KP).all(0))
+        place = fits[turn % len(fits)] if len(fits) else loads_KP[0].argmin()
+        self._put(np.array([place]), np.array([0]), loads_KP[:, place, None])
 
-    def _deal(self) -> bool:
-        """Gives every place samples of all sizes, as many as their mean load lets expect; False where nothing is left
-        to deal. In order of age, but for those that do not fit."""
-        free = self._free()
-        if not len(free):
-            return False
-        each_P = self.loads[0].take(free[:64], axis=1).mean(1)  # the 64 oldest stand for the others
-        count_P = (DEALT * np.maximum(self.room_KP[0], 0) / each_P).astype(int)
-        if count_P.sum() < len(count_P) / 2:
-            return False
-        if (asked := count_P.sum()) > len(free):
-            count_P = count_P * len(free) // asked
-        owner, first = (np.repeat(each, count_P) for each in (np.arange(len(count_P)), count_P.cumsum() - count_P))
+    def _deal(self) -> None:
+        """Gives every place as many samples as their loads let expect, the oldest but for those that do not fit."""
+        free, mean_KP = self._free(), self.loads.mean_KP
+        wanted_P = np.maximum(self.room_KP[0], 0) / mean_KP[0]  # average samples
+        if not len(free) or not wanted_P.any():
+            return
+        taken_F = self.loads.share_S[self.samples_M[free]].cumsum()
+        count_P = (wanted_P * (np.searchsorted(taken_F, wanted_P.sum()) / wanted_P.sum())).astype(int)
+        if (mean_KP[1:] * self.level > BOUND * mean_KP[0]).any():
+            self._deal_by_caps(free, count_P)
+        elif count_P.any():
+            self._deal_by_size(free[: count_P.sum()], count_P)
+
+    def _deal_by_size(self, waiting: np.ndarray, count_P: np.ndarray) -> None:
+        """Gives every place samples of all sizes."""
+        owner = np.repeat(self.all_P, count_P)
+        first = (count_P.cumsum() - count_P)[owner]
         evenly = np.argsort((np.arange(len(owner)) - first + 0.5) / count_P[owner], kind="stable")
-        samples = free[: len(owner)]
-        samples[evenly] = samples[np.argsort(-self.loads[0, len(count_P) // 2, samples], kind="stable")]
-        fits = self._fits_in_sequence(owner, first, samples)
-        self._put(owner[fits], samples[fits])
-        return bool(fits.any())
-
-    def _fits_in_sequence(self, owner: np.ndarray, first: np.ndarray, samples: np.ndarray) -> np.ndarray:
-        """Which samples fit beside those before them in the same place, which begin at `first`."""
-        loads_KB = self.loads[:, owner, samples]
+        by_size = np.argsort(-self.loads.share_S[self.samples_M[waiting]], kind="stable")
+        dealt = np.empty_like(waiting)
+        dealt[evenly] = waiting[by_size]
+        loads_KB = self._loads(owner, dealt)
         before_KB = np.zeros((len(loads_KB), len(owner) + 1))
         np.cumsum(loads_KB, axis=1, out=before_KB[:, 1:])
-        used_KB = before_KB[:, 1:] - before_KB[:, first]
-        return np.logical_and.reduce(used_KB <= self.room_KP[:, owner])
+        used_KB = before_KB[:, 1:] - before_KB[:, first]  # with those before them in the same place
+        fits = np.logical_and.reduce(used_KB <= self.room_KP[:, owner])
+        self._put(owner[fits], dealt[fits], loads_KB[:, fits])
 
-    def _top_up(self) -> bool:
-        """Gives every place that is not full the largest free sample that fits; False where none does."""
-        short = np.flatnonzero(self.room_KP[0] > (1 - FULL) / 2)
-        free = self._free()[: CHOICE + 2 * len(short)]
+    def _deal_by_caps(self, free: np.ndarray, count_P: np.ndarray) -> None:
+        """Gives what takes the least of the caps to the places that these will keep lowest, in as many turns as the
+        largest count, over which the others' are spread."""
+        mean_KP, turns = self.loads.mean_KP, int(count_P.max())
+        per_KP = mean_KP[1:] / mean_KP[0]
+        loads_KF = self._loads(per_KP.max(0).argmax()[None], free)
+        heavy_F = loads_KF[1:].max(0) / loads_KF[0]
+        begin = 0
+        for turn in range(turns):
+            places = ((turn + 1) * count_P // turns > turn * count_P // turns).nonzero()[0]
+            given = slice(begin, begin + len(places))
+            begin += len(places)
+            reach_S = (self.room_KP[1:, places] / per_KP[:, places]).min(0) - self.room_KP[0, places]
+            places = places[reach_S.argsort(kind="stable")]
+            waiting = free[given][heavy_F[given].argsort(kind="stable")]
+            loads_KB = self._loads(places, waiting)
+            fits = np.logical_and.reduce(loads_KB <= self.room_KP[:, places])
+            self._put(places[fits], waiting[fits], loads_KB[:, fits])
+
+    def _top_up(self) -> None:
+        """Gives every place that is not full the largest free sample that fits, again and again."""
+        short = self._short()
+        free = self._free()[: CHOICE + 3 * len(short)]
         if not len(short) or not len(free):
-            return False
-        loads_KSF = self.loads.take(free, axis=2)[:, short]
-        fits_SF = (loads_KSF <= self.room_KP[:, short, None]).all(0)
-        gain_SF = loads_KSF[0] * fits_SF
-        best_S = gain_SF.argmax(1)
-        gain_S = gain_SF[np.arange(len(short)), best_S]
-        order = np.argsort(gain_S, kind="stable")
-        order = order[gain_S[order] > 0]
-        who_F = np.full(len(free), -1)
-        who_F[best_S[order]] = order  # of those that want the same one, who gains most comes last
-        chosen = who_F[who_F >= 0]
-        self._put(short[chosen], free[best_S[chosen]])
-        return bool(len(chosen))
+            return
+        loads_KSF = self._loads(short[:, None], free)
+        while len(short):
+            room_KS = self.room_KP[:, short].astype(np.float32)
+            gain_SF = loads_KSF[0] * np.logical_and.reduce(loads_KSF <= room_KS[:, :, None])
+            best_S = gain_SF.argmax(1)
+            gain_S = gain_SF[np.arange(len(short)), best_S]
+            order = gain_S.argsort(kind="stable")
+            order = order[gain_S[order] > 0]
+            who_F = np.full(len(free), -1)
+            who_F[best_S[order]] = order  # of those that want the same one, who gains most comes last
+            taken = (who_F >= 0).nonzero()[0]
+            chosen = who_F[taken]
+            self._put(short[chosen], free[taken], loads_KSF[:, chosen, taken])
+            loads_KSF[0, :, taken] = 9  # more than any room: nobody else takes it
+            going_on = ((gain_S > 0) & (self.room_KP[0, short] > (1 - TOPPED) * self.level)).nonzero()[0]
+            short, loads_KSF = short[going_on], loads_KSF[:, going_on]
 
-    def _exchange(self, place: int, level: float) -> None:
+    def _exchange(self, place: int) -> None:
         """Swaps a sample of the place for one or two free ones that fill it better, while that helps and is needed."""
         for pair in (False, True, False):
-            if self.room_KP[0, place] <= (1 - FULL) * level:
+            if self.room_KP[0, place] <= (1 - FULL) * self.level:
                 return
-            own = np.flatnonzero(self.place_M == place)
+            own = (self.place_M == place).nonzero()[0]
             own = own[own >= max(1, self.begin)]  # neither the oldest nor one of an earlier epoch
-            free = self._free()
+            free = self._free()[:EXCHANGED]
             if not len(own) or len(free) < 1 + pair:
                 return
             self._swap(place, own, _pairs(free[:96]) if pair else free[:, None])
 
     def _swap(self, place: int, own: np.ndarray, groups_GN: np.ndarray) -> None:
-        loads_KM = self.loads[:, place]
-        new_KG = loads_KM[:, groups_GN].sum(-1)
-        room_KO = self.room_KP[:, place, None] + loads_KM[:, own]
+        here = np.array([place])
+        new_KG = self._loads(here, groups_GN.ravel()).reshape(-1, *groups_GN.shape).sum(-1)
+        own_KO = self._loads(here, own)
+        room_KO = self.room_KP[:, place, None] + own_KO
         fits_OG = (new_KG[:, None] <= room_KO[:, :, None]).all(0)
         left_OG = np.where(fits_OG, room_KO[0][:, None] - new_KG[0], np.inf)
         out, group = np.unravel_index(left_OG.argmin(), left_OG.shape)
         if left_OG[out, group] >= self.room_KP[0, place]:
             return
         self.place_M[own[out]] = -1
-        self.room_KP[:, place] += loads_KM[:, own[out]]
-        self._put(np.full(groups_GN.shape[1], place), groups_GN[group])
+        self.room_KP[:, place] += own_KO[:, out] - new_KG[:, group]
+        self.place_M[groups_GN[group]] = place
 
 
 def _pairs(free: np.ndarray) -> np.ndarray:
