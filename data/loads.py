@@ -116,19 +116,22 @@ class Loads:
         self.fixed_S, self.count_S = sizes.fixed_S.astype(np.float32), np.diff(sizes.first_S)
         self.shape_V = np.append(shape_V, len(shapes))  # the last has no tokens, and is that of no video
         self.shape_S = self.shape_V[np.where(self.count_S > 0, sizes.first_S[:-1], -1)]  # of the first video
-        self._mean = lru_cache(RECURRING)(self._mean_at)
+        self._mean = lru_cache(RECURRING)(self._mean_about)
+        self._rounded = lru_cache(RECURRING)(self._mean_at)  # recur even where rates do not
         share_S = self._alone(typical, np.arange(len(sizes)))[0]
         self.share_S = share_S / share_S.mean()  # at typical rates
 
     def at(self, rates: Sequence[Views]) -> LoadsAt:
         """In places of these rates."""
-        rounded = (tuple(min(round(rate, 2), 0.99) for rate in views) for views in rates)  # recur though rates do not
-        return LoadsAt(self, rates, np.stack([self._mean(views) for views in rounded], axis=1))
+        return LoadsAt(self, rates, np.array([self._mean(views) for views in rates]).T)
 
-    def _mean_at(self, views: Views) -> np.ndarray:
+    def _mean_about(self, views: Views) -> tuple[float, ...]:
+        return self._rounded(tuple(min(round(rate, 2), 0.99) for rate in views))
+
+    def _mean_at(self, views: Views) -> tuple[float, ...]:
         """[K] of an average sample."""
         some = np.linspace(0, len(self.sizes) - 1, min(TYPICAL, len(self.sizes))).astype(int)
-        return self._alone(views, some).mean(1, dtype=np.float64)
+        return tuple(self._alone(views, some).mean(1, dtype=np.float64).tolist())
 
     def _alone(self, views: Views, samples: np.ndarray) -> np.ndarray:
         """[K, M] in the only place."""

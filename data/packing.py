@@ -50,8 +50,7 @@ def pack(loads: Loading, samples_M: np.ndarray, epoch_M: np.ndarray, turn: int, 
     Where a cap keeps one place from being full, the others are filled to its level. `gain`: the last step's.
     """
     average = min(1.0, float((loads.mean_KP[0] / loads.mean_KP).min()))
-    places = np.arange(loads.mean_KP.shape[1])
-    oldest = min(1.0, float(loads(places, np.full_like(places, samples_M[0]))[0].min()))
+    oldest = _least(loads, samples_M[0]) if average < 1 else 0.0
     level = min(1.0, max(HIGHER * gain * average, oldest))
     best, reached, least = np.full(len(samples_M), -1), level, np.inf
     for trial in range(BOUND_TRIES if average < 1 else TRIES):
@@ -69,6 +68,12 @@ def pack(loads: Loading, samples_M: np.ndarray, epoch_M: np.ndarray, turn: int, 
             break
         level = following
     return Packed(best, max(1.0, reached / average) if average < 1 else gain)
+
+
+def _least(loads: Loading, sample: int) -> float:
+    """Of the first resource, that a sample takes in any place; the whole where it takes more."""
+    places = np.arange(loads.mean_KP.shape[1])
+    return min(1.0, float(loads(places, np.full_like(places, sample))[0].min()))
 
 
 class Packing:
@@ -176,7 +181,10 @@ class Packing:
         loads_KSF = self._loads(short[:, None], free)
         while len(short):
             room_KS = self.room_KP[:, short].astype(np.float32)
-            gain_SF = loads_KSF[0] * np.logical_and.reduce(loads_KSF <= room_KS[:, :, None])
+            fits_SF = loads_KSF[0] <= room_KS[0, :, None]
+            for load_SF, room_S in zip(loads_KSF[1:], room_KS[1:]):
+                fits_SF &= load_SF <= room_S[:, None]
+            gain_SF = loads_KSF[0] * fits_SF
             best_S = gain_SF.argmax(1)
             gain_S = gain_SF[np.arange(len(short)), best_S]
             order = gain_S.argsort(kind="stable")

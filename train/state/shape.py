@@ -12,6 +12,7 @@ from torch import nn
 
 from train.config import Config, LoraConfig
 
+PACKING = 2  # raised whenever data/packing.py would fill the same steps with other samples
 FIXED = ("model", "average", "engine")  # a checkpoint cannot be loaded into another one of these
 
 
@@ -24,7 +25,8 @@ def shape_of(config: Config, world: int, empty: nn.Module) -> dict[str, Any]:
     shape = {
         "seed": config.seed,
         "plan": {"places": world * train.accumulation, "batch_size": train.batch_size}
-        | {key: getattr(train, key) for key in ("token_budget", "patch_budget", "cost_budget", "lookahead")},
+        | {key: getattr(train, key) for key in ("token_budget", "patch_budget", "cost_budget", "lookahead")}
+        | ({"packing": PACKING} if train.token_budget is not None else {}),
         "rates": {**config.rate, "levels": train.rate_levels} | ({"per_video": True} if train.rate_per_video else {}),
         "views": {"views": train.views, "anchor": train.anchor_rate} if train.views > 1 else None,
         "distill": asdict(train.distill) if train.distill.weight or train.distill.base_weight else None,
