@@ -29,11 +29,11 @@ def write(page: Path, seeds: Sequence[Seed], recipes: Sequence[Recipe], command:
 
 def _lines(found: Results, recipes: Sequence[Recipe], command: str, figure: str) -> Iterator[str]:
     from_machine, one = machine(), found[BASE][0]
-    seeds = ", ".join(str(each.seed) for each in found[BASE])
+    seeds = f"seed{'s' * (len(found[BASE]) > 1)} " + ", ".join(str(each.seed) for each in found[BASE])
     yield "# Recipes\n"
     yield (
         f"Which way of uptraining holds best under pruning: a tiny model on the graded suite (`make_suite.py`), "
-        f"{len(one.kinds)} questions a seed, seeds {seeds}. Every recipe starts from the same base and takes as many "
+        f"{len(one.kinds)} questions a seed, {seeds}. Every recipe starts from the same base and takes as many "
         f"operations as `{REFERENCE}`; `{CONTROL}` takes as many steps. Made by\n"
     )
     yield f"    {command}\n"
@@ -112,7 +112,7 @@ def words(found: Results) -> Iterator[str]:
         one = _at(found, best, "fixed", rate)
         yield f"`{best}` is furthest from `fixed` at rate {rate:g}: {_points(one)} points{_spread(one)}."
     if alike := [
-        name for name in found if name not in (BASE, best) and versus(found[best], found[name]).exceeds is not True
+        name for name in found if name not in (BASE, best) and versus(found[best], found[name]).exceeds is False
     ]:
         yield f"No difference counts against `{best}`: {', '.join(f'`{name}`' for name in alike)}."
 

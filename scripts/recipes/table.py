@@ -44,6 +44,7 @@ RECIPES = (
         ("train.views=2", "train.anchor_rate=0", "train.distill.weight=1"),
     ),
     Recipe("ema", "U(0, .9), the average of the weights", ("train.ema=0.95",), export=("ema=true",)),
+    Recipe("pixels", "U(0, .9) by pixels, after the tower", ("method=pixel_delta",)),
     Recipe("input", "U(0, .9) by pixels, before the tower", ("method=pixel_delta", "method.prune_at=input")),
 )
 
