@@ -111,6 +111,9 @@ def words(found: Results) -> Iterator[str]:
         rate = max(rates, key=lambda rate: abs(_at(found, best, "fixed", rate).mean))
         one = _at(found, best, "fixed", rate)
         yield f"`{best}` is furthest from `fixed` at rate {rate:g}: {_points(one)} points{_spread(one)}."
+    if {"input", "pixels"} <= found.keys():
+        one = versus(found["input"], found["pixels"])
+        yield f"Before the tower `input` is {_points(one)} points from `pixels`, the same score after it{_spread(one)}."
     if alike := [
         name for name in found if name not in (BASE, best) and versus(found[best], found[name]).exceeds is False
     ]:
