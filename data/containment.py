@@ -54,18 +54,20 @@ def contained(name: str, seconds: float | None = None) -> Iterator[None]:
     calls of a library, elsewhere where `remaining` is asked. What already says why a sample cannot be used goes through
     as it is. A mistake of ours that strikes every sample goes through here too: data.max_bad_fraction shows it.
     """
+    begun = time.monotonic()
     try:
         with _interrupted(seconds):
             yield
-    except (MediaError, RowError):
-        raise
-    except Late:
-        reason = f"took longer than data.sample_seconds={seconds:g}; shorten it or raise the limit"
-        raise OutOfTime(f"{name}: {reason}") from None
-    except MemoryError:
-        reason = "MemoryError: reading it takes more than data.sample_gib, or than the machine has"
-        raise OutOfMemory(f"{name}: {reason}") from None
     except Exception as error:
+        if seconds is not None and (isinstance(error, Late) or time.monotonic() - begun >= seconds):
+            # Whatever else a library says by then may be of its interruption.
+            reason = f"took longer than data.sample_seconds={seconds:g}; shorten it or raise the limit"
+            raise OutOfTime(f"{name}: {reason}") from None
+        if isinstance(error, (MediaError, RowError, Late)):
+            raise
+        if isinstance(error, MemoryError):
+            reason = "MemoryError: reading it takes more than data.sample_gib, or than the machine has"
+            raise OutOfMemory(f"{name}: {reason}") from None
         raise MediaError(f"{name}: {first_line(error)}") from error
 
 

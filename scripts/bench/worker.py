@@ -42,10 +42,10 @@ def worker(options: Options) -> dict[str, Any]:
         steps = -(-options.clips // BATCH)
         plan = Plan(len(samples), BATCH, 1, 1, 0, seed=0)
         encoder = Encoder(processor, FramePolicy(max_frames=16, max_pixels=25088))
-        resident = []
+        resident, others = [], set(multiprocessing.active_children())
         for step in step_loader(samples, encoder, plan, first_step=0, last_step=steps, workers=1):
             assert not step.quarantined, step.quarantined[0].reason
-            (process,) = multiprocessing.active_children()
+            (process,) = set(multiprocessing.active_children()) - others
             resident.append(psutil.Process(process.pid).memory_info().rss / 2**20)
     first, last = resident[options.first // BATCH], resident[-1]
     print(

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data.batching import Plan
-from data.containment import Limits, contained
+from data.containment import Late, Limits, OutOfTime, contained
 from data.encode import Encoder
 from data.loader import shard_loader, step_loader
 from data.media.container import probe
@@ -85,6 +85,14 @@ def test_an_interruption_that_a_library_swallows_comes_again():
             with contextlib.suppress(Exception):
                 signal.pause()
         signal.pause()
+
+
+def test_what_a_library_says_when_it_is_interrupted_is_not_the_reason():
+    with pytest.raises(OutOfTime, match=r"^a: took longer"), contained("a", 0.01), contained("file"):
+        try:
+            signal.pause()
+        except Late:
+            raise OSError("Invalid data found") from None
 
 
 def test_media_that_together_take_more_memory_than_a_sample_may_are_left_out(clip, processor):
