@@ -20,7 +20,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from train import cli
-from train.config import Config, check
+from train.checks import check
+from train.config import Config
 from train.run import explain, register, typed
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from hydra import compose, initialize_config_module
 
-from train.config import Config, check
+from train.checks import check
+from train.config import Config
 from train.run import register, typed
 
 ROOT = Path(__file__).parents[1]

@@ -29,7 +29,8 @@ from omegaconf.errors import OmegaConfBaseException
 from submitit.core.utils import UncompletedJobError
 
 from train import cli, usage
-from train.config import Config, check
+from train.checks import check
+from train.config import Config
 from train.state import signals
 from train.state.failures import one_line_failures
 

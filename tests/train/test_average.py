@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from scripts import export
 from tests.runs import composed, trained
-from train.config import check
+from train.checks import check
 from train.state.checkpoint import complete
 from train.weights import weight_shapes
 

@@ -11,7 +11,7 @@ import torch
 
 from tests.runs import composed
 from train.build import build_method, build_rates
-from train.config import check
+from train.checks import check
 from train.model import check_attention
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,8 @@ from tests.evs.models import MIXED, prompts, tiny_model
 from tests.runs import composed, rows, trained
 from tests.train.test_views import counted_calls, gradients, task
 from train.build import prepare
-from train.config import TOWERS, DistillConfig, check
+from train.checks import check
+from train.config import TOWERS, DistillConfig
 from train.losses.objective import objective
 from train.report import cost
 from train.report.card import in_views

@@ -18,6 +18,7 @@ from datasets import Dataset
 
 from data.batching import Plan
 from data.loader import step_loader
+from data.sources.collection import VERSION
 from scripts import prepare
 from tests.data import videos
 from tests.runs import composed, ended, rows, started
@@ -137,6 +138,6 @@ def test_prepare_makes_the_index_that_a_run_reads(words, mixture, monkeypatch, t
     for _ in range(2):
         prepare.main()
         assert "data.train: 32 of 32 rows can be used" in capsys.readouterr().out
-        found = sorted((tmp_path / "cache" / "v3").iterdir())
+        found = sorted((tmp_path / "cache" / f"v{VERSION}").iterdir())
         assert sum(path.suffix == ".index" for path in found) == 4
         assert not [path for path in found if path.suffix in (".claim", ".partial")]

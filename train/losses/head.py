@@ -7,6 +7,7 @@ weight is there only inside the call of the module that owns it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -51,13 +52,13 @@ def fused_losses(
         return Losses(loss, loss.detach()[None], out.token_accuracy.detach()[None] * tokens, loss.new_zeros(0))
     standing = rows + (len(about.lessons) + 2 if about.lessons else 0)
     size = max(1, chunk // (standing * len(weight_VD)))
-    return Losses(*_FusedLosses.apply(hidden_RTD, weight_VD, labels_T, about, size))
+    return Losses(*_FusedLosses.apply(hidden_RTD, weight_VD, labels_T.split(size), about))
 
 
 class _FusedLosses(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_RTD: Tensor, weight_VD: Tensor, labels_T: Tensor, about: Objective, size: int
+        ctx: Any, hidden_RTD: Tensor, weight_VD: Tensor, chunks: Sequence[Tensor], about: Objective
     ) -> tuple[Tensor, ...]:
         dtype, wanted = _compute_dtype(hidden_RTD), ctx.needs_input_grad[:2]
         weight, given = weight_VD.to(dtype), about.given
@@ -65,7 +66,8 @@ class _FusedLosses(torch.autograd.Function):
         divergence_L = entropy_R.new_zeros(len(about.lessons))
         hidden_grads: list[Tensor] = []
         weight_grad: Tensor | None = None
-        for hidden, labels in zip(hidden_RTD.to(dtype).split(size, dim=1), labels_T.split(size)):
+        states = hidden_RTD.to(dtype).split([len(labels) for labels in chunks], dim=1)
+        for hidden, labels in zip(states, chunks):
             *sums, errors = _errors((hidden @ weight.T).float(), labels, about)
             error = errors.to(dtype)
             for total, part in zip((entropy_R, correct_R, divergence_L), sums):
@@ -86,7 +88,7 @@ class _FusedLosses(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight = (None if each is None else each.mul_(grad) for each in ctx.grads)
         del ctx.grads  # scaled in place, once
-        return hidden, weight, None, None, None
+        return hidden, weight, None, None
 
 
 def _errors(logits_RCV: Tensor, labels_C: Tensor, about: Objective) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data.encode import Encoder
 from data.media.container import probe
 from data.sources import chunks
-from data.sources.collection import Reading
+from data.sources.collection import VERSION, Reading
 from data.sources.index import build_index
 from data.types import IGNORE, MediaError, RowError, Sample, Turn, VideoRef
 from tests.data.conftest import POLICY
@@ -94,7 +94,7 @@ def test_a_later_start_reads_what_an_earlier_one_kept(rows, encoder, made, tmp_p
     again = build_index(collected(str(rows)), encoder, QUIET)
     assert len(made) == 1 and again.digest == first.digest and again.lost == first.lost
     assert np.array_equal(again.sizes.fixed_S, first.sizes.fixed_S)
-    assert (tmp_path / ".evs" / "v3" / made[0]).exists()
+    assert (tmp_path / ".evs" / f"v{VERSION}" / made[0]).exists()
 
 
 def test_only_what_a_change_touches_is_made_anew(rows, clip, encoder, processor, made, monkeypatch):
@@ -115,7 +115,7 @@ def test_only_what_a_change_touches_is_made_anew(rows, clip, encoder, processor,
 
 def test_earlier_versions_are_removed_once_no_start_can_be_reading_them(rows, encoder, processor, tmp_path):
     def kept():
-        return set((tmp_path / ".evs" / "v3").iterdir())
+        return set((tmp_path / ".evs" / f"v{VERSION}").iterdir())
 
     other = Encoder(processor, POLICY, max_tokens=99)
     for each in (encoder, other):
@@ -156,7 +156,7 @@ def test_without_an_encoder_media_are_not_looked_at(rows):
 def test_what_another_version_kept_is_named(rows, encoder, capsys, tmp_path):
     (tmp_path / ".evs" / "v0").mkdir(parents=True)
     build_index(collected(str(rows)), encoder, QUIET)
-    assert "is of version 0, not 3: making it anew" in capsys.readouterr().out
+    assert f"is of version 0, not {VERSION}: making it anew" in capsys.readouterr().out
 
 
 def test_a_source_without_usable_rows_is_named(rows, encoder, tmp_path):
