@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from scripts.bench import step as bench_step
 from scripts.bench import worker as bench_worker
 from scripts.bench.evaluate import evaluate
 from scripts.bench.forecast import forecast
-from scripts.bench.models import ANSWER, PROMPT, build_shape, model_config
+from scripts.bench.models import ANSWER, PROMPT, Shape, build_shape, model_config
 from scripts.bench.peers import race
 from scripts.bench.prefill import prefill
 from train import cli
@@ -58,6 +58,9 @@ class Options:
     rounds: int = number(5, least=1)  # in each of which every contender runs once; medians over them
     dtype: str = names("bfloat16", *DTYPES)  # of weights and activations
     attention: str = names("sdpa", *ATTENTION, pattern=".+/.+")
+    clips: int | None = number(None, least=1)  # of the batch; null: as many as the shape has
+    checkpointing: bool = False  # step: recompute activations, the library's too, as train/run.py does by default
+    compile: bool = False  # step: torch.compile of the language model's layers, the library's too
     out: str | None = None  # JSON
 
 
@@ -67,14 +70,23 @@ def measure(what: str, options: Any) -> dict[str, Any]:
         return OWN[what][1](options)
     if what in DATA:
         return DATA[what](options.rounds)
-    shape, device = build_shape(options.shape), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    setting = bench_step.Setting(shape, options.rates, options.rounds, device, DTYPES[options.dtype], options.attention)
+    shape, device = shape_of(options), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    setting = bench_step.Setting(
+        *(shape, options.rates, options.rounds, device, DTYPES[options.dtype], options.attention),
+        checkpointing=options.checkpointing,
+        compile=options.compile,
+    )
     return MODEL[what](setting)
+
+
+def shape_of(options: Options) -> Shape:
+    shape = build_shape(options.shape)
+    return shape if options.clips is None else replace(shape, clips=options.clips)
 
 
 def describe(options: Options) -> dict[str, Any]:
     """The shape in figures."""
-    shape = build_shape(options.shape)
+    shape = shape_of(options)
     with torch.device("meta"):
         model = Qwen2_5_VLForConditionalGeneration(model_config(shape))
     millions = {

@@ -14,10 +14,9 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from evs import FrameDelta, Grid, Uniform, draw
 from evs.methods.base import depth
 from scripts.bench import models
-from scripts.bench.timing import Timed, alternate, table, timed
+from scripts.bench.timing import Timed, alternate, release, table, timed
 from train.config import Config, ModelConfig
 from train.model import fit_for_training
-from train.optim import freeze
 from train.report import cost, preflight
 from train.report.memory import watch
 from train.views import Views
@@ -36,9 +35,23 @@ class Setting:
     device: torch.device
     dtype: torch.dtype
     attention: str
+    checkpointing: bool = False  # activations are recomputed
+    compile: bool = False
 
     def model(self) -> Any:
         return models.build_model(self.shape, self.device, self.dtype, self.attention)
+
+    def trained(self, frozen: tuple[str, ...]) -> Any:
+        """A model as train/run.py fits it for training."""
+        return fit_for_training(self.model(), self.training(frozen))
+
+    def training(self, frozen: tuple[str, ...], checkpointing: bool | None = None) -> ModelConfig:
+        again = self.checkpointing if checkpointing is None else checkpointing
+        return ModelConfig(freeze=list(frozen), gradient_checkpointing=again, compile=self.compile)
+
+    @property
+    def recomputed(self) -> tuple[str, ...]:
+        return tuple(ModelConfig().checkpoint_towers) if self.checkpointing else ()
 
 
 def step(setting: Setting) -> dict[str, Any]:
@@ -46,6 +59,7 @@ def step(setting: Setting) -> dict[str, Any]:
     memory, mixed rates."""
     result: dict[str, Any] = {}
     for name, frozen in FROZEN.items():
+        release()
         result[name] = _step_times(setting, frozen)
         print(f"\nvision tower {name}: forward + backward, seconds")
         for place in models.PLACES:
@@ -61,10 +75,8 @@ def step(setting: Setting) -> dict[str, Any]:
 
 
 def _step_times(setting: Setting, frozen: tuple[str, ...]) -> dict[str, Any]:
-    stock, ours = setting.model(), setting.model()
+    stock, ours = setting.trained(frozen), setting.trained(frozen)
     tasks = {place: models.our_task(ours, method) for place, method in models.PLACES.items()}
-    for model in (stock, ours):
-        freeze(model, frozen)
     batch = models.build_batch(setting.shape)
     steps = {(place, rate): _our_step(task, batch, rate) for place, task in tasks.items() for rate in setting.rates}
     steps["stock", 0.0] = _stock_step(stock, models.stock_inputs(batch, setting.device))
@@ -85,7 +97,7 @@ def _against(
     """Every rate's time beside the stock's and beside what the operations that remain let one hope for."""
     config, before = models.model_config(setting.shape), depth(models.PLACES[place])
     works = {rate: models.work(setting.shape, rate, before) for rate in setting.rates}
-    operations = {rate: cost.training(config, work, frozen=frozen).total for rate, work in works.items()}
+    operations = {rate: _operations(setting, config, work, frozen) for rate, work in works.items()}
     first = setting.rates[0]
     rows = {}
     for rate in setting.rates:
@@ -100,6 +112,10 @@ def _against(
             "rounds": mine.seconds,
         }
     return rows
+
+
+def _operations(setting: Setting, config: Any, work: cost.Work, frozen: tuple[str, ...]) -> float:
+    return cost.training(config, work, frozen=frozen, recomputed=setting.recomputed).total
 
 
 def _step_table(rates: dict[str, Any]) -> str:
@@ -120,15 +136,14 @@ def _step_table(rates: dict[str, Any]) -> str:
 def _views(setting: Setting, frozen: tuple[str, ...]) -> dict[str, Any]:
     """One step that reads what it has seen at two rates, beside a step for each: times, and their ratio by the cost
     model. Decoding, which views share too, is left out."""
-    model = setting.model()
-    freeze(model, frozen)
-    task, batch = models.our_task(model), models.build_batch(setting.shape)
+    task, batch = models.our_task(setting.trained(frozen)), models.build_batch(setting.shape)
     apart = [_our_step(task, batch, rate) for rate in VIEWS]
     steps = {"views": _our_step(task, batch, Views(VIEWS)), "apart": lambda: [run() for run in apart]}
     times = alternate(steps, setting.rounds)
     works, config = [models.work(setting.shape, rate) for rate in VIEWS], models.model_config(setting.shape)
-    together = cost.training_in_views(config, works, cost.ONE_VIEW, frozen=frozen).total
-    each = [cost.training(config, work, frozen=frozen).total for work in works]
+    trained: dict[str, Any] = {"frozen": frozen, "recomputed": setting.recomputed}
+    together = cost.training_in_views(config, works, cost.ONE_VIEW, **trained).total
+    each = [cost.training(config, work, **trained).total for work in works]
     saved = times["views"].ratio_to(times["apart"])
     rounds = {name: timed.seconds for name, timed in times.items()}
     return {"apart_over_views": saved, "cost_model": sum(each) / together, "rounds": rounds} | {
@@ -173,12 +188,13 @@ def _step_memory(setting: Setting, frozen: tuple[str, ...]) -> dict[str, dict[st
 
     Each contender runs in a fresh process. Gradient checkpointing is off but for the last.
     """
-    config = partial(ModelConfig, freeze=list(frozen), gradient_checkpointing=False)
-    ours = {f"{rate:g}": (rate, config(), "after") for rate in (setting.rates[0], 0.75)}
-    ours["0.75 checkpointed"] = (0.75, config(gradient_checkpointing=True), "after")
-    ours["0.75 before the tower"] = (0.75, config(), "before")
+    as_asked = setting.training(frozen)
+    ours = {f"{rate:g}": (rate, as_asked, "after") for rate in (setting.rates[0], 0.75)}
+    ours["0.75 checkpointed"] = (0.75, setting.training(frozen, checkpointing=True), "after")
+    ours["0.75 before the tower"] = (0.75, as_asked, "before")
+    release()
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        measured = pool.starmap(partial(_peak_of, setting), [(None, config(), "after"), *ours.values()], chunksize=1)
+        measured = pool.starmap(partial(_peak_of, setting), [(None, as_asked, "after"), *ours.values()], chunksize=1)
     return {
         "measured": dict(zip(("stock", *ours), measured)),
         "forecast": {name: _forecast(setting, *each) for name, each in ours.items()},
@@ -229,9 +245,7 @@ def _update(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
 
 def _mixed_rates(setting: Setting) -> dict[str, Any]:
     """Seconds of a step at a freshly drawn rate, and of the same step again: the price of changing shapes."""
-    model = setting.model()
-    freeze(model, ["vision"])
-    task, batch = models.our_task(model), models.build_batch(setting.shape)
+    task, batch = models.our_task(setting.trained(("vision",))), models.build_batch(setting.shape)
     _our_step(task, batch, 0.5)()
     fresh, again, rates = [], [], []
     for number in range(4 * setting.rounds):
@@ -258,9 +272,7 @@ def mask(setting: Setting) -> dict[str, Any]:
             method.keep(each, grid, 0.75)
 
     shape = replace(setting.shape, clips=1, grid=(grid.T, grid.H, grid.W))
-    model = setting.model()
-    freeze(model, ["vision"])
-    whole = _our_step(models.our_task(model), models.build_batch(shape), 0.0)
+    whole = _our_step(models.our_task(setting.trained(("vision",))), models.build_batch(shape), 0.0)
     times = alternate({"mask": choose, "step": whole}, setting.rounds)
     share = times["mask"].median / (videos * times["step"].median)
     print(f"mask of {videos} videos {times['mask'].median:.3f} s, rate-0 step of one {times['step'].median:.3f} s: ")
