@@ -40,7 +40,7 @@ def trained(*words: str) -> Config:
 def started(*words: str, ranks: int = 1) -> subprocess.Popen[str]:
     """`python train/run.py WORDS` in processes of its own, under torchrun where there are several ranks."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, *launcher, str(ROOT / "train" / "run.py"), *words],
         env=environment,

@@ -8,7 +8,7 @@ import peft
 import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from evs.adapters import check_family, towers_of
 from train.config import Config, LoraConfig, ModelConfig
@@ -49,7 +49,13 @@ def fit_for_training(model: Any, config: ModelConfig) -> nn.Module:
     if config.compile:
         for layer in towers["language"].layers:  # layer by layer: one graph serves them all, at any length
             layer.compile(dynamic=True)
-    return _with_lora(model, config.lora) if config.lora.r is not None else model
+    fitted = _with_lora(model, config.lora) if config.lora.r is not None else model
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            # The library and peft have embeddings require gradients for reentrant checkpointing alone. A frozen tower
+            # would be recomputed and gone through backward for nothing.
+            part.disable_input_require_grads()
+    return fitted
 
 
 def _with_lora(model: nn.Module, lora: LoraConfig) -> nn.Module:

@@ -90,7 +90,7 @@ def _train(job: Job, steps: int, folder: Path, *words: str) -> None:
     given += ["tracker.wandb=false", "resume=auto", "optim.warmup=0", "optim.final_lr=1"]
     done = subprocess.run(
         [sys.executable, *launch, str(ROOT / "train" / "run.py"), *given],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )

@@ -115,7 +115,7 @@ def do_all(jobs: Sequence[Job], parallel: int, threads: int | None) -> None:
 def _python(log: Path, threads: int, script: str, *words: str) -> None:
     """Run one of the project's scripts; what it prints is appended to `log`."""
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    env = {**os.environ, **quiet, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, **quiet, "OMP_NUM_THREADS": str(threads)}
     with log.open("a") as file:
         done = subprocess.run([sys.executable, str(ROOT / script), *words], env=env, stdout=file, stderr=file)
     if done.returncode:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 def started(words: list[str], log: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, str(ROOT / "train" / "run.py"), *words],
         env=environment,

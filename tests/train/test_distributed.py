@@ -26,7 +26,7 @@ BEFORE = ["method=pixel_delta", "method.prune_at=input", "model.gradient_checkpo
 
 def torchrun(*words: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, str(ROOT / "train" / "run.py"), *words], env=environment, capture_output=True, text=True, timeout=900
     )

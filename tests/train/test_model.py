@@ -10,9 +10,10 @@ from torch import nn
 
 from evs import FrameDelta
 from evs.adapters import adapter_for
-from tests.evs.models import MIXED, prompts, tiny_model
+from tests.evs.models import BUILDERS, MIXED, prompts, tiny_model
 from train.config import LoraConfig, ModelConfig
 from train.model import base_model, build_model, fit_for_training
+from train.optim import tower_of
 from train.task import UptrainTask
 
 QWEN35 = ["qwen3_5", "qwen3_5_moe"]
@@ -50,6 +51,19 @@ def given_gradients(model, family):
     task = UptrainTask(model, adapter_for(base_model(model)), FrameDelta()).train()
     task(prompts(family, MIXED), 0.5).loss_sum.backward()
     return {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("lora", [LoraConfig(), LoraConfig(r=2)], ids=["full", "lora"])
+@pytest.mark.parametrize("family", BUILDERS)
+def test_a_frozen_tower_is_never_recomputed_nor_gone_through_backward(family, lora):
+    """Whether the library's checkpointing makes embeddings of its input require gradients or not."""
+    model = fit_for_training(tiny_model(family), ModelConfig(freeze=["vision"], lora=lora))
+    through = []
+    for name, module in base_model(model).named_modules():
+        if tower_of(f"{name}.") == "vision" and not any(each.requires_grad for each in module.parameters()):
+            module.register_forward_hook(lambda *about: through.append(getattr(about[-1], "requires_grad", False)))
+    UptrainTask(model, adapter_for(base_model(model)), FrameDelta()).train()(prompts(family, MIXED), 0.5)
+    assert through and not any(through)
 
 
 @pytest.mark.parametrize("family", QWEN35)
