@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLMLP, apply_rotary_pos_emb_vision
 
 from evs import FrameDelta, keep_count, keep_mask, prune
 from evs.adapters import adapter_for, check_family, towers_of
-from evs.adapters.vision import _rotate, normalised
+from evs.adapters.vision import _align, _rotate, normalised
 from tests.evs.models import MIXED, QWEN, alone, prompts, stock_inputs, unclamped
 
 
@@ -166,3 +167,18 @@ def test_no_block_of_the_tower_asks_the_device_how_long_its_windows_are(model, b
         pixels, weights = torch.zeros(rows, batch.pixel_values.shape[1]), torch.zeros(rows, 4)
     merged = visual(pixels, grid_thw=grids, **tables, interp_weights=weights).pooler_output
     assert len(merged) == rows // 4
+
+
+def test_a_widened_mlp_is_the_mlp(monkeypatch):
+    """As on a GPU in half precision: values and gradients, whose shapes are the weights'."""
+    monkeypatch.setattr("evs.adapters.vision._in_half_precision_on_gpu", lambda x: True)
+    config = SimpleNamespace(hidden_size=32, intermediate_size=44, hidden_act="silu")
+    mlp = Qwen2_5_VLMLP(config, bias=True)
+    widened, x = copy.deepcopy(mlp), torch.randn(5, 32, requires_grad=True)
+    _align(widened)
+    assert widened.gate_proj(x).shape == (5, 48)
+    results = [
+        (each(x), *torch.autograd.grad(each(x).square().sum(), (x, *each.parameters()))) for each in (mlp, widened)
+    ]
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs)

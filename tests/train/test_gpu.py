@@ -57,7 +57,6 @@ def test_survivors_are_those_of_the_cpu(rate):
 
 @pytest.mark.parametrize("tokens", [1, 100, 3000])
 def test_the_fused_head_is_the_plain_one(tokens):
-    """With Liger's kernel where it is installed, in chunks where it is not."""
     torch.manual_seed(0)
     hidden = torch.randn(1, tokens, 256, device="cuda", requires_grad=True)
     weight = (torch.randn(4096, 256, device="cuda") / 16).requires_grad_()

@@ -1,15 +1,15 @@
 """The head and its loss as one call of one module, in chunks: the labelled tokens' logits never stand together.
 
-Gradients are made where the logits are, so backward neither keeps nor recomputes them; Liger's kernel does the same on
-a GPU. One call whatever the number of chunks: under ZeRO 3 every rank calls the same modules equally often, and the
-weight is there only inside the call of the module that owns it.
+Gradients are made where the logits are, so backward neither keeps nor recomputes them. Liger's kernel does so in chunks
+that are the smaller the larger the vocabulary, each adding to the weight's whole gradient: for a video's few labelled
+tokens it is many times slower (docs/performance.md). One call whatever the number of chunks: under ZeRO 3 every rank
+calls the same modules equally often, and the weight is there only inside the call of the module that owns it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -41,15 +41,7 @@ def fused_losses(
     hidden_RTD: Tensor, weight_VD: Tensor, labels_T: Tensor, about: Objective, chunk: int = CHUNK
 ) -> Losses:
     """The losses of logits `hidden @ weight.T`; at most `chunk` stand at once, what is made of them included."""
-    rows, tokens, _ = hidden_RTD.shape
-    if hidden_RTD.is_cuda and rows == 1 and tokens and find_spec("liger_kernel") is not None:
-        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
-
-        out = liger_fused_linear_cross_entropy(
-            hidden_RTD[0], weight_VD, labels_T, reduction="sum", return_token_accuracy=True
-        )
-        loss = out.loss.float()
-        return Losses(loss, loss.detach()[None], out.token_accuracy.detach()[None] * tokens, loss.new_zeros(0))
+    rows = len(hidden_RTD)
     standing = rows + (len(about.lessons) + 2 if about.lessons else 0)
     size = max(1, chunk // (standing * len(weight_VD)))
     return Losses(*_FusedLosses.apply(hidden_RTD, weight_VD, labels_T.split(size), about))
