@@ -9,7 +9,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install demo check format test test-serving test-faults test-oldest test-pythons package clean
+.PHONY: help install demo check format test test-serving test-faults test-gpu test-oldest test-pythons package clean
 
 help:
 	@echo "make demo          train, prune, uptrain and export a tiny model on the CPU; ends with the curve"
@@ -17,6 +17,7 @@ help:
 	@echo "make check         format, lint, types, layering, fast tests"
 	@echo "make test-serving  against a real vLLM, in an environment of its own"
 	@echo "make test-faults   kills, signals, full disks, broken checkpoints, launchers"
+	@echo "make test-gpu      what only a GPU shows: its kernels, and every engine on it"
 	@echo "make test-pythons  the fast tests on each supported Python (PYTHONS), environments made and removed in turn"
 	@echo "make package       wheel and source distribution, in dist/"
 	@echo "make test-oldest   the tests with the oldest supported transformers, in an environment of its own"
@@ -51,6 +52,9 @@ test-serving: install
 
 test-faults: install
 	$(BIN)/python -m pytest -q -m faults
+
+test-gpu: install
+	$(BIN)/python -m pytest -q -m gpu
 
 test-oldest: pyproject.toml
 	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest

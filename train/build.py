@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -25,6 +25,7 @@ from evs.methods import Method
 from evs.methods.base import depth
 from evs.rates import Adaptive, RateDistribution
 from evs.survivors import check_place
+from train import calibration
 from train.average import Average
 from train.config import (
     TOWERS,
@@ -103,10 +104,14 @@ def prepare(config: Config) -> Prepared:
     check_place(adapter_for(base_model(empty), config.model.scheme), method)
     engine = build_engine(config.engine, config.train, config.optim.clip)
     origin = Origin() if config.preflight == "only" else open_run(engine, run_dir, found)
+    config = with_tower_cost(config, origin.tower_cost)
     shape = shape_of(config, world, empty)
     origin.check(engine, shape, config.resume_changes)
     learned, held_out = read_usable(engine, config.data, encoder, config.seed)
     on_main(engine, lambda: check_usable(config, learned, held_out))
+    if config.train.tower_cost == "measured":
+        config = with_tower_cost(config, str(calibration.measured(engine, config, learned, encoder)))
+        shape = shape_of(config, world, empty)
     shape["data"] = learned.fingerprint
     origin.check(engine, shape, config.resume_changes)
     kept = build_kept(method, rates)
@@ -122,6 +127,13 @@ def prepare(config: Config) -> Prepared:
     return Prepared(
         config, engine, encoder, method, rates, learned, held_out, plan, origin, shape, forecast
     )  # fmt: skip
+
+
+def with_tower_cost(config: Config, known: str | None) -> Config:
+    """The configuration with a tower_cost that is to be measured replaced by what has been."""
+    if config.train.tower_cost != "measured" or known is None:
+        return config
+    return replace(config, train=replace(config.train, tower_cost=known))
 
 
 def assemble(ready: Prepared) -> Run:

@@ -63,6 +63,7 @@ def build_price(config: Config, empty: nn.Module, sizes: Sizes, method: Method) 
         frozen=TOWERS if lora else model.freeze,
         lora=lora,
         recomputed=model.checkpoint_towers if model.gradient_checkpointing else [],
+        tower=float(config.train.tower_cost),
     )
 
 

@@ -115,16 +115,22 @@ def vision_shape(config: Any) -> Any:
 
 
 def training(
-    config: Any, work: Work, *, frozen: Collection[str] = (), lora: bool = False, recomputed: Collection[str] = ()
+    config: Any,
+    work: Work,
+    *,
+    frozen: Collection[str] = (),
+    lora: bool = False,
+    recomputed: Collection[str] = (),
+    tower: float = 1.0,
 ) -> Operations:
     """Operations of forward and backward. `frozen` and `recomputed` name towers (train.config.TOWERS); LoRA's own are
-    left out.
+    left out. An operation of the vision tower and its merger counts as `tower` operations.
 
     Backward costs a forward for the gradients of the inputs and another for those of the weights; neither is made
     below the first trained weight, and the second not for frozen ones. A tower whose activations are recomputed costs
     one more forward where backward goes through it.
     """
-    once = forward(config, work)
+    once = weighed(forward(config, work), tower)
     vision, merger, language = (name not in frozen for name in ("vision", "merger", "language"))
     heavy = language and not lora
     through = vision or merger or language or lora
@@ -136,10 +142,15 @@ def training(
     )
 
 
+def weighed(done: Operations, tower: float) -> Operations:
+    """With the operations of the vision tower counted as so many each."""
+    return done._replace(vision=tower * done.vision, merger=tower * done.merger)
+
+
 def training_in_views(config: Any, works: Sequence[Work], course: Course, **trained: Any) -> Operations:
     """Operations of forward and backward of a batch read several times, given the work of each view alone."""
     parts = [training(config, work, **trained) for work in works]
-    once = forward(config, works[0])
+    once = weighed(forward(config, works[0]), trained.get("tower", 1.0))
     if course.alone:
         parts[0] = parts[0]._replace(language=once.language, head=once.head) if course.sees_once else once
     if course.sees_once:
