@@ -31,7 +31,7 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 demo: install
-	OMP_NUM_THREADS=2 $(BIN)/python scripts/demo.py out=$(RUNS)/demo
+	$(BIN)/python scripts/demo.py out=$(RUNS)/demo
 
 check: install
 	$(BIN)/ruff format --check .

@@ -14,8 +14,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 if not __package__:  # run as a file: imports start at the repository root, not in scripts/
@@ -26,6 +27,8 @@ from scripts.make_tiny_model import make
 from train import cli
 from train.report.curve import Curve, from_results, plot, table
 
+# Each process has one thread: two of them do more on two cores than one of two threads.
+RANKS, BATCH = 2, 16  # of the base, and the samples of its step
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
     "text_width": 128,
@@ -61,18 +64,19 @@ def main(options: Options) -> None:
     demo = Demo(out, train, held_out, options)
 
     make("qwen2_5_vl", out / "random", options.seed, **SIZES)
-    base = demo.train("base", out / "random", options.base_steps, "rate=constant", "optim.lr=1.2e-3")
+    shared = ("engine=ddp", f"train.batch_size={BATCH // RANKS}")
+    base = replace(demo, ranks=RANKS).train(
+        "base", out / "random", options.base_steps, "rate=constant", "optim.lr=1.2e-3", *shared
+    )
     frozen = "model.freeze=[vision]"  # as in the real experiments
-    uptrained = demo.train("uptrained", base, options.steps, "rate=uniform", frozen)
-    control = demo.train("control", base, options.steps, "rate=constant", frozen)
-    curves = [
-        demo.evaluate(name, model)
-        for name, model in (
-            ("base, not trained for pruning", base),
-            ("uptrained on U(0, .9)", uptrained),
-            ("control, trained on at rate 0", control),
-        )
-    ]
+    logged = replace(demo, log=out / "control.log")
+    with ThreadPoolExecutor(1) as beside:
+        before = beside.submit(logged.evaluate, "base, not trained for pruning", base)
+        started = beside.submit(logged.train, "control", base, options.steps, "rate=constant", frozen)
+        uptrained = demo.train("uptrained", base, options.steps, "rate=uniform", frozen)
+        after = demo.evaluate("uptrained on U(0, .9)", uptrained)
+        control = demo.evaluate("control, trained on at rate 0", started.result())
+        curves = [before.result(), after, control]
 
     plot(curves, out / "curve.png", "Accuracy on synthetic videos, by pruning rate")
     (out / "table.md").write_text(table(curves) + "\n")
@@ -91,13 +95,15 @@ class Demo:
     held_out: Path
     options: Options
     log: Path | None = None  # where they write; None: to the terminal
+    ranks: int = 1  # processes of a run
 
     def train(self, name: str, model: Path, steps: int, *words: str) -> Path:
         """The exported checkpoint of one run from `model`."""
         run, exported = self.out / name, self.out / f"{name}-checkpoint"
         words = (f"model.path={model}", f"data.train={self.data}", f"train.steps={steps}", f"run_dir={run}", *words)
-        self._python(f"train {name}", "train/run.py", "+experiment=demo", f"seed={self.options.seed}", *words)
-        self._python(f"export {name}", "scripts/export.py", f"run={run}", f"out={exported}")
+        started = (*launcher(self.ranks), str(ROOT / "train" / "run.py"))
+        self._python(f"train {name}", *started, "+experiment=demo", f"seed={self.options.seed}", *words)
+        self._python(f"export {name}", script("export"), f"run={run}", f"out={exported}")
         return exported
 
     def evaluate(self, name: str, model: Path, *more: str, file: str | None = None) -> Curve:
@@ -105,24 +111,34 @@ class Demo:
         result = self.out / f"{file or model.name}.json"
         rates = f"rates=[{','.join(map(str, self.options.rates))}]"
         words = [rates, f"name='{name}'", f"out={result}", "fps=4", "batch_size=20", "dtype=float32", *more]
-        self._python(f"evaluate: {name}", "scripts/evaluate.py", f"model={model}", f"data={self.held_out}", *words)
+        self._python(f"evaluate: {name}", script("evaluate"), f"model={model}", f"data={self.held_out}", *words)
         return from_results(result)
 
     def report(self, run: str, names: Sequence[str]) -> None:
         """The page of one run, with the curves of all."""
         results = ",".join(str(self.out / f"{name}-checkpoint.json") for name in names)
         page = self.out / "report.html"
-        self._python("report", "scripts/report.py", f"run={self.out / run}", f"results=[{results}]", f"out={page}")
+        self._python("report", script("report"), f"run={self.out / run}", f"results=[{results}]", f"out={page}")
 
-    def _python(self, about: str, script: str, *words: str) -> None:
+    def _python(self, about: str, *words: str) -> None:
         """Run one of the project's scripts; its failure is ours."""
         quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        quiet |= {"CUDA_VISIBLE_DEVICES": ""}  # several processes run at once
         with self.log.open("a") if self.log else nullcontext() as log:
             print(f"\n== {about}", file=log, flush=True)
-            command = [sys.executable, str(ROOT / script), *words]
-            done = subprocess.run(command, env={**os.environ, **quiet}, stdout=log, stderr=log)
+            environment = {"OMP_NUM_THREADS": "1", **os.environ, **quiet}
+            done = subprocess.run([sys.executable, *words], env=environment, stdout=log, stderr=log)
         if done.returncode:
             raise SystemExit(done.returncode)
+
+
+def script(name: str) -> str:
+    return str(ROOT / "scripts" / f"{name}.py")
+
+
+def launcher(ranks: int) -> tuple[str, ...]:
+    """What comes before a script that several processes of this machine run."""
+    return ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}") if ranks > 1 else ()
 
 
 def sentence(base: Curve, uptrained: Curve, control: Curve) -> str:
