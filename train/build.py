@@ -102,6 +102,7 @@ def prepare(config: Config) -> Prepared:
     encoder = build_encoder(config.model, config.data)
     empty = build_empty_model(config.model, weight_dtype(config))
     check_place(adapter_for(base_model(empty), config.model.scheme), method)
+    few = calibration.few_layers(config) if config.train.tower_cost == "measured" else None
     engine = build_engine(config.engine, config.train, config.optim.clip)
     origin = Origin() if config.preflight == "only" else open_run(engine, run_dir, found)
     config = with_tower_cost(config, origin.tower_cost)
@@ -109,8 +110,9 @@ def prepare(config: Config) -> Prepared:
     origin.check(engine, shape, config.resume_changes)
     learned, held_out = read_usable(engine, config.data, encoder, config.seed)
     on_main(engine, lambda: check_usable(config, learned, held_out))
-    if config.train.tower_cost == "measured":
-        config = with_tower_cost(config, str(calibration.measured(engine, config, learned, encoder)))
+    if few is not None and config.train.tower_cost == "measured":
+        tower_cost = calibration.measured(engine, few, config.model.scheme, learned, encoder)
+        config = with_tower_cost(config, str(tower_cost))
         shape = shape_of(config, world, empty)
     shape["data"] = learned.fingerprint
     origin.check(engine, shape, config.resume_changes)

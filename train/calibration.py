@@ -6,12 +6,10 @@ widths take longer. A few layers of either are timed on samples of the run, befo
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +21,7 @@ from data.encode import Encoder
 from data.loader import shard_loader
 from data.types import Batch
 from evs.adapters import Adapter, adapter_for, towers_of
-from train.config import Config, LoraConfig, ModelConfig
+from train.config import Config, LoraConfig
 from train.model import build_empty_model, weight_dtype
 from train.report import cost
 from train.rows import Usable
@@ -33,42 +31,14 @@ LAYERS = 4  # of each tower: a whole period of hybrid language models
 SAMPLES, ROUNDS = 2, 5
 
 
-def measured(engine: Accelerator, config: Config, learned: Usable, encoder: Encoder) -> float:
-    """Seconds an operation in the tower over those in the language model, timed on the main rank; the same on all
-    ranks. 1 where no sample of those looked at has media."""
-    return float(broadcast_object_list([on_main(engine, lambda: _measure(engine, config, learned, encoder))])[0])
-
-
-def _measure(engine: Accelerator, config: Config, learned: Usable, encoder: Encoder) -> float:
-    patches_S = learned.index.sizes.patches_S
-    typical = np.argsort(patches_S, kind="stable")[-(1 + len(patches_S) // 4) :][:SAMPLES].tolist()
-    (step,) = shard_loader(learned.samples, encoder, [typical])
-    batch = step.batches[0]
-    if not len(batch.video_grid_thw_V3) + len(batch.image_grid_thw_I3):
-        return 1.0
-    model = _shortened(config.model, weight_dtype(config), engine.device)
-    with torch.no_grad(), engine.autocast():
-        tower, language = _seconds_an_operation(adapter_for(model, config.model.scheme), batch)
-    del model
-    gc.collect()
-    if engine.device.type == "cuda":
-        torch.cuda.empty_cache()
-    print(f"calibrated: {1e-12 / tower:.3g} TFLOP/s in the vision tower, {1e-12 / language:.3g} in the language model")
-    return round(tower / language, 3)
-
-
-def _shortened(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Any:
-    """The first layers of the model's towers, of weights drawn on the device."""
-    bare = replace(config, lora=LoraConfig(), compile=False, gradient_checkpointing=False)
-    model = build_empty_model(bare, dtype)
+def few_layers(config: Config) -> nn.Module:
+    """The first layers of the model's towers, without weights. Before an engine that would shard it (ZeRO 3)."""
+    model = build_empty_model(
+        replace(config.model, lora=LoraConfig(), compile=False, gradient_checkpointing=False), weight_dtype(config)
+    )
     for layers in _layers(model):
         del layers[LAYERS:]
-    model.to_empty(device=device)
-    for weight in model.parameters():
-        weight.data.normal_(std=0.02)
-    for buffer in model.buffers():
-        buffer.zero_()
-    return model.train()
+    return model
 
 
 def _layers(model: nn.Module) -> tuple[nn.ModuleList, nn.ModuleList]:
@@ -78,6 +48,39 @@ def _layers(model: nn.Module) -> tuple[nn.ModuleList, nn.ModuleList]:
         for tower in (towers.vision, towers.language)
     )
     return first, second
+
+
+def measured(engine: Accelerator, model: nn.Module, scheme: str, learned: Usable, encoder: Encoder) -> float:
+    """Seconds an operation in the tower over those in the language model, timed on the main rank; the same on all
+    ranks. 1 where no sample of those looked at has media. `model`: of `few_layers`, which gets weights."""
+    found = on_main(engine, lambda: _measure(engine, model, scheme, learned, encoder))
+    return float(broadcast_object_list([found])[0])
+
+
+def _measure(engine: Accelerator, model: nn.Module, scheme: str, learned: Usable, encoder: Encoder) -> float:
+    patches_S = learned.index.sizes.patches_S
+    typical = np.argsort(patches_S, kind="stable")[-(1 + len(patches_S) // 4) :][:SAMPLES].tolist()
+    (step,) = shard_loader(learned.samples, encoder, [typical])
+    batch = step.batches[0]
+    if not len(batch.video_grid_thw_V3) + len(batch.image_grid_thw_I3):
+        return 1.0
+    _draw_weights(model, engine.device)
+    with torch.no_grad(), engine.autocast():
+        tower, language = _seconds_an_operation(adapter_for(model, scheme), batch)
+    model.to("meta")
+    if engine.device.type == "cuda":
+        torch.cuda.empty_cache()
+    print(f"calibrated: {1e-12 / tower:.3g} TFLOP/s in the vision tower, {1e-12 / language:.3g} in the language model")
+    return round(tower / language, 3)
+
+
+def _draw_weights(model: nn.Module, device: torch.device) -> None:
+    model.to_empty(device=device)
+    for weight in model.parameters():
+        weight.data.normal_(std=0.02)
+    for buffer in model.buffers():
+        buffer.zero_()
+    model.train()
 
 
 def _seconds_an_operation(adapter: Adapter, batch: Batch) -> tuple[float, float]:
@@ -96,7 +99,7 @@ def _seconds_an_operation(adapter: Adapter, batch: Batch) -> tuple[float, float]
     )
 
 
-def _seconds(call: Callable[[], Any], adapter: Adapter) -> float:
+def _seconds(call: Callable[[], object], adapter: Adapter) -> float:
     """The median of several, after one to warm up."""
     wait = torch.cuda.synchronize if adapter.model.device.type == "cuda" else lambda: None
     taken: list[float] = []

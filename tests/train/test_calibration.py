@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scripts.bench.models import SHAPES, model_config, work
-from tests.runs import composed, trained
+from tests.runs import composed, ended, started, trained
 from train.checks import check
 from train.report import cost
 from train.state import manifest
@@ -39,3 +39,9 @@ def test_what_was_measured_stays_with_the_run(words, tmp_path, capsys, family):
     assert 0.01 < float(first) < 100
     trained(*words(*MEASURED, "train.steps=4", "resume=auto", family=family))
     assert "TFLOP/s" not in capsys.readouterr().out and counted() == first
+
+
+@pytest.mark.slow
+def test_it_is_measured_before_zero3_would_shard_what_is_timed(words, tmp_path):
+    status, printed = ended(started(*words(*MEASURED, "engine=zero3", "train.steps=1")))
+    assert status == 0 and "TFLOP/s in the vision tower" in printed, printed[-2000:]

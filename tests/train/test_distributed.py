@@ -98,7 +98,16 @@ def test_two_ranks_distill_as_one_process_does(words, tmp_path, engine, more):
 
 def test_zero2_resumes_exactly(words, tmp_path):
     def run(name: str, steps: int, *more: str) -> None:
-        torchrun(*words("engine=zero2", "train.save_every=2", f"train.steps={steps}", *more, run_dir=tmp_path / name))
+        torchrun(
+            *words(
+                "engine=zero2",
+                "engine.precision=bf16",
+                "train.save_every=2",
+                f"train.steps={steps}",
+                *more,
+                run_dir=tmp_path / name,
+            )
+        )
 
     run("whole", 4, "optim.warmup=2", "optim.final_lr=1.0")  # the rate must not depend on the number of steps
     run("broken", 2, "optim.warmup=2", "optim.final_lr=1.0")

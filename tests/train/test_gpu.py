@@ -105,7 +105,15 @@ def test_kernels_that_read_the_pack_agree_with_padded_rows(attention, rate):
 def test_it_trains_and_resumes(words, tmp_path, family, more):
     run = tmp_path / "run"
     for steps in (2, 4):
-        given = words(*more, "train.save_every=2", f"train.steps={steps}", "resume=auto", run_dir=run, family=family)
+        given = words(
+            "engine.precision=bf16",
+            *more,
+            "train.save_every=2",
+            f"train.steps={steps}",
+            "resume=auto",
+            run_dir=run,
+            family=family,
+        )
         status, printed = ended(started(*given))
         assert status == 0, printed[-3000:]
     assert all(isfinite(row["loss"]) for row in rows(run) if "loss" in row)
