@@ -75,7 +75,7 @@ def main(options: Options) -> None:
     work(seeds, options)
     curves = [seed.curves() for seed in seeds]
     means = [averaged(same) for same in zip(*curves)]
-    title = f"mean of {len(seeds)} seeds ({', '.join(map(str, options.seeds))}), tower of {options.blocks} blocks"
+    title = f"mean of {len(seeds)} seeds ({', '.join(map(str, options.seeds))}), tower of {options.blocks} block" + "s" * (options.blocks > 1)
     tables = "\n\n".join(f"seed {seed.seed}:\n\n{table(each)}" for seed, each in zip(seeds, curves))
     whole = f"Accuracy in %, {title}:\n\n{table(means)}\n\n{sentence(curves)}\n\n{tables}"
     print(f"\n{whole}")
