@@ -45,7 +45,9 @@ def fit_for_training(model: Any, config: ModelConfig) -> nn.Module:
     freeze(model, config.freeze)
     if config.gradient_checkpointing:
         for name in config.checkpoint_towers:
-            towers[name].gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            tower: Any = towers[name]  # transformers 5.24 renames it, and warns of the old name
+            enable = getattr(tower, "activation_checkpointing_enable", tower.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
     if config.compile:
         for layer in towers["language"].layers:  # layer by layer: one graph serves them all, at any length
             layer.compile(dynamic=True)

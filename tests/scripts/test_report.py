@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -17,8 +18,9 @@ HEADINGS = (
 
 
 @pytest.fixture
-def page(words, questions, tmp_path):
-    """The page of a run, with a measured prefill."""
+def page(words, questions, tmp_path, monkeypatch):
+    """The page of a run with a long command line, with a measured prefill."""
+    monkeypatch.setattr(sys, "argv", ["train/run.py", "data.train=" + "long_" * 40])
     row = json.loads(questions.read_text().splitlines()[0])
     with questions.open("a") as file:
         file.write(json.dumps(row | {"id": "lost", "video": "/none.mp4"}) + "\n")
@@ -43,6 +45,18 @@ def test_a_run_is_one_page_that_needs_no_other_file(page):
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
     shown = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120)
     assert shown.stdout.count("<section>") >= 9 and "CONSOLE" not in shown.stderr
+
+
+@pytest.mark.slow
+def test_no_section_of_the_page_is_wider_than_its_window(page):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("needs Debian's chromium")
+    measure = "<script>document.title = document.documentElement.scrollWidth - innerWidth</script></body>"
+    page.write_text(page.read_text().replace("</body>", measure))
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,900", "--dump-dom"]
+    shown = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120).stdout
+    assert float(re.findall(r"<title>(.*)</title>", shown)[0]) <= 0
 
 
 def test_a_folder_that_is_no_run_has_no_page(tmp_path):

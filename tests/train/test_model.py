@@ -32,6 +32,7 @@ def recomputed(model):
     }
 
 
+@pytest.mark.filterwarnings("error:.*checkpointing_enable")
 @pytest.mark.parametrize("towers", [["vision"], ["language"], ["vision", "language"]])
 def test_layers_are_recomputed_in_the_chosen_towers_alone(checkpoint, towers):
     config = ModelConfig(path=str(checkpoint("qwen2_5_vl")), checkpoint_towers=towers)

@@ -32,7 +32,7 @@ main { display: grid; grid-template-columns: repeat(auto-fit, minmax(500px, 1fr)
 section { border: 1px solid #ccc; border-radius: 8px; padding: 1rem; min-width: 0; }
 img { max-width: 100%; } pre { overflow-x: auto; background: #f4f4f4; padding: .75rem; font-size: .85rem; }
 table { border-collapse: collapse; } td, th { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
-td:first-child, th:first-child { text-align: left; }
+td:first-child, th:first-child { text-align: left; } td:nth-child(2):last-child { overflow-wrap: anywhere; }
 </style></head>
 <body><h1>$title</h1><p>$lead</p><main>
 $sections
