@@ -53,7 +53,7 @@ def test_an_average_of_the_weights_is_counted_with_the_optimizer(words):
 
 
 def test_buffers_are_allocated_whole_on_a_gpu_and_as_used_on_a_cpu(words):
-    config = composed(*words("engine=zero2", "model.freeze=[]"))
+    config = composed(*words("engine=zero2", "engine.precision=bf16", "model.freeze=[]"))
     hf_config, batch = AutoConfig.from_pretrained(config.model.path), Largest(100, 20, 400, 8)
     model = torch.nn.Linear(1000, 1000, bias=False, dtype=torch.bfloat16)
     on_gpu, on_cpu = (
