@@ -67,7 +67,7 @@ def test_a_header_that_takes_too_much_memory_is_left_out_and_those_beside_it_are
     refs = [stuffed, VideoRef(str(clip))]
     found, grown = forked(read_headers, refs, Limits(gib=0.06))
     assert isinstance(found[stuffed], OutOfMemory) and "data.sample_gib" in str(found[stuffed])
-    assert found[refs[1]] == probe(refs[1]) and grown < 200  # of 400
+    assert found[refs[1]] == probe(refs[1]) and grown < 300  # of 400
     assert read_headers(refs, Limits())[stuffed] == (32, 32)
 
 
