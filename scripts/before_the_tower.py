@@ -75,7 +75,8 @@ def main(options: Options) -> None:
     work(seeds, options)
     curves = [seed.curves() for seed in seeds]
     means = [averaged(same) for same in zip(*curves)]
-    title = f"mean of {len(seeds)} seeds ({', '.join(map(str, options.seeds))}), tower of {options.blocks} block" + "s" * (options.blocks > 1)
+    numbers, blocks = ", ".join(map(str, options.seeds)), "block" if options.blocks == 1 else "blocks"
+    title = f"mean of {len(seeds)} seeds ({numbers}), tower of {options.blocks} {blocks}"
     tables = "\n\n".join(f"seed {seed.seed}:\n\n{table(each)}" for seed, each in zip(seeds, curves))
     whole = f"Accuracy in %, {title}:\n\n{table(means)}\n\n{sentence(curves)}\n\n{tables}"
     print(f"\n{whole}")

@@ -23,12 +23,13 @@ if not __package__:  # run as a file: imports start at the repository root, not 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from data.synthetic.demo import generate
+from scripts.launch import launcher
 from scripts.make_tiny_model import make
 from train import cli
 from train.report.curve import Curve, from_results, plot, table
 
 # Each process has one thread: two of them do more on two cores than one of two threads.
-RANKS, BATCH = 2, 16  # of the base, and the samples of its step
+RANKS, BATCH = 2, 16  # of the base, and the samples of its step as in configs/experiment/demo.yaml
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
     "text_width": 128,
@@ -134,11 +135,6 @@ class Demo:
 
 def script(name: str) -> str:
     return str(ROOT / "scripts" / f"{name}.py")
-
-
-def launcher(ranks: int) -> tuple[str, ...]:
-    """What comes before a script that several processes of this machine run."""
-    return ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}") if ranks > 1 else ()
 
 
 def sentence(base: Curve, uptrained: Curve, control: Curve) -> str:

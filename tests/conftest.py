@@ -17,6 +17,7 @@ from packaging.version import Version
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 # Before, its processor asks for librosa and its forward fails; Python 3.10 has transformers 5.20 at most.
 NEMOTRON = Version(version("transformers")) >= Version("5.23")
+NO_NEMOTRON = "Nemotron needs transformers 5.23"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if "nemotron" in item.nodeid and not NEMOTRON:
-            item.add_marker(pytest.mark.skip(reason="Nemotron needs transformers 5.23"))
+            item.add_marker(pytest.mark.skip(reason=NO_NEMOTRON))
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +47,7 @@ def checkpoint(tmp_path_factory) -> Callable[[str], Path]:
         from scripts.make_tiny_model import make
 
         if family == "nemotron_h_omni" and not NEMOTRON:
-            pytest.skip("Nemotron needs transformers 5.23")
+            pytest.skip(NO_NEMOTRON)
         if family not in made:
             made[family] = tmp_path_factory.mktemp(family)
             make(family, made[family])

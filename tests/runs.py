@@ -12,6 +12,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_module
 
+from scripts.launch import launcher
 from train.checks import check
 from train.config import Config
 from train.run import register, typed
@@ -39,10 +40,9 @@ def trained(*words: str) -> Config:
 
 def started(*words: str, ranks: int = 1) -> subprocess.Popen[str]:
     """`python train/run.py WORDS` in processes of its own, under torchrun where there are several ranks."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, *launcher, str(ROOT / "train" / "run.py"), *words],
+        [sys.executable, *launcher(ranks), str(ROOT / "train" / "run.py"), *words],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

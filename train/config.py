@@ -49,6 +49,11 @@ class ModelConfig:
     checkpoint_towers: list[str] = names(["vision", "language"], "vision", "language")  # where it is on
     compile: bool = False  # torch.compile of the language model's layers; not under ZeRO 3
 
+    @property
+    def recomputed(self) -> list[str]:
+        """Towers whose activations are made again in the backward pass."""
+        return self.checkpoint_towers if self.gradient_checkpointing else []
+
 
 @dataclass
 class DataConfig:

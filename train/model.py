@@ -43,11 +43,10 @@ def fit_for_training(model: Any, config: ModelConfig) -> nn.Module:
     """`model`, changed in place: frozen, checkpointed, compiled and with LoRA as asked."""
     towers = towers_of(model)._asdict()
     freeze(model, config.freeze)
-    if config.gradient_checkpointing:
-        for name in config.checkpoint_towers:
-            tower: Any = towers[name]  # transformers 5.24 renames it, and warns of the old name
-            enable = getattr(tower, "activation_checkpointing_enable", tower.gradient_checkpointing_enable)
-            enable({"use_reentrant": False})
+    for name in config.recomputed:
+        tower: Any = towers[name]  # transformers 5.24 renames it, and warns of the old name
+        enable = getattr(tower, "activation_checkpointing_enable", tower.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     if config.compile:
         for layer in towers["language"].layers:  # layer by layer: one graph serves them all, at any length
             layer.compile(dynamic=True)

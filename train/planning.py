@@ -62,7 +62,7 @@ def build_price(config: Config, empty: nn.Module, sizes: Sizes, method: Method) 
         course_of(config, method, empty),
         frozen=TOWERS if lora else model.freeze,
         lora=lora,
-        recomputed=model.checkpoint_towers if model.gradient_checkpointing else [],
+        recomputed=model.recomputed,
         tower=float(config.train.tower_cost),
     )
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from scripts.bench.peers.material import prepare
 from scripts.bench.timing import ROOT, table
+from scripts.launch import launcher
 
 FOLDER = Path("runs/benchmark/forecast").absolute()
 STEPS = 3
@@ -77,7 +78,6 @@ def _run(job: Job, model: Path, data: Path) -> dict[str, float]:
 
 
 def _train(job: Job, steps: int, folder: Path, *words: str) -> None:
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.ranks}"] if job.ranks > 1 else []
     given = [
         "+experiment=qwen_evs_uptrain",
         f"engine={job.engine}",
@@ -89,7 +89,7 @@ def _train(job: Job, steps: int, folder: Path, *words: str) -> None:
     given += ["train.accumulation=2", "train.log_every=1", "data.workers=0", "rate=constant", "rate.rate=0"]
     given += ["tracker.wandb=false", "resume=auto", "optim.warmup=0", "optim.final_lr=1"]
     done = subprocess.run(
-        [sys.executable, *launch, str(ROOT / "train" / "run.py"), *given],
+        [sys.executable, *launcher(job.ranks), str(ROOT / "train" / "run.py"), *given],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

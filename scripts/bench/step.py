@@ -49,9 +49,9 @@ class Setting:
         again = self.checkpointing if checkpointing is None else checkpointing
         return ModelConfig(freeze=list(frozen), gradient_checkpointing=again, compile=self.compile)
 
-    @property
-    def recomputed(self) -> tuple[str, ...]:
-        return tuple(ModelConfig().checkpoint_towers) if self.checkpointing else ()
+    def counted(self, frozen: tuple[str, ...]) -> dict[str, Any]:
+        """How it is trained, in the terms of the cost model."""
+        return {"frozen": frozen, "recomputed": self.training(frozen).recomputed}
 
 
 def step(setting: Setting) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _against(
     """Every rate's time beside the stock's and beside what the operations that remain let one hope for."""
     config, before = models.model_config(setting.shape), depth(models.PLACES[place])
     works = {rate: models.work(setting.shape, rate, before) for rate in setting.rates}
-    operations = {rate: _operations(setting, config, work, frozen) for rate, work in works.items()}
+    operations = {rate: cost.training(config, work, **setting.counted(frozen)).total for rate, work in works.items()}
     first = setting.rates[0]
     rows = {}
     for rate in setting.rates:
@@ -112,10 +112,6 @@ def _against(
             "rounds": mine.seconds,
         }
     return rows
-
-
-def _operations(setting: Setting, config: Any, work: cost.Work, frozen: tuple[str, ...]) -> float:
-    return cost.training(config, work, frozen=frozen, recomputed=setting.recomputed).total
 
 
 def _step_table(rates: dict[str, Any]) -> str:
@@ -141,9 +137,8 @@ def _views(setting: Setting, frozen: tuple[str, ...]) -> dict[str, Any]:
     steps = {"views": _our_step(task, batch, Views(VIEWS)), "apart": lambda: [run() for run in apart]}
     times = alternate(steps, setting.rounds)
     works, config = [models.work(setting.shape, rate) for rate in VIEWS], models.model_config(setting.shape)
-    trained: dict[str, Any] = {"frozen": frozen, "recomputed": setting.recomputed}
-    together = cost.training_in_views(config, works, cost.ONE_VIEW, **trained).total
-    each = [cost.training(config, work, **trained).total for work in works]
+    together = cost.training_in_views(config, works, cost.ONE_VIEW, **setting.counted(frozen)).total
+    each = [cost.training(config, work, **setting.counted(frozen)).total for work in works]
     saved = times["views"].ratio_to(times["apart"])
     rounds = {name: timed.seconds for name, timed in times.items()}
     return {"apart_over_views": saved, "cost_model": sum(each) / together, "rounds": rounds} | {
@@ -186,7 +181,7 @@ def _optimizer(model: Any) -> torch.optim.Optimizer:
 def _step_memory(setting: Setting, frozen: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
     """GiB at the peak of a step that starts from weights and optimizer states, and what the preflight forecasts of it.
 
-    Each contender runs in a fresh process. Gradient checkpointing is off but for the last.
+    Each contender runs in a fresh process, with gradient checkpointing as asked, and once with it.
     """
     as_asked = setting.training(frozen)
     ours = {f"{rate:g}": (rate, as_asked, "after") for rate in (setting.rates[0], 0.75)}

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from transformers import AutoModelForImageTextToText
 
 from evs import Adaptive
 from scripts import export
-from tests.runs import trained
+from tests.runs import ended, started, trained
 from tests.train.test_run import assert_same_weights, metrics
 from train.report.summary import read_lines
 from train.views import StepRates
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributed")]
-ROOT = Path(__file__).parents[2]
 FIXED = ["rate=constant", "rate.rate=0.5", "train.steps=3", "optim.lr=1e-4", "engine.precision=fp32"]
 
 BEFORE = ["method=pixel_delta", "method.prune_at=input", "model.gradient_checkpointing=true"]
 
 
 def torchrun(*words: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(ROOT / "train" / "run.py"), *words], env=environment, capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    status, printed = ended(started(*words, ranks=2), timeout=900)
+    assert status == 0, printed[-3000:]
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
-from train.engine import check_world, first_host, place, tasks_per_node
+from train.engine import check_world, first_host, free_port, place, tasks_per_node
 
 SRUN = {
     "SLURM_JOB_ID": "42",
@@ -61,3 +63,10 @@ def test_the_first_host_of_a_node_list(nodes, first):
 def test_more_processes_than_gpus_are_refused():
     with pytest.raises(ValueError, match="8 processes were started on a machine with 4 GPUs: start one process a GPU"):
         check_world("ddp", 16, 8, 4)
+
+
+def test_runs_beside_each_other_take_ports_of_their_own():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", free_port()))
+        one.listen()
+        assert free_port() != one.getsockname()[1]

@@ -130,7 +130,7 @@ def training(
     below the first trained weight, and the second not for frozen ones. A tower whose activations are recomputed costs
     one more forward where backward goes through it.
     """
-    once = weighed(forward(config, work), tower)
+    once = _weighed(forward(config, work), tower)
     vision, merger, language = (name not in frozen for name in ("vision", "merger", "language"))
     heavy = language and not lora
     through = vision or merger or language or lora
@@ -142,7 +142,7 @@ def training(
     )
 
 
-def weighed(done: Operations, tower: float) -> Operations:
+def _weighed(done: Operations, tower: float) -> Operations:
     """With the operations of the vision tower counted as so many each."""
     return done._replace(vision=tower * done.vision, merger=tower * done.merger)
 
@@ -150,7 +150,7 @@ def weighed(done: Operations, tower: float) -> Operations:
 def training_in_views(config: Any, works: Sequence[Work], course: Course, **trained: Any) -> Operations:
     """Operations of forward and backward of a batch read several times, given the work of each view alone."""
     parts = [training(config, work, **trained) for work in works]
-    once = weighed(forward(config, works[0]), trained.get("tower", 1.0))
+    once = _weighed(forward(config, works[0]), trained.get("tower", 1.0))
     if course.alone:
         parts[0] = parts[0]._replace(language=once.language, head=once.head) if course.sees_once else once
     if course.sees_once:

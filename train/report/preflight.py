@@ -152,7 +152,7 @@ def _buffers(
 def _activations(config: Config, hf_config: Any, batch: Largest) -> float:
     """Numbers kept for backward at the peak: every layer's, or its input only and one layer's again."""
     text, vision = hf_config.get_text_config(), vision_shape(hf_config)
-    checkpointed = config.model.checkpoint_towers if config.model.gradient_checkpointing else []
+    checkpointed = config.model.recomputed
     layer = batch.tokens * (12 * text.hidden_size + 4 * _mlp(text))
     language = _tower(layer, batch.tokens * text.hidden_size, text.num_hidden_layers, "language" in checkpointed)
     layer = batch.patches * (12 * vision.hidden_size + 4 * vision.intermediate_size)
@@ -177,7 +177,7 @@ def _states(config: Config, text: Any, batch: Largest) -> float:
     heads, key, value = state_shape(text)
     chunk = getattr(text, "chunk_size", DELTA_CHUNK)
     each = heads * (9 * (key + value) + 4 * chunk + 3.5 * key * value / chunk)
-    again = config.model.gradient_checkpointing and "language" in config.model.checkpoint_towers
+    again = "language" in config.model.recomputed
     return 4 * batch.tokens * each * (1 if again else layers)
 
 
