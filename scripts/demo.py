@@ -23,7 +23,6 @@ if not __package__:  # run as a file: imports start at the repository root, not 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from data.synthetic.demo import generate
-from scripts.launch import launcher
 from scripts.make_tiny_model import make
 from train import cli
 from train.report.curve import Curve, from_results, plot, table
@@ -102,7 +101,7 @@ class Demo:
         """The exported checkpoint of one run from `model`."""
         run, exported = self.out / name, self.out / f"{name}-checkpoint"
         words = (f"model.path={model}", f"data.train={self.data}", f"train.steps={steps}", f"run_dir={run}", *words)
-        started = (*launcher(self.ranks), str(ROOT / "train" / "run.py"))
+        started = (*cli.launcher(self.ranks), str(ROOT / "train" / "run.py"))
         self._python(f"train {name}", *started, "+experiment=demo", f"seed={self.options.seed}", *words)
         self._python(f"export {name}", script("export"), f"run={run}", f"out={exported}")
         return exported

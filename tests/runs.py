@@ -12,8 +12,8 @@ from typing import Any
 
 from hydra import compose, initialize_config_module
 
-from scripts.launch import launcher
 from train.checks import check
+from train.cli import launcher
 from train.config import Config
 from train.run import register, typed
 

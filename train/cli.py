@@ -28,6 +28,11 @@ EXPLAINED = (EvalConfig, DataConfig, ModelConfig)  # what explains the keys that
 RENAMED = {"scorer": "method"}  # keys of train/run.py
 
 
+def launcher(ranks: int) -> tuple[str, ...]:
+    """What stands before a script on Python's command line to start it in several processes of this machine."""
+    return ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}") if ranks > 1 else ()
+
+
 class Failure(SystemExit):
     """The end of a process that has said why in one line."""
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from scripts.bench.peers.material import prepare
 from scripts.bench.timing import ROOT, table
-from scripts.launch import launcher
+from train.cli import launcher
 
 FOLDER = Path("runs/benchmark/forecast").absolute()
 STEPS = 3
