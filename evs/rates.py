@@ -260,9 +260,7 @@ def draw(
     wait little for each other. With `levels`, only so many quantiles are ever drawn, the lowest and the
     highest among them, so that kept counts recur.
     """
-    name = f"rates/{seed}/{step}" if place is None else f"rates/{seed}/{step}/{place}"
-    key = hashlib.blake2b(name.encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
+    generator = generator_of("rates", seed, step, *(() if place is None else (place,)))
     u = torch.rand(n, dtype=torch.float64, generator=generator)
     if stratified:
         first = torch.randint(n, (1,), generator=generator)
@@ -273,6 +271,12 @@ def draw(
     for rate in rates.tolist():
         check_rate(rate)
     return rates
+
+
+def generator_of(*key: object) -> torch.Generator:
+    """A new one on the CPU, whose draws follow from `key`."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def _check_weights(weights: Sequence[float] | None, n: int, what: str) -> None:

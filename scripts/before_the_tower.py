@@ -3,8 +3,9 @@
     python scripts/before_the_tower.py out=runs/before_the_tower seeds=[0,1,2] [blocks=4] [jobs=2] [page=FILE.md]
 
 For every seed the base model of `scripts/demo.py`, as it is and uptrained: pruned by EVS after the tower, by pixels
-before it, and trained for the one but pruned by the other. The first table is the mean over the seeds. Given again
-after a stop, the command makes what is missing; every run's output is in out/seedN/*.log.
+before it, trained for the one but pruned by the other, and trained with the place drawn anew for every step. The first
+table is the mean over the seeds. Given again after a stop, the command makes what is missing; every run's output is in
+out/seedN/*.log.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ TRAINED = {  # run: words of train/run.py
     "after": [FROZEN],
     "before": [FROZEN, BY_PIXELS, "method.prune_at=input"],
     "before-trained": [BY_PIXELS, "method.prune_at=input"],
+    "drawn": [FROZEN, "method=drawn", "method.methods.evs.dtype=null"],
 }
 BEFORE = [BY_PIXELS, "prune_at=input"]
 CURVES = {  # file: (name, run, words of scripts/evaluate.py)
@@ -49,6 +51,8 @@ CURVES = {  # file: (name, run, words of scripts/evaluate.py)
     "after-before": ("uptrained after, pruned before", "after", BEFORE),
     "before-before": ("uptrained before, pruned before", "before", []),
     "before-trained-before": ("the same, tower trained", "before-trained", []),
+    "drawn-after": ("place drawn, pruned after", "drawn", []),
+    "drawn-before": ("place drawn, pruned before", "drawn", BEFORE),
 }
 
 

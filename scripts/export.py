@@ -40,6 +40,7 @@ class Options:
     checkpoint: str | None = None  # default: the run's newest
     results: list[str] = field(default_factory=list)  # JSON of scripts/evaluate.py for the card, this checkpoint's last
     adapter: bool = False  # of a LoRA run the adapter alone, where it would be merged
+    method: str | None = None  # of several that the run drew from, which it is served by; null: the first
     ema: bool = False  # the average of the weights that train.ema has kept, not the weights themselves
     push: str | None = None  # user/name on the Hub
     private: bool = False  # of a repository that is pushed to
@@ -64,7 +65,7 @@ def main(options: Options) -> None:
     config = run_config(run)
     checkpoint = Path(options.checkpoint) if options.checkpoint else newest(run)
     measured = measured_by(run, checkpoint, options)
-    policy = replace(policy_of(config), weights=identity(checkpoint, options), curve=by_rate(measured))
+    policy = replace(policy_of(config, options.method), weights=identity(checkpoint, options), curve=by_rate(measured))
     trained = Trained(config, checkpoint, weights_of(checkpoint, options.ema), base_folder(config))
     about = about_of(options, trained)
     if not exported(out, policy):

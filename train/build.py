@@ -22,7 +22,6 @@ from data.loader import Planned, Step, step_loader
 from data.types import Quarantined, Sample
 from evs.adapters import adapter_for, towers_of
 from evs.methods import Method
-from evs.methods.base import depth
 from evs.rates import Adaptive, RateDistribution
 from evs.survivors import check_place
 from train import calibration
@@ -56,7 +55,7 @@ from train.state.resume import Origin, on_as_many_ranks, open_run
 from train.state.shape import shape_of
 from train.state.watchdog import Watchdog
 from train.task import UptrainTask
-from train.views import StepRates
+from train.views import StepMethods, StepRates
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Prepared:
     config: Config
     engine: Accelerator
     encoder: Encoder
-    method: Method
+    methods: StepMethods
     rates: StepRates
     learned: Usable
     held_out: Usable | None
@@ -94,14 +93,15 @@ def build_run(config: Config) -> Run | None:
 def prepare(config: Config) -> Prepared:
     """Check, read headers, plan the steps and forecast memory; the main rank prints what is about to be done."""
     check_zero(config.engine)
-    method, world = build_method(config.method), int(os.environ.get("WORLD_SIZE", 1))
+    methods, world = build_step_methods(config), int(os.environ.get("WORLD_SIZE", 1))
     run_dir = Path(config.run_dir)
     found = candidates(config.resume, run_dir / "checkpoints")
     config = on_as_many_ranks(config, found, world)
     rates = build_step_rates(config, world)
     encoder = build_encoder(config.model, config.data)
     empty = build_empty_model(config.model, weight_dtype(config))
-    check_place(adapter_for(base_model(empty), config.model.scheme), method)
+    for each in methods.methods:
+        check_place(adapter_for(base_model(empty), config.model.scheme), each)
     few = calibration.few_layers(config) if config.train.tower_cost == "measured" else None
     engine = build_engine(config.engine, config.train, config.optim.clip)
     origin = Origin() if config.preflight == "only" else open_run(engine, run_dir, found)
@@ -116,18 +116,19 @@ def prepare(config: Config) -> Prepared:
         shape = shape_of(config, world, empty)
     shape["data"] = learned.fingerprint
     origin.check(engine, shape, config.resume_changes)
-    kept = build_kept(method, rates)
-    plan = build_plan(config, engine, learned, rates=rates, method=method, empty=empty)
+    latest = methods.latest
+    kept = build_kept(latest, rates)
+    plan = build_plan(config, engine, learned, rates=rates, method=latest, empty=empty)
     forecast = None
     if config.data.audit and config.preflight != "off":
-        freed = freed_patches(method, base_model(empty).config)
+        freed = freed_patches(latest, base_model(empty).config)
         forecast = check_memory(config, engine, empty, largest(plan, learned.index.sizes, rates.lowest(), kept, freed))
     if config.show and engine.is_main_process:
         places = chain.from_iterable(plan.micro_batches(origin.step))
         print(show.parameters(empty))
-        print(show.first_row(encoder, (learned.samples[place] for place in places), rates.typical(), method))
+        print(show.first_row(encoder, (learned.samples[place] for place in places), rates.typical(), methods.first))
     return Prepared(
-        config, engine, encoder, method, rates, learned, held_out, plan, origin, shape, forecast
+        config, engine, encoder, methods, rates, learned, held_out, plan, origin, shape, forecast
     )  # fmt: skip
 
 
@@ -145,7 +146,8 @@ def assemble(ready: Prepared) -> Run:
     recorder.quarantine(audited(ready) if engine.is_main_process else ())
     memory = watch(engine.device)
     model = build_model(config.model, weight_dtype(config), config.seed)
-    bare = UptrainTask(model, adapter_for(base_model(model), config.model.scheme), ready.method, config.train.distill)
+    adapter = adapter_for(base_model(model), config.model.scheme)
+    bare = UptrainTask(model, adapter, ready.methods.first, config.train.distill)
     task, optimizer = engine.prepare(bare, build_optimizer(bare, config.optim))
     average = build_average(bare, optimizer, config.train.ema)
     folder, keep = run_dir / "checkpoints", config.train.keep
@@ -167,7 +169,7 @@ def assemble(ready: Prepared) -> Run:
         evaluate = build_evaluation(
             engine, task, ready.encoder, ready.held_out.samples, data=config.data, config=config.eval
         )
-    meter = build_meter(engine, config, base_model(model), memory, ready.method)
+    meter = build_meter(engine, config, base_model(model), memory, ready.methods.first)
     vocabulary = meter.config.get_text_config().vocab_size
     health = Health(engine, run_dir / "health.jsonl", config.train.max_bad_steps, vocabulary)
     limit = 60 * config.engine.timeout_minutes
@@ -175,7 +177,18 @@ def assemble(ready: Prepared) -> Run:
     bare.register_forward_pre_hook(lambda *_: watchdog.progress())  # in evaluations too
     tolerance = Tolerance(config.data.max_bad_fraction, run_dir / "quarantine.jsonl")
     parts = Parts(
-        engine, task, optimizer, ready.rates, recorder, meter, health, tolerance, checkpoints, watchdog, evaluate
+        engine,
+        task,
+        optimizer,
+        ready.rates,
+        ready.methods,
+        recorder,
+        meter,
+        health,
+        tolerance,
+        checkpoints,
+        watchdog,
+        evaluate,
     )
     return Run(parts, steps, origin.step, ready.forecast_gib, origin)
 
@@ -207,7 +220,7 @@ def build_meter(engine: Accelerator, config: Config, model: Any, memory: Memory,
     """Times the forward passes of the two towers, which are the model's own modules whatever wraps it."""
     lora, course = config.model.lora.r is not None, course_of(config, method, model)
     frozen = TOWERS if lora else config.model.freeze
-    meter = Meter(engine.device, model.config, memory, frozen, lora, depth(method), course)
+    meter = Meter(engine.device, model.config, memory, frozen, lora, course)
     towers = towers_of(model)
     meter.watch(towers.vision, "vision")
     meter.watch(towers.language, "language_model")
@@ -280,8 +293,17 @@ def build_rates(node: dict[str, Any]) -> RateDistribution:
     return _plug("rate", node, "icdf")
 
 
-def build_method(node: dict[str, Any]) -> Method:
-    return _plug("method", node, "name", "count", "counts", "keep")
+def build_step_methods(config: Config) -> StepMethods:
+    """The method of the run, or those that its steps draw from. ValueError for methods that cannot take turns."""
+    methods, views = build_methods(config.method), config.train.views
+    if len(methods) > 1 and views > 1:
+        raise ValueError(f"train.views={views} reads a video pruned by one method: leave out method.methods")
+    return StepMethods(methods, config.seed)
+
+
+def build_methods(node: dict[str, Any]) -> tuple[Method, ...]:
+    several = node.get("methods", {"": node})
+    return tuple(_plug("method", each, "name", "count", "counts", "keep") for each in several.values())
 
 
 def _plug(key: str, node: dict[str, Any], *parts: str) -> Any:

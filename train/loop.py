@@ -14,6 +14,7 @@ from torch import nn
 
 from data.loader import Step
 from data.types import Batch, Quarantined
+from evs.methods.base import Method, depth
 from train.config import Config
 from train.evaluation.scores import Score
 from train.optim import lr_factor, set_lr
@@ -26,7 +27,7 @@ from train.state.health import Health, finite, poisoned
 from train.state.signals import Stop, agreed, noted
 from train.state.watchdog import Watchdog
 from train.task import StepOutput, count_targets
-from train.views import Rate, StepRates, Views
+from train.views import Rate, StepMethods, StepRates, Views
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Parts:
     task: nn.Module
     optimizer: torch.optim.Optimizer
     rates: StepRates
+    methods: StepMethods
     recorder: Recorder
     meter: Meter
     health: Health
@@ -152,7 +154,7 @@ def _accumulate(
     targets = engine.reduce(torch.tensor(float(count_targets(data.batches)), device=engine.device), reduction="sum")
     # Engines average over ranks and accumulation steps; this undoes it.
     scale = engine.num_processes * len(data.batches) / targets.clamp_min(1)
-    losses = []
+    losses, method = [], parts.methods(step)
     for i, (batch, rates) in enumerate(zip(data.batches, rates_of)):
         last = i == len(data.batches) - 1
         engine.gradient_state._set_sync_gradients(last)
@@ -160,17 +162,17 @@ def _accumulate(
         seed_draws("dropout", seed, step, place)
         parts.watchdog.at("forward", step + 1, batch.ids)
         with nullcontext() if last else engine.no_sync(parts.task):
-            out = parts.task(batch, Views(rates))
+            out = parts.task(batch, Views(rates, method))
             parts.watchdog.at("backward", step + 1, batch.ids)
             with parts.meter.span("backward"):
                 engine.backward(poisoned(out.loss_sum) * scale)
         losses.append(out.loss_sum.detach() / max(out.targets, 1))
         parts.recorder.batch(step + 1, place, rates, batch.ids)
-        _record(parts, batch, rates, out)
+        _record(parts, batch, rates, out, method)
     return losses
 
 
-def _record(parts: Parts, batch: Batch, rates: Sequence[Rate], out: StepOutput) -> None:
+def _record(parts: Parts, batch: Batch, rates: Sequence[Rate], out: StepOutput, method: Method) -> None:
     """What one micro-batch adds to the next report; rates of its videos count as their mean."""
     record = parts.recorder.record
     means = (rate if isinstance(rate, float) else fmean(rate) for rate in rates)
@@ -187,7 +189,7 @@ def _record(parts: Parts, batch: Batch, rates: Sequence[Rate], out: StepOutput) 
         record("tokens/after", kept)
     for name, value in out.divergences.items():
         record(f"divergence/{name}", value / max(out.targets, 1), weight=out.targets)
-    for name, value in parts.meter.work(batch, out).items():
+    for name, value in parts.meter.work(batch, out, depth(method)).items():
         record(name, value)
 
 

@@ -22,14 +22,24 @@ Options = TypeVar("Options")
 PROCESSOR, VIDEO_PROCESSOR = "processor_config.json", "video_preprocessor_config.json"
 
 
-def policy_of(config: Config) -> Policy:
-    """The policy of a run."""
-    method: Any = get_class(config.method["_target_"])
+def policy_of(config: Config, method: str | None = None) -> Policy:
+    """The policy of a run; of one that drew from several methods, by the one that is named, else by the first.
+
+    ValueError for a method that the run was not trained on.
+    """
+    node = config.method
+    if several := node.get("methods"):
+        if method not in (None, *several):
+            raise ValueError(f"method={method}: the run drew from {', '.join(several)}: use one of them")
+        node = several[method or next(iter(several))]
+    target: Any = get_class(node["_target_"])
+    if method not in (None, target.name):
+        raise ValueError(f"method={method}: the run was trained on {target.name}: leave method out")
     return Policy(
         scheme=config.model.scheme,
-        method=method.name,
-        prune_at=config.method.get("prune_at", method.prune_at),
-        scorer_dtype=config.method.get("dtype"),
+        method=target.name,
+        prune_at=node.get("prune_at", target.prune_at),
+        scorer_dtype=node.get("dtype"),
         rates={"name": _name(config.rate), **{key: value for key, value in config.rate.items() if key != "_target_"}},
         package=package_version(),
         **asdict(frame_policy(config.data)),

@@ -74,9 +74,10 @@ class UptrainTask(nn.Module):
         """A step's losses in each of the views (a rate alone is one view), or what an evaluation asks."""
         if isinstance(asked, Asked):
             return self.views(batch, asked)
-        rates = asked.rates if isinstance(asked, Views) else (asked,)
+        asked = asked if isinstance(asked, Views) else Views((asked,))
+        rates = asked.rates
         about = objective(self.distill, rates) if self.training else mean_over(len(rates))
-        look = Look(self.adapter, batch, self.method)
+        look = Look(self.adapter, batch, asked.method or self.method)
         seen = [self._at(look, rate) for rate in rates]
         read = self._read(look, rates[0], [out.x for out in seen], about)
         states, (labels_T, *_) = zip(*(labelled(hidden_ND, x) for hidden_ND, x in read))

@@ -1,7 +1,9 @@
-"""At which rates a step reads what it has decoded: functions of (seed, step), on which the plan and the loop agree."""
+"""At which rates, and pruned by which method, a step reads what it has decoded: functions of (seed, step), on which the
+plan and the loop agree."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -9,7 +11,8 @@ from typing import TypeAlias
 import torch
 
 from evs import Adaptive, Curriculum, FrameBeta, draw
-from evs.rates import RateDistribution
+from evs.methods.base import Method, depth
+from evs.rates import RateDistribution, generator_of
 from train.report.recorder import RATE_BUCKETS
 
 Rate: TypeAlias = float | Sequence[float]  # of all videos of a batch, or one a video
@@ -20,6 +23,42 @@ class Views:
     """What a step asks of a batch: to be read at each of these rates, the lowest first."""
 
     rates: tuple[Rate, ...]
+    method: Method | None = None  # which prunes; None: the task's own
+
+
+@dataclass(frozen=True)
+class StepMethods:
+    """The methods of which each step draws one: every one once in as many steps as there are, in a random order.
+
+    A step, not a micro-batch: ranks wait for each other, and ZeRO 3 asks that they call the tower equally often. All
+    keep equally many tokens of a video, so that nothing which counts tokens has to know which was drawn.
+    """
+
+    methods: tuple[Method, ...]
+    seed: int
+
+    def __post_init__(self) -> None:
+        first = self.methods[0]
+        for other in self.methods[1:]:
+            if type(other).counts is not type(first).counts:  # type: ignore[comparison-overlap]
+                raise ValueError(
+                    f"method.methods: {first.name} and {other.name} keep different numbers of tokens: leave one out"
+                )
+
+    def __call__(self, step: int) -> Method:
+        cycle, turn = divmod(step, len(self.methods))
+        order = torch.randperm(len(self.methods), generator=generator_of("methods", self.seed, cycle))
+        return self.methods[order[turn]]
+
+    @property
+    def first(self) -> Method:
+        """Which evaluations prune by."""
+        return self.methods[0]
+
+    @property
+    def latest(self) -> Method:
+        """Whose vision tower is given most, which plans and forecasts count."""
+        return max(self.methods, key=lambda each: math.inf if (before := depth(each)) is None else before)
 
 
 @dataclass(frozen=True)

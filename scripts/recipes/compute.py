@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_module
 
 from data.sizes import Sizes
 from scripts.recipes.table import RECIPES, REFERENCE, Recipe
-from train.build import build_encoder, build_method, build_step_rates
+from train.build import build_encoder, build_step_methods, build_step_rates
 from train.config import Config
 from train.model import build_empty_model
 from train.planning import build_kept, build_price
@@ -40,12 +40,12 @@ def steps_of(recipes: Sequence[Recipe], steps: int, model: Path, data: Path) -> 
 
 def operations(config: Config, sizes: Sizes) -> float:
     """Of one training step, the mean over the rates that the run draws."""
-    method, everything = build_method(config.method), np.arange(len(sizes))
+    methods, everything = build_step_methods(config), np.arange(len(sizes))
     rates = replace(build_step_rates(config, 1), per_video=False)  # on average the same
-    price = build_price(config, build_empty_model(config.model, torch.float32), sizes, method)
-    kept = build_kept(method, rates)
-    drawn = [views for step in range(config.train.steps) for views in rates(step)]
-    costs = [price(everything, sizes.in_views(everything, views, kept)).mean() for views in drawn]
+    empty, kept = build_empty_model(config.model, torch.float32), build_kept(methods.first, rates)
+    prices = {each: build_price(config, empty, sizes, each) for each in methods.methods}
+    drawn = [(prices[methods(step)], views) for step in range(config.train.steps) for views in rates(step)]
+    costs = [price(everything, sizes.in_views(everything, views, kept)).mean() for price, views in drawn]
     return float(np.mean(costs)) * config.train.batch_size * config.train.accumulation
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from evs.adapters import adapter_for
+from evs.methods.base import depth
+from evs.methods.evs import FrameDelta
 from evs.methods.pixels import PixelDelta
 from tests.evs.models import MIXED, QWEN, alone, prompts, tiny_model
 from tests.runs import composed, rows, trained
 from train.build import build_run
 from train.served import policy_of
 from train.task import UptrainTask
+from train.views import StepMethods, Views
 
 NORMAL = ((0.5,) * 3, (0.5,) * 3)
 
@@ -64,6 +70,80 @@ def test_before_tower_a_run_on_footage_trains_and_says_so_in_its_policy(words, t
     assert all(row["loss"] > 0 for row in rows(tmp_path / "run") if "loss" in row)
     assert (policy_of(config).method, policy_of(config).scorer_dtype) == ("pixel_delta", None)
     assert str(policy_of(config).prune_at) == place
+
+
+PLACES = (FrameDelta(None), PixelDelta("input"))
+
+
+@given(methods=st.integers(1, 4), cycle=st.integers(0, 20), seed=st.integers(0, 3))
+def test_before_tower_every_place_is_drawn_equally_often(methods, cycle, seed):
+    each = tuple(PixelDelta(place) for place in range(methods))
+    drawn = [StepMethods(each, seed)(methods * cycle + turn) for turn in range(methods)]
+    assert set(drawn) == set(each)
+    assert drawn == [StepMethods(each, seed)(methods * cycle + turn) for turn in range(methods)]
+
+
+def test_before_tower_places_are_drawn_in_no_fixed_order():
+    drawn = [StepMethods(PLACES, 0)(step) for step in range(40)]
+    assert 3 < sum(one == other for one, other in pairwise(drawn)) < 36
+
+
+def test_before_tower_plans_count_the_place_whose_tower_sees_most():
+    one, two, last = PixelDelta("input"), PixelDelta(2), PixelDelta("merger")
+    assert StepMethods((one, two), 0).latest == two
+    assert StepMethods((one, last, two), 0).latest == last
+
+
+def test_before_tower_a_drawn_place_trains_as_that_place_does(family, batch):
+    either = task(family, "input")
+    for method in PLACES:
+        alone = UptrainTask(either.model, either.adapter, method)
+        assert torch.equal(either(batch, Views((0.6,), method)).loss_sum, alone(batch, 0.6).loss_sum)
+
+
+def test_before_tower_a_run_that_draws_its_place_resumes_as_if_it_had_not_stopped(words, tmp_path):
+    drawn = [
+        "method=drawn",
+        "train.save_every=2",
+        "optim.warmup=2",
+        "optim.final_lr=1",
+        "rate=constant",
+        "rate.rate=.75",
+    ]
+    trained(*words(*drawn, "train.steps=4", run_dir=tmp_path / "whole"))
+    trained(*words(*drawn, "train.steps=2", run_dir=tmp_path / "broken"))
+    config = trained(*words(*drawn, "train.steps=4", "resume=auto", run_dir=tmp_path / "broken"))
+    whole, broken = ([row for row in rows(tmp_path / name) if "loss" in row] for name in ("whole", "broken"))
+    assert [row["loss"] for row in whole] == [row["loss"] for row in broken]
+    # Alike but for the place, so that what the tower was given says which it was.
+    patches = [row["patches"] / row["tokens/before"] for row in whole]
+    places = [depth(StepMethods(PLACES, config.seed)(step)) for step in range(4)]
+    assert set(places) == {None, 0}
+    assert max(p for p, at in zip(patches, places) if at == 0) < min(p for p, at in zip(patches, places) if at is None)
+    assert policy_of(config) == policy_of(config, "evs")
+    assert (policy_of(config, "evs").method, policy_of(config, "evs").prune_at) == ("evs", "merger")
+    assert (policy_of(config, "pixel_delta").method, policy_of(config, "pixel_delta").prune_at) == (
+        "pixel_delta",
+        "input",
+    )
+    with pytest.raises(ValueError, match="method=vidcom2: the run drew from evs, pixel_delta: use one of them"):
+        policy_of(config, "vidcom2")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "+method.methods.last={_target_: evs.methods.vidcom2.VidCom2}",
+            "evs and vidcom2 keep different numbers of tokens: leave one out",
+        ),
+        ("train.views=2", "train.views=2 reads a video pruned by one method: leave out method.methods"),
+        ("method.methods.pixel_delta.prune_at=9", "the tower of qwen2_5_vl has 4 blocks: use 0 to 4"),
+    ],
+)
+def test_before_tower_methods_that_cannot_take_turns_are_one_line(words, change, message):
+    with pytest.raises(ValueError, match=message):
+        build_run(composed(*words("method=drawn", change)))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.runs import composed
-from train.build import build_method, build_rates
+from train.build import build_methods, build_rates
 from train.checks import check
 from train.model import check_attention
 
@@ -24,14 +24,15 @@ METHODS = sorted(p.stem for p in (ROOT / "configs" / "method").glob("*.yaml"))
 def test_every_rate_and_method_composes_and_builds(words, rate, method):
     config = composed(*words(f"rate={rate}", f"method={method}"))
     build_rates(config.rate)
-    assert build_method(config.method).name == method.removesuffix("_unrounded")
+    expected = list(config.method.get("methods", [method.removesuffix("_unrounded")]))
+    assert [each.name for each in build_methods(config.method)] == expected
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_experiment_takes_any_method(method):
     for experiment in EXPERIMENTS:
         words = ("model.path=x", "data.train=x.jsonl", "train.steps=1", f"method={method}")
-        assert build_method(composed(f"+experiment={experiment}", *words).method)
+        assert build_methods(composed(f"+experiment={experiment}", *words).method)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -98,7 +98,7 @@ def model_card(config: Config, policy: Policy, checkpoint: str, measured: Measur
         steps=config.train.steps,
         rates=_call(config.rate),
         views=in_views(config.train),
-        method=_call(config.method),
+        method=_method(config.method),
         frozen=", ".join(config.model.freeze) or "nothing",
         lr=config.optim.lr,
         curve="\n\n".join(shown if measured.own else [*shown, UNKNOWN]),
@@ -195,6 +195,12 @@ def is_hub_id(text: str) -> bool:
     except HFValidationError:
         return False
     return text.count("/") == 1
+
+
+def _method(node: dict[str, Any]) -> str:
+    if several := node.get("methods"):
+        return " or ".join(map(_call, several.values())) + ", drawn anew for every step"
+    return _call(node)
 
 
 def _call(node: dict[str, Any]) -> str:

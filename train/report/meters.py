@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -35,7 +35,6 @@ class Meter:
     memory: Memory
     frozen: Sequence[str] = ()
     lora: bool = False
-    before: int | None = None  # the block of the vision tower before which tokens are dropped
     course: cost.Course = cost.ONE_VIEW
     _spans: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
     _begin: float = field(default_factory=time.perf_counter)
@@ -89,8 +88,9 @@ class Meter:
         self.restart()
         return elapsed, {"time/step": elapsed / steps, **spans}
 
-    def work(self, batch: Batch, out: StepOutput) -> dict[str, float]:
-        """Patches seen and operations of forward and backward, of what is left of the batch in its views.
+    def work(self, batch: Batch, out: StepOutput, before: int | None = None) -> dict[str, float]:
+        """Patches seen and operations of forward and backward, of what is left of the batch in its views. `before`: the
+        block of the vision tower before which tokens are dropped; None: after it.
 
         The survivors are taken to be shared alike among its samples, which concerns attention's part only.
         """
@@ -99,11 +99,12 @@ class Meter:
         for kept in out.kept:
             left = [round(length * kept / out.tokens) for length in lengths]
             views.append(cost.batch_work([(t, h, w) for t, h, w in grids], left, out.targets))
-            if self.before is not None:
-                views[-1] = cost.before_tower(self.config, views[-1], out.tokens - kept, self.before)
-        done = cost.training_in_views(self.config, views, self.course, frozen=self.frozen, lora=self.lora)
+            if before is not None:
+                views[-1] = cost.before_tower(self.config, views[-1], out.tokens - kept, before)
+        course = replace(self.course, sees_once=before is None)
+        done = cost.training_in_views(self.config, views, course, frozen=self.frozen, lora=self.lora)
         return {
-            "patches": sum(view.patches for view in (views[:1] if self.course.sees_once else views)),
+            "patches": sum(view.patches for view in (views[:1] if course.sees_once else views)),
             "operations": done.total,
         }
 
