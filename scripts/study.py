@@ -32,7 +32,7 @@ from train.ranges import names, number, pruning_rates
 
 SIZES: dict[str, int | float | bool] = {  # of the tiny model
     **{"text_width": 128, "text_layers": 3, "text_kv_heads": 4, "text_mlp": 256, "patch": 8, "init": 0.08},
-    **{"vision_width": 64, "vision_depth": 1, "vision_heads": 2, "vision_mlp": 128, "full_attention": True},
+    **{"vision_width": 64, "vision_heads": 2, "vision_mlp": 128, "full_attention": True},
 }
 
 
@@ -57,6 +57,7 @@ class Options:
     held_out_videos: int | None = number(None, least=1)  # of a seed
     base_steps: int | None = number(None, least=1)  # of training without pruning
     steps: int | None = number(None, least=1)  # of uniform, whose operations are everyone's
+    blocks: int = number(1, least=1)  # of the vision tower
     rates: list[float] = pruning_rates([0.0, 0.5, 0.75, 0.85, 0.9])  # at which all models are measured
     out: str = "runs/study"  # folder of data and runs
     page: str = "docs/recipes.md"  # what is written, a figure of its name beside it
@@ -65,9 +66,9 @@ class Options:
 
 
 def main(options: Options) -> None:
-    recipes, preset, out = named(options.recipes), chosen(options), Path(options.out)
+    recipes, preset, out = named(options.recipes, options.blocks), chosen(options), Path(options.out)
     check_same(out, options, preset)
-    seeds = [prepared(seed_of(options, number), preset, options.suite is None) for number in options.seeds]
+    seeds = [prepared(seed_of(options, number), preset, options) for number in options.seeds]
     rates = tuple(options.rates)
     base = (f"train.steps={preset.base_steps}", "rate=constant")
     do_all([Job(seed, BASE, base, rates) for seed in seeds], options.parallel, options.threads)
@@ -103,28 +104,32 @@ def full() -> Preset:
     return Preset(20_000, 500, 4000, 1500, suite)
 
 
+def sizes(options: Options) -> dict[str, int | float | bool]:
+    return SIZES | {"vision_depth": options.blocks}
+
+
 def seed_of(options: Options, number: int) -> Seed:
     folder = Path(options.out) / f"seed{number}"
     return Seed(folder, number, folder if options.suite is None else Path(options.suite))
 
 
-def prepared(seed: Seed, preset: Preset, make_videos: bool) -> Seed:
+def prepared(seed: Seed, preset: Preset, options: Options) -> Seed:
     """The seed, once its videos and the random model that its base starts from are there."""
-    if make_videos:
+    if options.suite is None:
         for split, videos in (("train", preset.train_videos), ("held_out", preset.held_out_videos)):
             suite = replace(preset.suite, split=split, seed=seed.number)
             whole(seed.videos / split, partial(generate, videos=videos, suite=suite))
     for data in (seed.train, seed.held_out):
         if not data.is_file():
             raise ValueError(f"suite={seed.videos} holds no {data}: make it with scripts/make_suite.py")
-    whole(seed.random, lambda folder: make("qwen2_5_vl", folder, seed.number, **SIZES))
+    whole(seed.random, lambda folder: make("qwen2_5_vl", folder, seed.number, **sizes(options)))
     return seed
 
 
 def check_same(out: Path, options: Options, preset: Preset) -> None:
     """ValueError where `out` holds runs of another study; else what this one's are made with is noted there."""
     mine = json.loads(
-        json.dumps({"preset": asdict(preset), "sizes": SIZES, "suite": options.suite, "rates": options.rates})
+        json.dumps({"preset": asdict(preset), "sizes": sizes(options), "suite": options.suite, "rates": options.rates})
     )
     note = out / "study.json"
     if note.is_file() and (theirs := json.loads(note.read_text())) != mine:

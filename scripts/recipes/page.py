@@ -10,7 +10,7 @@ from typing import Any
 from data.synthetic.items import LOST, PRUNED
 from scripts.recipes.results import Result, Versus, read, versus
 from scripts.recipes.runs import Seed
-from scripts.recipes.table import BASE, CONTROL, PAPER, REFERENCE, Recipe
+from scripts.recipes.table import BASE, CONTROL, PAPER, PLACES, REFERENCE, Recipe
 from train.report.curve import Curve, plot
 from train.report.machine import machine
 
@@ -114,6 +114,9 @@ def words(found: Results) -> Iterator[str]:
     if {"input", "pixels"} <= found.keys():
         one = versus(found["input"], found["pixels"])
         yield f"Before the tower `input` is {_points(one)} points from `pixels`, the same score after it{_spread(one)}."
+    if len(places := [name for name in PLACES if name in found]) > 2:
+        means = ", ".join(f"`{name}` {_percent(found[name])}" for name in places)
+        yield f"By the place in the tower, at equal operations: {means}."
     if alike := [
         name for name in found if name not in (BASE, best) and versus(found[best], found[name]).exceeds is False
     ]:

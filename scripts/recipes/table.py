@@ -8,6 +8,7 @@ CONTROL = "control"
 REFERENCE = "uniform"  # its operations are everyone's
 PAPER = "beta"  # what the paper draws from
 FROZEN = ("model.freeze=[vision]",)  # as in the real experiments
+BY_PIXELS = "method=pixel_delta"
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Recipe:
     words: tuple[str, ...]
     equal_steps: bool = False  # as many steps as the reference, whatever they cost
     export: tuple[str, ...] = ()  # words of scripts/export.py
+    block: int = 0  # of the vision tower, before which tokens are dropped; 0: at its beginning or its end
 
     def spelt(self, steps: int) -> list[str]:
         """The words of a run of so many steps."""
@@ -44,14 +46,36 @@ RECIPES = (
         ("train.views=2", "train.anchor_rate=0", "train.distill.weight=1"),
     ),
     Recipe("ema", "U(0, .9), the average of the weights", ("train.ema=0.95",), export=("ema=true",)),
-    Recipe("pixels", "U(0, .9) by pixels, after the tower", ("method=pixel_delta",)),
-    Recipe("input", "U(0, .9) by pixels, before the tower", ("method=pixel_delta", "method.prune_at=input")),
+    Recipe("pixels", "U(0, .9) by pixels, after the tower", (BY_PIXELS,)),
+    Recipe("input", "U(0, .9) by pixels, before the tower", (BY_PIXELS, "method.prune_at=input")),
+    Recipe(
+        "input_per_video",
+        "as input, each video of a batch its own rate",
+        (BY_PIXELS, "method.prune_at=input", "train.rate_per_video=true"),
+    ),
+    *(
+        Recipe(
+            f"block{block}",
+            f"U(0, .9) by pixels, before block {block} of the tower",
+            (BY_PIXELS, f"method.prune_at={block}"),
+            block=block,
+        )
+        for block in (1, 2, 3)
+    ),
 )
+PLACES = ("input", *(each.name for each in RECIPES if each.block), "pixels")  # one score, ever later in the tower
 
 
-def named(names: list[str]) -> tuple[Recipe, ...]:
-    """Those recipes, or all of them where none is named. ValueError for one that is unknown."""
+def named(names: list[str], blocks: int) -> tuple[Recipe, ...]:
+    """Those recipes, or all where none is named that have a place in a tower of so many blocks.
+
+    ValueError for one that is unknown or has none.
+    """
     known = {recipe.name: recipe for recipe in RECIPES}
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"recipes={unknown[0]} is unknown: use {', '.join(known)}")
-    return tuple(known[name] for name in names) or RECIPES
+    if late := [name for name in names if known[name].block >= blocks]:
+        raise ValueError(
+            f"recipes={late[0]}: the tower has no such block: give blocks={known[late[0]].block + 1} or more"
+        )
+    return tuple(known[name] for name in names or known if known[name].block < blocks)

@@ -11,6 +11,7 @@ from scripts.recipes.table import RECIPES, named
 from tests.runs import composed
 from train.evaluation.answers import Answer
 
+PLACES = {"base": 0.1, "uniform": 0.2, "pixels": 0.5, "input": 0.4, "block1": 0.6}
 KIND = {f"{video:05d}-static": "static" for video in range(200)}
 
 
@@ -51,7 +52,23 @@ def test_a_study_that_tells_nothing_apart_says_so():
 
 def test_an_unknown_recipe_is_named():
     with pytest.raises(ValueError, match="recipes=best is unknown: use control, fixed"):
-        named(["best"])
+        named(["best"], 1)
+
+
+def test_a_recipe_of_a_block_that_the_tower_does_not_have_is_named():
+    with pytest.raises(ValueError, match="recipes=block2: the tower has no such block: give blocks=3 or more"):
+        named(["uniform", "block2"], 2)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 4])
+def test_all_recipes_are_those_that_the_tower_has_a_block_for(blocks):
+    assert {each.block for each in named([], blocks)} == set(range(blocks))
+
+
+def test_a_page_compares_the_places_in_the_tower():
+    found = {name: [result(name, 0, right, (0.0, 0.75))] for name, right in PLACES.items()}
+    said = " ".join(page.words(found))
+    assert "at equal operations: `input` 40.0, `block1` 60.0, `pixels` 50.0." in said
 
 
 @pytest.mark.slow
