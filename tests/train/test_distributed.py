@@ -33,6 +33,7 @@ def torchrun(*words: str) -> None:
             pytest.param("zero3", family, BEFORE, id=f"zero3-{family}-before_tower")
             for family in ("qwen2_5_vl", "qwen3_vl", "qwen3_5_moe")
         ),
+        pytest.param("zero3", "qwen2_5_vl", ["method=drawn"], id="zero3-qwen2_5_vl-before_tower_drawn"),
     ],
 )
 def test_two_ranks_train_as_one_process_does(words, tmp_path, engine, family, more):
