@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from data.synthetic.items import LOST, PRUNED
 from scripts.recipes.results import Result, Versus, read, versus
 from scripts.recipes.runs import Seed
-from scripts.recipes.table import BASE, CONTROL, PAPER, PLACES, REFERENCE, Recipe
+from scripts.recipes.table import BASE, CONTROL, PAPER, PLACES, REFERENCE, STOCK, Recipe
 from train.report.curve import Curve, plot
 from train.report.machine import machine
 
@@ -22,9 +22,12 @@ def write(page: Path, seeds: Sequence[Seed], recipes: Sequence[Recipe], command:
     """The page, and a figure of the same name beside it."""
     found = {name: [read(seed, name) for seed in seeds] for name in (BASE, *(each.name for each in recipes))}
     figure = page.with_suffix(".png")
-    plot(curves(found), figure, "Accuracy on the graded suite, by pruning rate")
+    text = (
+        "\n".join(_lines(found, recipes, command, figure.name)) + "\n"
+    )  # names the commit before files differ from it
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("\n".join(_lines(found, recipes, command, figure.name)) + "\n")
+    plot(curves(found), figure, "Accuracy on the graded suite, by pruning rate")
+    page.write_text(text)
 
 
 def _lines(found: Results, recipes: Sequence[Recipe], command: str, figure: str) -> Iterator[str]:
@@ -117,10 +120,18 @@ def words(found: Results) -> Iterator[str]:
     if len(places := [name for name in PLACES if name in found]) > 2:
         means = ", ".join(f"`{name}` {_percent(found[name])}" for name in places)
         yield f"By the place in the tower, at equal operations: {means}."
-    if alike := [
-        name for name in found if name not in (BASE, best) and versus(found[best], found[name]).exceeds is False
-    ]:
-        yield f"No difference counts against `{best}`: {', '.join(f'`{name}`' for name in alike)}."
+    yield from _alike(found, best, found)
+    stock = {name: found[name] for name in found if name in STOCK and name != CONTROL}
+    if stock and best not in stock:
+        first = winner(stock)
+        yield f"Of the recipes that a stock server prunes `{first}` is highest, {_percent(found[first])} %."
+        yield from _alike(found, first, stock)
+
+
+def _alike(found: Results, best: str, among: Iterable[str]) -> Iterator[str]:
+    names = [name for name in among if name not in (BASE, best)]
+    if alike := [f"`{name}`" for name in names if versus(found[best], found[name]).exceeds is False]:
+        yield f"No difference counts against `{best}`: {', '.join(alike)}."
 
 
 def winner(found: Results) -> str:

@@ -63,6 +63,7 @@ RECIPES = (
         for block in (1, 2, 3)
     ),
 )
+STOCK = [each.name for each in RECIPES if BY_PIXELS not in each.words]  # a server needs no plugin for them
 PLACES = ("input", *(each.name for each in RECIPES if each.block), "pixels")  # one score, ever later in the tower
 
 

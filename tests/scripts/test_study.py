@@ -65,6 +65,18 @@ def test_all_recipes_are_those_that_the_tower_has_a_block_for(blocks):
     assert {each.block for each in named([], blocks)} == set(range(blocks))
 
 
+def test_a_page_names_the_highest_of_those_that_a_stock_server_prunes():
+    seeds = (0, 1)
+    found = {name: [result(name, seed, right, (0.0, 0.75)) for seed in seeds] for name, right in PLACES.items()}
+    found["beta"] = [result("beta", seed, 0.2, (0.0, 0.75)) for seed in seeds]
+    said = " ".join(page.words(found))
+    assert "`block1` is highest" not in said and "Highest mean over rates: `block1`" in said
+    assert (
+        "that a stock server prunes `uniform` is highest, 20.0 %. No difference counts against `uniform`: `beta`."
+        in said
+    )
+
+
 def test_a_page_compares_the_places_in_the_tower():
     found = {name: [result(name, 0, right, (0.0, 0.75))] for name, right in PLACES.items()}
     said = " ".join(page.words(found))
