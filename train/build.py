@@ -302,7 +302,12 @@ def build_step_methods(config: Config) -> StepMethods:
 
 
 def build_methods(node: dict[str, Any]) -> tuple[Method, ...]:
+    """One, or those that are named under `methods`. ValueError for what is none."""
     several = node.get("methods", {"": node})
+    if not several or not isinstance(several, dict):
+        raise ValueError(
+            f"method.methods={several} names no method: give names and methods, as configs/method/drawn.yaml"
+        )
     return tuple(_plug("method", each, "name", "count", "counts", "keep") for each in several.values())
 
 

@@ -183,7 +183,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rate: dict[str, Any] = MISSING  # _target_ of a rate distribution and its arguments
-    method: dict[str, Any] = MISSING  # _target_ of a pruning method and its arguments
+    method: dict[str, Any] = MISSING  # _target_ of a pruning method and its arguments, or methods: of which steps draw
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -28,6 +28,12 @@ def test_every_rate_and_method_composes_and_builds(words, rate, method):
     assert [each.name for each in build_methods(config.method)] == expected
 
 
+@pytest.mark.parametrize("several", [{}, [{"_target_": "evs.FrameDelta"}]])
+def test_methods_to_draw_from_have_names(several):
+    with pytest.raises(ValueError, match="method.methods=.* names no method: give names and methods"):
+        build_methods({"methods": several})
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_experiment_takes_any_method(method):
     for experiment in EXPERIMENTS:
