@@ -30,7 +30,7 @@ def test_every_rate_and_method_composes_and_builds(words, rate, method):
 
 @pytest.mark.parametrize("several", [{}, [{"_target_": "evs.FrameDelta"}]])
 def test_methods_to_draw_from_have_names(several):
-    with pytest.raises(ValueError, match="method.methods=.* names no method: give names and methods"):
+    with pytest.raises(ValueError, match=r"method.methods=.* names no method: give names and methods"):
         build_methods({"methods": several})
 
 
