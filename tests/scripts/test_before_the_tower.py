@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from scripts.before_the_tower import CURVES, NAME, Options, claim, main, sentence
-from train.report.curve import Curve
+from train.report.curve import Curve, figure
 
 
 def curves(lost: float) -> list[Curve]:
@@ -20,6 +20,11 @@ def curves(lost: float) -> list[Curve]:
 def test_before_tower_the_sentence_compares_means_up_to_the_rate(lost, words):
     said = sentence([curves(lost), curves(lost)])
     assert words in said and f"loses is {100 * lost:.1f}, at 0.85" in said
+
+
+def test_before_tower_every_curve_is_known_by_its_marker():
+    lines = figure(curves(0.0), "accuracy").axes[0].get_lines()
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(CURVES)
 
 
 def test_before_tower_a_folder_of_another_study_is_refused(tmp_path):

@@ -10,9 +10,10 @@ from typing import Any
 
 POINT = 0.01  # of accuracy: what serving at a rate may cost
 ACCURACY = "eval/accuracy_at_"  # metrics.jsonl's name of it, before the rate
-STYLES = (  # Okabe and Ito's colours
+STYLES = (  # Okabe and Ito's colours, and a grey
     *(("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", "-.")),
     *(("#CC79A7", "D", ":"), ("#56B4E9", "v", "-"), ("#000000", "X", "--")),
+    *(("#E69F00", "P", "-."), ("#999999", "<", ":")),
 )
 
 
@@ -82,7 +83,8 @@ def figure(curves: Sequence[Curve], title: str) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(7, 4.2), layout="constrained")
+    many = len(curves) > 6
+    drawn = Figure(figsize=(9.5 if many else 7, 4.2), layout="constrained")
     FigureCanvasAgg(drawn)
     axes = drawn.add_subplot()
     for i, curve in enumerate(curves):
@@ -97,7 +99,10 @@ def figure(curves: Sequence[Curve], title: str) -> Any:
             axes.errorbar(bars, at, yerr=ends, fmt="none", ecolor=colour, capsize=3)
     axes.set(xlabel="pruning rate (fraction of video tokens removed)", ylabel="accuracy (%)", title=title)
     axes.grid(alpha=0.3)
-    axes.legend()
+    if many:
+        drawn.legend(loc="outside right upper")
+    else:
+        axes.legend()
     return drawn
 
 
