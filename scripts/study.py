@@ -79,7 +79,7 @@ def main(options: Options) -> None:
         for each in recipes
     ]
     do_all(jobs, options.parallel, options.threads)
-    write(Path(options.page), seeds, recipes, command(options))
+    write(Path(options.page), seeds, recipes, command(options), options.blocks)
     print(f"page: {options.page}")
 
 

@@ -18,24 +18,25 @@ Results = Mapping[str, Sequence[Result]]  # by recipe, one a seed
 SERVED = [kind for kind in PRUNED if kind not in LOST]
 
 
-def write(page: Path, seeds: Sequence[Seed], recipes: Sequence[Recipe], command: str) -> None:
+def write(page: Path, seeds: Sequence[Seed], recipes: Sequence[Recipe], command: str, blocks: int) -> None:
     """The page, and a figure of the same name beside it."""
     found = {name: [read(seed, name) for seed in seeds] for name in (BASE, *(each.name for each in recipes))}
     figure = page.with_suffix(".png")
     text = (
-        "\n".join(_lines(found, recipes, command, figure.name)) + "\n"
+        "\n".join(_lines(found, recipes, command, figure.name, blocks)) + "\n"
     )  # names the commit before files differ from it
     page.parent.mkdir(parents=True, exist_ok=True)
     plot(curves(found), figure, "Accuracy on the graded suite, by pruning rate")
     page.write_text(text)
 
 
-def _lines(found: Results, recipes: Sequence[Recipe], command: str, figure: str) -> Iterator[str]:
+def _lines(found: Results, recipes: Sequence[Recipe], command: str, figure: str, blocks: int) -> Iterator[str]:
     from_machine, one = machine(), found[BASE][0]
     seeds = f"seed{'s' * (len(found[BASE]) > 1)} " + ", ".join(str(each.seed) for each in found[BASE])
     yield "# Recipes\n"
     yield (
-        f"Which way of uptraining holds best under pruning: a tiny model on the graded suite (`make_suite.py`), "
+        f"Which way of uptraining holds best under pruning: a tiny model, its vision tower of "
+        f"{blocks} block{'s' * (blocks > 1)}, on the graded suite (`make_suite.py`), "
         f"{len(one.kinds)} questions a seed, {seeds}. Every recipe starts from the same base and takes as many "
         f"operations as `{REFERENCE}`; `{CONTROL}` takes as many steps. Made by\n"
     )
