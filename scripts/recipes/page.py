@@ -35,10 +35,11 @@ def _lines(found: Results, recipes: Sequence[Recipe], command: str, figure: str,
     seeds = f"seed{'s' * (len(found[BASE]) > 1)} " + ", ".join(str(each.seed) for each in found[BASE])
     yield "# Recipes\n"
     yield (
-        f"Which way of uptraining holds best under pruning: a tiny model, its vision tower of "
-        f"{blocks} block{'s' * (blocks > 1)}, on the graded suite (`make_suite.py`), "
+        f"Which way of uptraining holds best under pruning: a tiny model, its vision tower of {blocks} "
+        f"block{'s' * (blocks > 1)}, on the graded suite (`make_suite.py`), "
         f"{len(one.kinds)} questions a seed, {seeds}. Every recipe starts from the same base and takes as many "
-        f"operations as `{REFERENCE}`; `{CONTROL}` takes as many steps. Made by\n"
+        f"operations as `{REFERENCE}`; `{CONTROL}` takes as many steps. What a deeper tower changes stands in "
+        "docs/before_the_tower.md. Made by\n"
     )
     yield f"    {command}\n"
     yield f"at commit {from_machine['commit']} on {from_machine['device']}.\n"
