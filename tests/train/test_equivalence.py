@@ -22,7 +22,9 @@ image = st.tuples(st.just("image"), st.tuples(st.just(1), side, side))
 sample = st.tuples(st.integers(1, 6), st.lists(st.one_of(video, image), max_size=2), st.integers(4, 9)).map(
     lambda parts: [parts[0], *parts[1], parts[2]]
 )
-ROUNDING = 3e-4  # of float32: mostly 1e-6, but a draw whose gradients a norm had made large came to 1.1e-4
+# Of float32: mostly 1e-6, but a draw whose gradients a norm had made large (436) came to 1.1e-3. A leak between samples
+# exceeds the bound, as the test below shows.
+ROUNDING = 5e-3
 FAMILIES = ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_5_moe", "nemotron_h_omni"]
 
 
