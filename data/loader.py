@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data.batching import BudgetPlan, Plan
+from data.batching.plans import BudgetPlan, Plan
 from data.collate import collate
-from data.encode import Encoder
+from data.encoding.encoder import Encoder
 from data.types import Batch, Encoding, MediaError, Quarantined, RowError, Sample
 
 # Forked workers share the samples and start at once; they touch no device, and torch gives them one thread, so no lock
@@ -107,7 +107,7 @@ def step_loader(
 def shard_loader(
     samples: Sequence[Sample], encoder: Encoder, shards: Sequence[Sequence[int]], *, workers: int = 0
 ) -> DataLoader[Step]:
-    """One Step of one batch for each of this rank's shards (data.batching.shards)."""
+    """One Step of one batch for each of this rank's shards (data.batching.plans.shards)."""
     return _loader(Steps(samples, encoder, Shards(tuple(map(tuple, shards)))), range(len(shards)), workers)
 
 

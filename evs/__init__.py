@@ -1,9 +1,9 @@
 """Efficient Video Sampling as pure functions: score, select and prune video tokens, and keep their positions."""
 
 from evs.methods.evs import FrameDelta
-from evs.prune import keep_mask, prune
+from evs.pruning import keep_mask, prune
 from evs.rates import Adaptive, Beta, Choice, Constant, Curriculum, FrameBeta, Mixture, Uniform, draw
-from evs.select import keep_count, select
+from evs.selection import keep_count, select
 from evs.types import DecoderInputs, Grid
 
 __all__ = [

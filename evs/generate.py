@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evs.adapters import Adapter, MediaBatch, towers_of
-from evs.adapters.packing import index_in_segment
+from evs.families import Adapter, MediaBatch, towers_of
 from evs.methods import Method
 from evs.methods.evs import FrameDelta
-from evs.select import check_rate
-from evs.survivors import Look
+from evs.packing import index_in_segment
+from evs.pipeline import Look
+from evs.selection import check_rate
 from evs.types import DecoderInputs, Grid
 
 

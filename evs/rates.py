@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from evs.select import check_rate
+from evs.selection import check_rate
 
 
 class RateDistribution(Protocol):

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from evs.adapters import Adapter, towers_of
-from evs.adapters.packing import keeps_segments_apart
+from evs.families import Adapter, towers_of
+from evs.packing import keeps_segments_apart
 from evs.types import DecoderInputs
 
 

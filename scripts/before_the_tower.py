@@ -32,8 +32,8 @@ from scripts.demo import Options as DemoOptions
 from scripts.make_tiny_model import make
 from train import cli
 from train.ranges import number, pruning_rates
-from train.report import marked
-from train.report.curve import Curve, from_results, plot, table
+from train.reports import marked
+from train.reports.curve import Curve, from_results, plot, table
 
 NAME, HIGH = "before_the_tower", 0.85
 FROZEN, BY_PIXELS = "model.freeze=[vision]", "method=pixel_delta"

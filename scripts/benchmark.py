@@ -37,8 +37,8 @@ from scripts.bench.peers import race
 from scripts.bench.prefill import prefill
 from train import cli
 from train.config import ATTENTION
+from train.metrics.machine import machine
 from train.ranges import names, number, pruning_rates
-from train.report.machine import machine
 
 DATA = {"batching": bench_data.batching, "decode": bench_data.decode, "forecast": forecast}
 MODEL = {"step": bench_step.step, "prefill": prefill, "mask": bench_step.mask, "evaluate": evaluate}

@@ -37,11 +37,11 @@ import numpy as np
 from transformers import AutoConfig, AutoProcessor
 
 from data.collate import collate
-from data.encode import Encoder
+from data.encoding.encoder import Encoder
 from data.media.frames import FramePolicy
-from evs.adapters import check_family
+from evs.families import check_family
 from evs.methods import method_named
-from evs.select import check_rate
+from evs.selection import check_rate
 from scripts.serving.cases import CASES, Case, clip, picture, server_metadata
 from scripts.serving.compare import Verdict, compare, share_of_ties, summary
 from scripts.serving.files import compare_file
@@ -49,7 +49,7 @@ from scripts.serving.files import prepare as prepare_files
 from scripts.serving.ours import STEPS, TOP, Answer, Ours
 from scripts.serving.prompts import Prompt, without_headers
 from train import cli
-from train.served import architecture, beside, filled, frames_of, media_io
+from train.export.serving_metadata import architecture, beside, filled, frames_of, media_io
 
 SERVED = ("evs", "vidcom2")  # --video-pruning-method
 FLAGS = ("export", "default")

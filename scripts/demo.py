@@ -25,7 +25,7 @@ if not __package__:  # run as a file: imports start at the repository root, not 
 from data.synthetic.demo import generate
 from scripts.make_tiny_model import make
 from train import cli
-from train.report.curve import Curve, from_results, plot, table
+from train.reports.curve import Curve, from_results, plot, table
 
 # Each process has one thread: two of them do more on two cores than one of two threads.
 RANKS, BATCH = 2, 16  # of the base, and the samples of its step as in configs/experiment/demo.yaml

@@ -24,20 +24,20 @@ from transformers import AutoConfig
 
 from data.formats.columns import Columns
 from data.media.frames import TIMES, FramePolicy
-from evs.adapters import adapter_for
+from evs.families import adapter_for
 from evs.methods import METHODS, method_named
-from evs.survivors import check_place
+from evs.pipeline import check_place
 from train import cli
 from train.build import ask_about, build_encoder, build_model
+from train.checkpoint.manifest import checksum
 from train.config import ATTENTION, CELL, SCHEMES, DataConfig, EvalConfig, ModelConfig
-from train.evaluate import Evaluation, Outcome
+from train.datasets import read_index, usable
 from train.evaluation.answers import Answer, Answers
+from train.evaluation.evaluation import Evaluation, Outcome
 from train.evaluation.report import answers_of, words, write
 from train.evaluation.scores import Difference, differences, scores
+from train.export.serving_metadata import beside, filled
 from train.ranges import names, number, pruning_rates
-from train.rows import read_index, usable
-from train.served import beside, filled
-from train.state.manifest import checksum
 from train.task import UptrainTask
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

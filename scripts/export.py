@@ -23,14 +23,14 @@ from omegaconf import OmegaConf
 
 from evs.policy import Policy, read
 from train import cli
+from train.checkpoint.checkpoint import complete, step_of
+from train.checkpoint.manifest import NAME
 from train.config import Config
-from train.hub import push
-from train.report.card import About, Measured, about_base, is_hub_id, model_card
-from train.report.curve import evaluations, from_results, plot
-from train.served import policy_of, serve_command, write_processor
-from train.state.checkpoint import complete, step_of
-from train.state.manifest import NAME
-from train.weights import check_shapes, copy_companions, write_adapter, write_weights
+from train.export.card import About, Measured, about_base, is_hub_id, model_card
+from train.export.hub import push
+from train.export.serving_metadata import policy_of, serve_command, write_processor
+from train.export.weights import check_shapes, copy_companions, write_adapter, write_weights
+from train.reports.curve import evaluations, from_results, plot
 
 
 @dataclass

@@ -26,18 +26,18 @@ import transformers as hf
 from torch import Tensor
 
 from data.collate import collate
-from data.encode import Encoder
+from data.encoding.encoder import Encoder
 from data.formats.conversation import MARK, Media
 from data.formats.roots import Folder
 from data.media.frames import FramePolicy
 from data.types import Batch, Sample, Turn
-from evs.adapters import adapter_for, check_family
+from evs.families import adapter_for, check_family
 from evs.generate import Decoding, Generation, generate
 from evs.methods import method_named
-from evs.select import check_rate
-from evs.survivors import check_place
+from evs.pipeline import check_place
+from evs.selection import check_rate
 from train import cli
-from train.served import beside, filled
+from train.export.serving_metadata import beside, filled
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from train.run import explain, register, typed
 def prepare(config: Config) -> None:
     """Read all rows that the configuration names, and print how many can be used."""
     from train.build import build_encoder  # slow to import, and useless where a word is wrong
-    from train.rows import read_index, usable
+    from train.datasets import read_index, usable
 
     encoder = build_encoder(config.model, config.data)
     for key, given in (("data.train", config.data.train), ("data.eval", config.data.eval)):

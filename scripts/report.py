@@ -16,9 +16,9 @@ if not __package__:  # run as a file: imports start at the repository root, not 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from train import cli
-from train.report import page
-from train.report.curve import from_results, from_run, plot
-from train.report.sweep import rows, table
+from train.reports import page
+from train.reports.curve import from_results, from_run, plot
+from train.reports.sweep_table import rows, table
 
 
 @dataclass

@@ -18,7 +18,7 @@ BUILD = "import sys; from setuptools import build_meta as b; out = sys.argv[1]; 
 ASK = """\
 import importlib.util, json, sys
 from importlib.metadata import entry_points, requires
-import evs, evs.adapters, evs.policy, evs.serving.vllm
+import evs, evs.families, evs.policy, evs.serving.vllm
 heavy = sorted({"transformers", "vllm", "hydra", "datasets"} & sys.modules.keys())
 named = [n for n in ("train", "data", "scripts", "configs", "tests") if importlib.util.find_spec(n)]
 plugins = [each.value for each in entry_points(group="vllm.general_plugins", name="evs")]

@@ -15,17 +15,21 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
-from data.batching import BudgetPlan, Plan
-from data.containment import Limits
-from data.encode import Encoder
+from data.batching.plans import BudgetPlan, Plan
+from data.encoding.encoder import Encoder
 from data.loader import Planned, Step, step_loader
+from data.sample_limits import Limits
 from data.types import Quarantined, Sample
-from evs.adapters import adapter_for, towers_of
+from evs.families import adapter_for, towers_of
 from evs.methods import Method
+from evs.pipeline import check_place
 from evs.rates import Adaptive, RateDistribution
-from evs.survivors import check_place
 from train import calibration
-from train.average import Average
+from train import preview as show
+from train.checkpoint.checkpoint import Checkpoints, candidates
+from train.checkpoint.resume import Origin, on_as_many_ranks, open_run
+from train.checkpoint.run_identity import shape_of
+from train.collectives import on_main
 from train.config import (
     TOWERS,
     Config,
@@ -34,26 +38,23 @@ from train.config import (
     ModelConfig,
     frame_policy,
 )
-from train.engine import build_engine, check_zero
-from train.evaluate import Evaluation
+from train.cost import memory_forecast as preflight
+from train.cost.memory_forecast import Largest, largest
+from train.cost.plans import build_kept, build_plan, course_of, freed_patches
+from train.datasets import Usable, read_usable
+from train.distributed import build_engine, check_zero
+from train.ema import Average
+from train.evaluation.evaluation import Evaluation
 from train.evaluation.scores import Score
+from train.faults.bad_sample_limit import Tolerance, check_audited
+from train.faults.nonfinite import Health
+from train.faults.watchdog import Watchdog
 from train.loop import Parts
+from train.metrics.memory import Memory, watch
+from train.metrics.meters import Meter
+from train.metrics.recorder import build_recorder
 from train.model import base_model, build_empty_model, build_model, build_processor, weight_dtype
 from train.optim import build_optimizer
-from train.planning import build_kept, build_plan, course_of, freed_patches
-from train.report import preflight, show
-from train.report.memory import Memory, watch
-from train.report.meters import Meter
-from train.report.preflight import Largest, largest
-from train.report.recorder import build_recorder
-from train.report.tolerance import Tolerance, check_audited
-from train.rows import Usable, read_usable
-from train.state.checkpoint import Checkpoints, candidates
-from train.state.health import Health
-from train.state.ranks import on_main
-from train.state.resume import Origin, on_as_many_ranks, open_run
-from train.state.shape import shape_of
-from train.state.watchdog import Watchdog
 from train.task import UptrainTask
 from train.views import StepMethods, StepRates
 
@@ -80,7 +81,7 @@ class Prepared:
     held_out: Usable | None
     plan: Plan | BudgetPlan
     origin: Origin
-    shape: dict[str, Any]  # train.state.shape
+    shape: dict[str, Any]  # train.checkpoint.run_identity
     forecast_gib: float | None
 
 

@@ -17,15 +17,15 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from data.encode import Encoder
+from data.encoding.encoder import Encoder
 from data.loader import shard_loader
 from data.types import Batch
-from evs.adapters import Adapter, adapter_for, towers_of
+from evs.families import Adapter, adapter_for, towers_of
+from train.collectives import on_main
 from train.config import Config, LoraConfig
+from train.cost import operations as cost
+from train.datasets import Usable
 from train.model import build_empty_model, weight_dtype
-from train.report import cost
-from train.rows import Usable
-from train.state.ranks import on_main
 
 LAYERS = 4  # of each tower: a whole period of hybrid language models
 SAMPLES, ROUNDS = 2, 5

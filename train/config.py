@@ -7,9 +7,9 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from data.containment import Limits
 from data.formats.columns import Columns
 from data.media.frames import TIMES, FramePolicy
+from data.sample_limits import Limits
 from train.ranges import Expression, names, number, pruning_rates, ruled
 
 ENGINES = ("none", "ddp", "zero1", "zero2", "zero3", "zero3_offload")
@@ -191,7 +191,7 @@ class Config:
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     run_dir: str = MISSING  # default: runs/EXPERIMENT
     resume: str | None = None  # null: a fresh run; auto: from its newest checkpoint, if any; or a checkpoint's folder
-    # What may differ from the run that is resumed: any of train.state.shape's keys that a refusal names.
+    # What may differ from the run that is resumed: any of train.checkpoint.run_identity's keys that a refusal names.
     resume_changes: list[str] = names([], *RESUMABLE)
     # null: print the memory needed, stop if it cannot fit; only: print it and exit; off
     preflight: str | None = names(None, "only", "off")

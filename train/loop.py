@@ -15,17 +15,17 @@ from torch import nn
 from data.loader import Step
 from data.types import Batch, Quarantined
 from evs.methods.base import Method, depth
+from train.checkpoint.checkpoint import Checkpoints
 from train.config import Config
 from train.evaluation.scores import Score
+from train.faults.bad_sample_limit import Tolerance
+from train.faults.nonfinite import Health, finite, poisoned
+from train.faults.signals import Stop, agreed, noted
+from train.faults.watchdog import Watchdog
+from train.metrics.meters import Meter, peak_operations
+from train.metrics.recorder import RATE_BUCKETS, Recorder, rate_bucket
 from train.optim import lr_factor, set_lr
-from train.report.meters import Meter, peak_operations
-from train.report.recorder import RATE_BUCKETS, Recorder, rate_bucket
-from train.report.tolerance import Tolerance
 from train.seeding import seed_draws
-from train.state.checkpoint import Checkpoints
-from train.state.health import Health, finite, poisoned
-from train.state.signals import Stop, agreed, noted
-from train.state.watchdog import Watchdog
 from train.task import StepOutput, count_targets
 from train.views import Rate, StepMethods, StepRates, Views
 
@@ -51,7 +51,7 @@ class Parts:
 def fit(parts: Parts, steps: Iterable[Step], config: Config, first_step: int) -> int:
     """Train from `first_step` to `config.train.steps`; `steps` yields one item per optimizer step from there on.
 
-    Returns 0, or the exit status of a run that was asked to end early and has saved (train.state.signals).
+    Returns 0, or the exit status of a run that was asked to end early and has saved (train.faults.signals).
     """
     with noted(config.train.signals) as stop, parts.watchdog.watching():
         if _evaluation_due(parts, first_step, config) and not parts.checkpoints.scored(first_step):

@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from evs.adapters import check_family, towers_of
+from evs.families import check_family, towers_of
 from train.config import Config, LoraConfig, ModelConfig
 from train.optim import freeze
 from train.seeding import seed_draws

@@ -31,14 +31,15 @@ from submitit.core.utils import UncompletedJobError
 from train import cli, usage
 from train.checks import check
 from train.config import Config
-from train.state import signals
-from train.state.failures import one_line_failures
+from train.faults import signals
+from train.faults.error_lines import one_line_failures
 
 
 @hydra.main(version_base="1.3", config_path="pkg://configs", config_name="config")
 def job(raw: DictConfig) -> None:
     """One composed configuration, run; as a job of a sweep, it fails alone."""
-    from train import engine, sweep  # after composing, so that a misspelt key is reported at once
+    from train import distributed as engine
+    from train import sweep  # after composing, so that a misspelt key is reported at once
 
     engine.join()
     hydra_config = HydraConfig.get()
@@ -74,7 +75,7 @@ def train(raw: DictConfig, folder: Path | None = None, begun: bool = False) -> N
 
 def end(run_dir: Path, forecast_gib: float | None) -> None:
     """What the run did and what to do with it, printed and left in its folder."""
-    from train.report import summary
+    from train.reports import summary
 
     done = summary.summarize(run_dir, forecast_gib)
     summary.write(done, run_dir)

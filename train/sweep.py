@@ -21,7 +21,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 
 from train import cli
-from train.state.signals import INTERRUPTED, PREEMPTED
+from train.faults.signals import INTERRUPTED, PREEMPTED
 
 ENDED: dict[Any, str] = {PREEMPTED: "preempted", INTERRUPTED: "interrupted"}  # by exit status: somebody asked
 

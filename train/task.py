@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from data.types import IGNORE, Batch
 from evs import DecoderInputs
-from evs.adapters import Adapter, towers_of
+from evs.families import Adapter, towers_of
 from evs.generate import Decoding, continue_at
 from evs.methods import Method
-from evs.survivors import Look, Survivors
+from evs.pipeline import Look, Survivors
 from evs.views import read_views
 from train.config import DistillConfig
 from train.losses.head import fuse_loss

@@ -13,7 +13,7 @@ import torch
 from evs import Adaptive, Curriculum, FrameBeta, draw
 from evs.methods.base import Method, depth
 from evs.rates import RateDistribution, generator_of
-from train.report.recorder import RATE_BUCKETS
+from train.metrics.recorder import RATE_BUCKETS
 
 Rate: TypeAlias = float | Sequence[float]  # of all videos of a batch, or one a video
 

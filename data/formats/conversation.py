@@ -8,8 +8,8 @@ from typing import Any
 
 from xxhash import xxh3_64_hexdigest
 
+from data.answer_metrics import METRICS
 from data.formats.roots import Root
-from data.metrics import METRICS
 from data.types import ImageRef, RowError, Sample, Span, VideoRef
 
 MARK = re.compile(r"\s*<(video|image)>\s*")  # white space around a mark is layout, not text
@@ -76,7 +76,7 @@ def role(name: Any, names: Mapping[str, str], where: str) -> str:
 
 
 def graded(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What a row says of its grading: "kind", "metric" (data.metrics), "answers" accepted beside its own. RowError."""
+    """The row's grading keys: "kind", "metric" (data.answer_metrics) and "answers". Raises RowError."""
     kind, metric, answers = row.get("kind"), row.get("metric"), row.get("answers")
     if metric is not None and metric not in METRICS:
         raise RowError(f"{where}: metric {metric!r} is unknown; use one of {', '.join(METRICS)}")

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from data.encoding.labels import OPTION
 from data.formats.benchmark import ASK, asked, video
 from data.formats.conversation import finished, text_of
 from data.formats.roots import Root
-from data.labels import OPTION
 from data.types import RowError, Sample
 
 

@@ -14,8 +14,8 @@ from av.error import ExitError, FFmpegError
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from data.containment import Late, remaining
 from data.media.content import content
+from data.sample_limits import Late, remaining
 from data.types import MediaError, VideoRef
 
 SEEK_BACK = 16  # frames before the end to which OpenCV seeks to see whether a header counts right
@@ -58,7 +58,7 @@ def probe(ref: VideoRef) -> VideoInfo:
 @contextmanager
 def opened(ref: VideoRef) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The file's container and first moving picture; every decoder failure becomes a MediaError, but for time and
-    memory that are used up (data.containment)."""
+    memory that are used up (data.sample_limits)."""
     try:
         with content(ref) as file, av.open(file, "r", timeout=remaining()) as container:
             streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]

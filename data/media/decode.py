@@ -10,8 +10,8 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorTrc, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
-from data.containment import check_room
 from data.media.container import Packets, VideoInfo, demuxed, info, opened
+from data.sample_limits import check_room
 from data.types import Clip, MediaError, VideoRef
 
 HDR_CURVES = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)

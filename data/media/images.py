@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.containment import check_room
 from data.media.content import content
+from data.sample_limits import check_room
 from data.types import ImageRef, MediaError
 
 ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on bad files

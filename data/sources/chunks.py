@@ -17,8 +17,8 @@ from zipfile import BadZipFile
 import numpy as np
 import xxhash
 
-from data.encode import Encoder
-from data.sizes import SampleSize, gather
+from data.batching.sizes import SampleSize, gather
+from data.encoding.encoder import Encoder
 from data.sources.base import Samples
 from data.sources.headers import THREADS, Header, Ref, read_headers, stat
 from data.sources.versions import version_after

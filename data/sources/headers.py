@@ -13,9 +13,9 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TypeAlias
 
-from data.containment import Late, Limits, OutOfMemory, OutOfTime, contained
 from data.media.container import VideoInfo, probe
 from data.media.images import probe_image
+from data.sample_limits import Late, Limits, OutOfMemory, OutOfTime, contained
 from data.types import ImageRef, MediaError, VideoRef
 
 THREADS = 16  # files that are opened at once

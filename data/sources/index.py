@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from data.encode import Encoder
-from data.sizes import Sizes, joined, ragged
+from data.batching.sizes import Sizes, joined, ragged
+from data.encoding.encoder import Encoder
 from data.sources.chunks import ROWS, Chunk
 from data.sources.collection import VERSION, Collection, Reading
 from data.sources.headers import stat

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from evs.select import keep_count, keep_counts, select
+from evs.selection import keep_count, keep_counts, select
 from evs.types import Grid
 
 Need = Literal["features", "pixels"]

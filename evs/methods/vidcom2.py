@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from evs.methods.base import Need, Scored
-from evs.select import check_rate
+from evs.selection import check_rate
 from evs.types import Grid
 
 WIDTHS = tuple(2.0**k for k in range(-3, 2))  # variances of the Gaussians that likeness is the sum of

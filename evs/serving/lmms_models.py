@@ -24,12 +24,12 @@ from tqdm import tqdm
 from transformers.utils import cached_file
 from transformers.video_utils import VideoMetadata, load_video
 
-from evs.adapters import adapter_for, check_family
+from evs.families import adapter_for, check_family
 from evs.generate import Decoding, generate
 from evs.methods import method_named
+from evs.pipeline import check_place
 from evs.policy import FILE, Policy, read
-from evs.select import check_rate
-from evs.survivors import check_place
+from evs.selection import check_rate
 
 FRAMES = ("fps", "min_frames", "max_frames")
 

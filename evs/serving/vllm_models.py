@@ -20,7 +20,7 @@ from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from evs.methods.evs import FrameDelta
 from evs.positions import frame_boxes, image_box, rope_positions, timed_box
-from evs.select import select
+from evs.selection import select
 from evs.serving.preserved import Prompts, Slots, carry, to_channels, within
 from evs.serving.vllm_tower import SeesSurvivors
 from evs.types import Grid

@@ -15,9 +15,9 @@ from torch import Tensor
 from vllm.model_executor.layers.attention import MMEncoderAttention
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
-from evs.adapters.tower import Order
+from evs.families.qwen.pruned_tower import Order
 from evs.methods.pixels import PixelDelta
-from evs.select import select
+from evs.selection import select
 from evs.serving.start import policy_of
 from evs.types import Grid
 

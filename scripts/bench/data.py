@@ -16,22 +16,22 @@ from torch import Tensor
 from transformers import AutoProcessor
 from transformers.video_utils import load_video
 
-from data.batching import TERA, Budget, BudgetPlan
+from data.batching.plans import TERA, Budget, BudgetPlan
+from data.batching.sample_cost import Price
+from data.batching.sizes import SampleSize, Sizes, Views, gather
 from data.collate import collate
-from data.encode import Encoder
-from data.loads import Price
+from data.encoding.encoder import Encoder
 from data.media.container import VideoInfo
 from data.media.decode import decode as decode_sparse
 from data.media.frames import FramePolicy
-from data.sizes import SampleSize, Sizes, Views, gather
 from data.types import Batch, Sample, Turn, VideoRef
 from evs import FrameDelta, Uniform
-from evs.adapters.vision import normalised
+from evs.families.qwen.fast_tower import normalised
 from scripts.bench.models import build_shape, model_config
 from scripts.bench.timing import alternate, table
 from scripts.make_tiny_model import make
-from train.planning import kept_counts
-from train.report import cost
+from train.cost import operations as cost
+from train.cost.plans import kept_counts
 from train.views import StepRates
 
 KEPT = partial(kept_counts, FrameDelta())

@@ -20,7 +20,7 @@ import av
 import numpy as np
 import psutil
 
-from data.encode import Encoder
+from data.encoding.encoder import Encoder
 from data.media.container import probe
 from data.media.frames import FramePolicy
 from data.sources.collection import Reading, collect

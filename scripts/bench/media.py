@@ -23,7 +23,7 @@ from scripts.bench import mutations
 from scripts.bench.timing import ROOT
 from scripts.make_tiny_model import make
 from train.ranges import number
-from train.report.summary import by_reason, read_lines
+from train.reports.summary import by_reason, read_lines
 
 BATCH, LOOK = 8, 0.1  # samples a step; seconds between two looks at the processes
 

@@ -13,7 +13,7 @@ from evs.methods.base import depth
 from scripts.bench import models
 from scripts.bench.step import Setting
 from scripts.bench.timing import Timed, alternate, table
-from train.report import cost
+from train.cost import operations as cost
 
 
 @torch.no_grad()

@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.batching import Budget, BudgetPlan
+from data.batching.plans import Budget, BudgetPlan
+from data.batching.sizes import SampleSize, Views, gather
 from data.collate import collate
-from data.sizes import SampleSize, Views, gather
 from data.types import Encoding
 from evs import FrameDelta, Uniform
 from scripts.bench import models
 from scripts.bench.timing import table
-from train.planning import kept_counts
+from train.cost import operations as cost
+from train.cost.plans import kept_counts
 from train.ranges import number
-from train.report import cost
 from train.views import StepRates
 
 RANKS, SAMPLES = 2, 400

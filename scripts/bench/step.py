@@ -16,9 +16,10 @@ from evs.methods.base import depth
 from scripts.bench import models
 from scripts.bench.timing import Timed, alternate, release, table, timed
 from train.config import Config, ModelConfig
+from train.cost import memory_forecast as preflight
+from train.cost import operations as cost
+from train.metrics.memory import watch
 from train.model import fit_for_training
-from train.report import cost, preflight
-from train.report.memory import watch
 from train.views import Views
 
 VIEWS = (0.75, 0.75)

@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 from transformers import AutoProcessor
 
-from data.batching import Plan
-from data.encode import Encoder
+from data.batching.plans import Plan
+from data.encoding.encoder import Encoder
 from data.loader import step_loader
 from data.media.frames import FramePolicy
 from data.types import ImageRef, Sample, Turn, VideoRef

@@ -15,16 +15,16 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from data.collate import collate
-from data.encode import Encoder
+from data.encoding.encoder import Encoder
 from data.media.container import VideoInfo
 from data.media.decode import decode
 from data.types import Sample, Turn, VideoRef
-from evs.adapters import adapter_for
+from evs.families import adapter_for
 from evs.methods import method_named
 from evs.methods.evs import FIRST_FRAME
-from evs.select import select
+from evs.selection import select
 from evs.types import Grid
-from train.served import beside, frames_of
+from train.export.serving_metadata import beside, frames_of
 
 CELL = 28  # pixels of a token's side in the size that the picture is pruned at
 WIDTH = 448

@@ -1,4 +1,4 @@
-"""How many steps of a recipe cost as many operations as the reference's (train/report/cost.py)."""
+"""How many steps of a recipe cost as many operations as the reference's (train/cost/operations.py)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_module
 
-from data.sizes import Sizes
+from data.batching.sizes import Sizes
 from scripts.recipes.table import RECIPES, REFERENCE, Recipe
 from train.build import build_encoder, build_step_methods, build_step_rates
 from train.config import Config
+from train.cost.plans import build_kept, build_price
+from train.datasets import read_index
 from train.model import build_empty_model
-from train.planning import build_kept, build_price
-from train.rows import read_index
 from train.run import register, typed
 
 ROUNDS = 3  # words may name the number of steps that they are to give

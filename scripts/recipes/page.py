@@ -11,8 +11,8 @@ from data.synthetic.items import LOST, PRUNED
 from scripts.recipes.results import Result, Versus, read, versus
 from scripts.recipes.runs import Seed
 from scripts.recipes.table import BASE, CONTROL, PAPER, PLACES, REFERENCE, STOCK, Recipe
-from train.report.curve import Curve, plot
-from train.report.machine import machine
+from train.metrics.machine import machine
+from train.reports.curve import Curve, plot
 
 Results = Mapping[str, Sequence[Result]]  # by recipe, one a seed
 SERVED = [kind for kind in PRUNED if kind not in LOST]

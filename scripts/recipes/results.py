@@ -12,7 +12,7 @@ from train.evaluation.answers import Answer
 from train.evaluation.questions import Question
 from train.evaluation.report import answers_of
 from train.evaluation.scores import Difference, differences
-from train.report.summary import read_lines, summarize
+from train.reports.summary import read_lines, summarize
 
 LEVEL = 0.05  # p below it is no chance
 

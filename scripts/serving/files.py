@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoProcessor
 
 from data.collate import collate
-from data.encode import Encoder
+from data.encoding.encoder import Encoder
 from data.media.frames import FramePolicy
 from data.types import Clip, MediaError, Sample, Turn, VideoRef
 from scripts.serving.compare import Verdict, compare

@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from data.types import Batch
-from evs.adapters import adapter_for
+from evs.families import adapter_for
 from evs.generate import Decoding, Generation, generate, next_positions
 from evs.methods import Method
-from evs.survivors import Look
+from evs.pipeline import Look
 from scripts.serving.ties import ServersChoice
 
 TOP, STEPS = 5, 8

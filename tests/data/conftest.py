@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoProcessor
 
-from data.encode import Encoder
+from data.encoding.encoder import Encoder
 from data.media.frames import FramePolicy
 from data.types import Sample, Turn, VideoRef
 from scripts.make_tiny_model import make

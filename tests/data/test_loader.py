@@ -4,11 +4,11 @@ import pytest
 import torch
 from PIL import Image
 
-from data.batching import Plan, shards
-from data.encode import Encoder
+from data.batching.plans import Plan, shards
+from data.batching.sizes import gather
+from data.encoding.encoder import Encoder
 from data.loader import Planned, shard_loader, step_loader
 from data.media.images import probe_image
-from data.sizes import gather
 from data.types import ImageRef, Sample, Turn
 from tests.data.conftest import POLICY
 

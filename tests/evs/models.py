@@ -26,7 +26,7 @@ from transformers import (
     Qwen3VLMoeForConditionalGeneration,
 )
 
-from evs.adapters import towers_of
+from evs.families import towers_of
 
 VIDEO, IMAGE, START, END, WORDS = 11, 12, 13, 14, 10  # ids below WORDS are text
 TEXT: dict[str, Any] = {
@@ -299,7 +299,7 @@ def one_row(model: Any, *, restart: bool = True) -> Iterator[None]:
         return torch.cat([rule(x, step, decay, *bc, **options) for x, step, *bc in pieces], dim=1)
 
     stands_in = (scan_between if mamba else rule_between, convolution_between, lambda *_, **__: None)
-    with patch.multiple("evs.adapters.packing", MASK_FREE=("sdpa",), VARLEN={}):
+    with patch.multiple("evs.packing", MASK_FREE=("sdpa",), VARLEN={}):
         if rule is None:
             yield
         else:

@@ -11,8 +11,8 @@ import torch
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLMLP, apply_rotary_pos_emb_vision
 
 from evs import FrameDelta, keep_count, keep_mask, prune
-from evs.adapters import adapter_for, check_family, towers_of
-from evs.adapters.vision import _align, _rotate, normalised
+from evs.families import adapter_for, check_family, towers_of
+from evs.families.qwen.fast_tower import _align, _rotate, normalised
 from tests.evs.models import MIXED, QWEN, alone, prompts, stock_inputs, unclamped
 
 
@@ -62,7 +62,7 @@ def test_packed_and_padded_agree(model, batch, attention, monkeypatch):
     x = pruned(adapter, batch, 0.5)
     padded = adapter.read(x)
     towers_of(model).language.set_attn_implementation(attention)
-    monkeypatch.setattr("evs.adapters.packing.MASK_FREE", (attention,))
+    monkeypatch.setattr("evs.packing.MASK_FREE", (attention,))
     torch.testing.assert_close(adapter.read(x), padded, atol=2e-4, rtol=1e-3)
 
 
@@ -171,7 +171,7 @@ def test_no_block_of_the_tower_asks_the_device_how_long_its_windows_are(model, b
 
 def test_a_widened_mlp_is_the_mlp(monkeypatch):
     """As on a GPU in half precision: values and gradients, whose shapes are the weights'."""
-    monkeypatch.setattr("evs.adapters.vision._in_half_precision_on_gpu", lambda x: True)
+    monkeypatch.setattr("evs.families.qwen.fast_tower._in_half_precision_on_gpu", lambda x: True)
     config = SimpleNamespace(hidden_size=32, intermediate_size=44, hidden_act="silu")
     mlp = Qwen2_5_VLMLP(config, bias=True)
     widened, x = copy.deepcopy(mlp), torch.randn(5, 32, requires_grad=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evs.adapters import adapter_for
-from evs.adapters.tower import Units, _order
-from evs.adapters.vision import _rotate
+from evs.families import adapter_for
+from evs.families.qwen.fast_tower import _rotate
+from evs.families.qwen.pruned_tower import Units, _order
 from tests.evs.models import QWEN, prompts
 
 LAYOUT = [

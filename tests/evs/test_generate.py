@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from evs.adapters import adapter_for, towers_of
+from evs.families import adapter_for, towers_of
 from evs.generate import Decoding, generate, next_positions
 from evs.methods.evs import FrameDelta
-from evs.prune import keep_mask, prune
+from evs.pruning import keep_mask, prune
 from tests.evs.models import IMAGE, MIXED, VIDEO, alone, prompts, stock_inputs, tiny_model
 
 STEPS = 6

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from evs.methods.evs import FrameDelta
 from evs.positions import Box, frame_boxes, image_box, rope_positions, stock_vllm, timed_box
-from evs.select import keep_count, select
+from evs.selection import keep_count, select
 from evs.types import Grid
 
 DTYPES = {"fp32": torch.float32, "float32": torch.float32, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16}

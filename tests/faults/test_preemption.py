@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.trajectories import assert_same_trajectory
 from tests.runs import ended, reached, rows, started
-from train.state.checkpoint import complete
+from train.checkpoint.checkpoint import complete
 
 
 @pytest.mark.parametrize("to", ["the launcher", "one rank"])

@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.trajectories import assert_same_trajectory
 from tests.runs import ended, started
-from train.state.checkpoint import complete
+from train.checkpoint.checkpoint import complete
 
 
 def run(*words: str, ranks: int) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from tests.faulty import with_nan
 from tests.runs import ended, rows, started
-from train.state import manifest
-from train.state.checkpoint import complete
+from train.checkpoint import manifest
+from train.checkpoint.checkpoint import complete
 
 ONE = ["train.save_every=1", "train.accumulation=1", "resume=auto"]
 

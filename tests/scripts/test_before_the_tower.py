@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from scripts.before_the_tower import CURVES, NAME, Options, claim, main, sentence
-from train.report.curve import Curve, figure
+from train.reports.curve import Curve, figure
 
 
 def curves(lost: float) -> list[Curve]:

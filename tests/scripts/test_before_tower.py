@@ -11,7 +11,7 @@ import pytest
 from evs.policy import FILE, Policy
 from scripts import check_serving, evaluate, generate
 from train import cli
-from train.served import serve_command
+from train.export.serving_metadata import serve_command
 
 BEFORE = Policy(method="pixel_delta", prune_at="input", scorer_dtype=None)
 

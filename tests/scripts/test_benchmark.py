@@ -11,7 +11,7 @@ import torch
 from scripts import benchmark
 from scripts.bench.models import SHAPES, build_shape, model_config, work
 from scripts.bench.timing import Timed, alternate
-from train.report import cost
+from train.cost import operations as cost
 
 
 @pytest.mark.slow

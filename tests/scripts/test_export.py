@@ -14,26 +14,26 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from data.media.processor import CALL
 from evs import FrameDelta
-from evs.adapters import adapter_for
+from evs.families import adapter_for
 from evs.policy import Policy, read
 from scripts import export
 from scripts.make_tiny_model import make
 from tests.runs import ROOT, composed, trained
 from train.build import build_run
+from train.checkpoint.checkpoint import complete
 from train.config import ModelConfig
 from train.experts import publish_experts
+from train.export.weights import weight_shapes
 from train.loop import fit
 from train.model import build_model
-from train.state.checkpoint import complete
 from train.task import UptrainTask
-from train.weights import weight_shapes
 
 pytestmark = pytest.mark.slow
 PEAK = """\
 import sys
 from pathlib import Path
 from train.config import ModelConfig
-from train.weights import write_weights
+from train.export.weights import write_weights
 memory = lambda name: 1024 * int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0])
 before = memory("VmRSS")
 write_weights(ModelConfig(path=sys.argv[1]), Path(sys.argv[2], "model"), Path(sys.argv[2], "out"))

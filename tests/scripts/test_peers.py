@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from data.batching import Plan
+from data.batching.plans import Plan
 from scripts.bench.peers import environments, figures, material, race, runs
 from scripts.bench.peers.contenders import MODES, PEERS, RATES, Job, ours
 

@@ -30,7 +30,7 @@ from scripts.serving.files import QUESTION, prepare
 from scripts.serving.ours import STEPS, TOP, Ours
 from tests.data import videos
 from tests.serving.conftest import BEFORE
-from train.served import frames_of, serve_command, write_processor
+from train.export.serving_metadata import frames_of, serve_command, write_processor
 
 pytestmark = pytest.mark.serving
 

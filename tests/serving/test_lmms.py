@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from evs.policy import Policy
 from scripts import evaluate
-from train.served import write_processor
+from train.export.serving_metadata import write_processor
 
 pytestmark = pytest.mark.serving
 TASK = Path(__file__).parent / "lmms_task"

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoProcessor
 
 from evs.positions import frame_boxes, rope_positions, timed_box
-from evs.select import keep_count
+from evs.selection import keep_count
 from evs.serving.vllm import SUPPORTED
 from evs.types import Grid
 from scripts.check_serving import Options, check, prepare, serve

@@ -10,14 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evs.adapters import adapter_for
+from evs.families import adapter_for
 from evs.methods.base import depth
 from evs.methods.evs import FrameDelta
 from evs.methods.pixels import PixelDelta
 from tests.evs.models import MIXED, QWEN, alone, prompts, tiny_model
 from tests.runs import composed, rows, trained
 from train.build import build_run
-from train.served import policy_of
+from train.export.serving_metadata import policy_of
 from train.task import UptrainTask
 from train.views import StepMethods, Views
 

@@ -6,10 +6,10 @@ import pytest
 
 from scripts.bench.models import SHAPES, model_config, work
 from tests.runs import composed, ended, started, trained
+from train.checkpoint import manifest
+from train.checkpoint.checkpoint import complete
 from train.checks import check
-from train.report import cost
-from train.state import manifest
-from train.state.checkpoint import complete
+from train.cost import operations as cost
 
 MEASURED = ["train.tower_cost=measured", "train.token_budget=1024", "train.save_every=2"]
 

@@ -10,16 +10,16 @@ from torch.nn.functional import cross_entropy, kl_div
 from torch.utils.flop_counter import FlopCounterMode
 
 from evs import FrameDelta
-from evs.adapters import adapter_for, towers_of
+from evs.families import adapter_for, towers_of
 from tests.evs.models import MIXED, prompts, tiny_model
 from tests.runs import composed, rows, trained
 from tests.train.test_views import counted_calls, gradients, task
 from train.build import prepare
 from train.checks import check
 from train.config import TOWERS, DistillConfig
+from train.cost import operations as cost
+from train.export.card import in_views
 from train.losses.objective import objective
-from train.report import cost
-from train.report.card import in_views
 from train.task import UptrainTask
 from train.views import Views
 

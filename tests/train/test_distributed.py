@@ -9,7 +9,7 @@ from evs import Adaptive
 from scripts import export
 from tests.runs import ended, started, trained
 from tests.train.test_run import assert_same_weights, metrics
-from train.report.summary import read_lines
+from train.reports.summary import read_lines
 from train.views import StepRates
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributed")]

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from train.engine import check_world, first_host, free_port, place, tasks_per_node
+from train.distributed import check_world, first_host, free_port, place, tasks_per_node
 
 SRUN = {
     "SLURM_JOB_ID": "42",

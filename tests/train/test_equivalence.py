@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evs import FrameDelta
-from evs.adapters import adapter_for
+from evs.families import adapter_for
 from tests.evs.models import alone, one_row, prompts, tiny_model
 from train.optim import freeze
 from train.task import UptrainTask

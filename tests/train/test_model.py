@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from evs import FrameDelta
-from evs.adapters import adapter_for
+from evs.families import adapter_for
 from tests.evs.models import BUILDERS, MIXED, prompts, tiny_model
 from train.config import LoraConfig, ModelConfig
 from train.model import base_model, build_model, fit_for_training

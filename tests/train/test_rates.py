@@ -10,7 +10,7 @@ import pytest
 from evs import Adaptive, FrameBeta, Uniform
 from tests.runs import trained
 from tests.train.test_run import metrics
-from train.state.checkpoint import complete
+from train.checkpoint.checkpoint import complete
 from train.views import StepRates
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.runs import trained
-from train.state.checkpoint import complete
+from train.checkpoint.checkpoint import complete
 
 pytestmark = pytest.mark.slow
 EXPERIMENTS = Path(__file__).parents[2] / "configs" / "experiment"

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from tests.runs import trained
 from tests.train.test_run import metrics
+from train.checkpoint.checkpoint import complete
 from train.seeding import seed_draws
-from train.state.checkpoint import complete
 
 LORA = ["model.lora.r=4", "model.lora.dropout=0.5", "optim.lr=1e-2"]
 FIXED = ["engine.precision=fp32", "rate=constant", "rate.rate=0.5", "train.save_every=2"]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from data.batching import Plan
+from data.batching.plans import Plan
 from data.loader import step_loader
 from data.sources.collection import VERSION
 from scripts import prepare
@@ -24,7 +24,7 @@ from tests.data import videos
 from tests.runs import composed, ended, rows, started
 from train.build import Prepared
 from train.build import prepare as prepared
-from train.state.checkpoint import complete
+from train.checkpoint.checkpoint import complete
 
 STEPS = 12
 

@@ -11,8 +11,8 @@ import pytest
 
 from train import sweep
 from train.cli import fail
-from train.report.sweep import rows, table
-from train.state.signals import PREEMPTED
+from train.faults.signals import PREEMPTED
+from train.reports.sweep_table import rows, table
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from evs import FrameDelta
-from evs.adapters import adapter_for
+from evs.families import adapter_for
 from evs.generate import Decoding
 from tests.evs.models import BUILDERS, MIXED, alone, prompts, stock_inputs, tiny_model
 from train.evaluation.grades import answer_lengths

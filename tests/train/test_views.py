@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from data.sizes import SampleSize, gather
+from data.batching.sizes import SampleSize, gather
 from evs import Beta, Choice, Curriculum, FrameDelta, Mixture, Uniform, draw
-from evs.adapters import adapter_for, towers_of
+from evs.families import adapter_for, towers_of
 from evs.methods.base import depth
 from evs.methods.pixels import PixelDelta
 from tests.evs.models import BUILDERS, MIXED, QWEN, one_row, prompts, tiny_model
 from tests.runs import composed, rows, trained
 from tests.train.test_before_tower import NORMAL, whole
 from train.build import build_run
-from train.report import cost
+from train.cost import operations as cost
 from train.task import UptrainTask
 from train.views import StepRates, Views
 

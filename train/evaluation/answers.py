@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from train.state.ranks import on_main
+from train.collectives import on_main
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Answer:
     rate: float
     sample: str  # its id in the data
     score: float  # 0 to 1
-    metric: str  # "choice", "greedy" (see train.evaluate) or one of data.metrics
+    metric: str  # "choice", "greedy" (see train.evaluation.evaluation) or one of data.answer_metrics
     text: str  # what was answered
     loss: float  # natural, summed over the reference's tokens
     targets: int

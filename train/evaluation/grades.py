@@ -13,7 +13,7 @@ from train.task import answer_begins
 
 
 class Grade(NamedTuple):
-    metric: str  # "choice" or "greedy" (train.evaluate)
+    metric: str  # "choice" or "greedy" (train.evaluation.evaluation)
     score: float
     tokens: list[int]  # the chosen letter, or the likeliest tokens, each given the right ones before it
     loss: float  # natural, summed over the answer

@@ -10,7 +10,7 @@ from typing import Any
 
 from train.evaluation.answers import Answer, read
 from train.evaluation.scores import Difference, Score
-from train.report.curve import Curve, table
+from train.reports.curve import Curve, table
 
 
 def words(name: str, found: Sequence[Score], changes: Sequence[Difference], base: str | None) -> str:

@@ -17,7 +17,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from data.batching import Plan
+from data.batching.plans import Plan
 from data.synthetic.video import write_video
 from scripts.make_tiny_model import make
 

@@ -18,8 +18,8 @@ from scripts.bench.peers import environments, figures, runs
 from scripts.bench.peers.contenders import MODES, PEERS, RATES, Contender, Job, ours
 from scripts.bench.peers.material import Material, prepare
 from train import cli
-from train.report import marked
-from train.report.machine import machine
+from train.metrics.machine import machine
+from train.reports import marked
 
 
 @dataclass

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from data.encode import Encoder
+from data.encoding.encoder import Encoder
 from data.media.container import probe
 from data.media.frames import FramePolicy
 from data.types import Sample, Turn, VideoRef

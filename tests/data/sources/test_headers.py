@@ -8,9 +8,9 @@ from zlib import crc32
 import pytest
 from PIL import Image
 
-from data.containment import Limits, OutOfMemory
-from data.encode import Encoder
+from data.encoding.encoder import Encoder
 from data.media.container import demuxed, probe
+from data.sample_limits import Limits, OutOfMemory
 from data.sources.headers import read_headers
 from data.types import ImageRef, MediaError, Sample, Turn, VideoRef
 from tests.data import videos

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data.encode import Encoder
+from data.encoding.encoder import Encoder
 from data.media.container import probe
 from data.sources import chunks
 from data.sources.collection import VERSION, Reading

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.batching import Plan
+from data.batching.plans import Plan
 from data.sources.mixture import Mixture
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from data.sources import shared
 from data.sources.shared import complete
-from train.state.failures import explained
+from train.faults.error_lines import explained
 
 
 @dataclass(frozen=True)

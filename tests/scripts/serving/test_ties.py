@@ -5,7 +5,7 @@ import torch
 
 from evs.methods.evs import FrameDelta
 from evs.methods.vidcom2 import VidCom2
-from evs.select import select
+from evs.selection import select
 from evs.types import Grid
 from scripts.serving.ties import UNITS, ServersChoice
 

@@ -1,0 +1,159 @@
+"""Nemotron Omni: a RADIO tower, pixel shuffle, a projector, and a Mamba hybrid that knows no positions.
+
+A temporal grid is a run of placeholders behind the times of its frames in text. Videos and images share one placeholder
+token, so what a run is follows from the order of the media. The library prunes by itself where the configuration asks
+for it, inputs without their labels; here its own forward is never called. Frames are resized in floating point: there
+are no uint8 pixels that a method could score before the tower.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from evs.families.base import MediaBatch, check_scheme, rows_in_prompt_order
+from evs.packing import decode_packed, index_in_segment
+from evs.types import DecoderInputs, Grid
+
+# Of a Mamba layer's time step. The library clamps it at the configuration's `time_step_min`, which is meant for initial
+# weights, in a whole sequence and not when it decodes token by token; servers never do.
+STEP_LIMIT = (0.0, float("inf"))
+
+
+@dataclass(frozen=True)
+class Nemotron:
+    """`model` is a NemotronH_Omni_Reasoning_V3. Scores the projector's output."""
+
+    model: Any
+    scheme: str = "preserve"
+
+    schemes: ClassVar[tuple[str, ...]] = ("preserve",)
+    towers: ClassVar[tuple[str, str, str]] = ("vision_model", "language_model.model", "language_model.lm_head")
+
+    def __post_init__(self) -> None:
+        check_scheme(self)
+        vision = self.model.vision_model
+        vision.forward = partial(_see, vision)
+        vision.embeddings.forward = partial(_embed, vision.embeddings)
+        for layer in self.model.language_model.model.layers:
+            if layer.block_type == "linear_attention":
+                layer.mixer.time_step_limit = STEP_LIMIT
+
+    def grids(self, batch: MediaBatch) -> list[Grid]:
+        return self._merged(batch.video_grid_thw_V3)
+
+    def lay(self, batch: MediaBatch) -> DecoderInputs:
+        embeds_ND = self.model.get_input_embeddings()(batch.input_ids_N.to(self.model.device))
+        device = embeds_ND.device
+        visual_N = batch.input_ids_N == self.model.config.image_token_id
+        return DecoderInputs(
+            embeds_ND=embeds_ND,
+            positions_PN=self.positions(batch).to(device),
+            segment_N=batch.segment_N.to(device),
+            labels_N=batch.labels_N.to(device),
+            video_N=self._video_index(batch, visual_N).to(device),
+            visual_N=visual_N.to(device),
+        )
+
+    def positions(self, batch: MediaBatch, *, pruned: bool = True) -> Tensor:
+        """Never read: there are no rotary ones."""
+        return index_in_segment(batch.segment_N)[None]
+
+    def see(self, batch: MediaBatch, laid: DecoderInputs) -> tuple[DecoderInputs, Tensor]:
+        rows = self._tower(batch)
+        order = rows_in_prompt_order(laid)
+        embeds_ND = laid.embeds_ND.masked_scatter(laid.visual_N[:, None], rows[order].to(laid.embeds_ND.dtype))
+        if not len(order):  # the tower saw a blank patch, so that every rank calls the same modules
+            embeds_ND = embeds_ND + 0 * rows.sum()
+        of_videos = sum(grid.tokens for grid in self.grids(batch))
+        return replace(laid, embeds_ND=embeds_ND), rows[len(rows) - of_videos :]
+
+    def read(self, x: DecoderInputs) -> Tensor:
+        return decode_packed(self.model.language_model.model, x)
+
+    def _video_index(self, batch: MediaBatch, visual_N: Tensor) -> Tensor:
+        """[N] which video a token belongs to, -1 elsewhere; the media follow one another in the batch's order."""
+        tokens, numbers = torch.zeros_like(batch.video_M, dtype=torch.long), batch.video_M.cumsum(0) - 1
+        tokens[batch.video_M] = torch.tensor([grid.tokens for grid in self.grids(batch)], dtype=torch.long)
+        tokens[~batch.video_M] = batch.image_grid_thw_I3.prod(1) // self._merge**2
+        if int(tokens.sum()) != int(visual_N.sum()):
+            raise ValueError(
+                f"the prompts have {int(visual_N.sum())} placeholders and their {len(tokens)} videos and images take "
+                f"{int(tokens.sum())}: remove a mark or add a file"
+            )
+        index = torch.full_like(batch.input_ids_N, -1)
+        index[visual_N] = numbers.where(batch.video_M, -1).repeat_interleave(tokens)
+        return index
+
+    def _tower(self, batch: MediaBatch) -> Tensor:
+        """[rows, D] tokens of all images, then of all videos, by one call of every module whatever the batch holds."""
+        vision, pixels, grids = self.model.vision_model.config, [], []
+        for frames, given, thw in (
+            (1, batch.pixel_values, batch.image_grid_thw_I3),
+            (vision.video_temporal_patch_size, batch.pixel_values_videos, batch.video_grid_thw_V3),
+        ):
+            blank = torch.zeros(0, frames * vision.num_channels * vision.patch_size**2)
+            pixels.append((blank if given is None else given).to(self.model.device, self.model.dtype))
+            grids += [(h, w) for t, h, w in thw.tolist() for _ in range(t)]
+        if not grids:
+            grids = [(self._merge, self._merge)]
+            pixels[0] = pixels[0].new_zeros(self._merge**2, pixels[0].shape[1])
+        features = self.model.vision_model(pixels, grids=grids)
+        if self.model.vision_final_layernorm is not None:
+            features = self.model.vision_final_layernorm(features)
+        return self.model.multi_modal_projector(torch.cat(self._shuffled(features, grids)))
+
+    def _shuffled(self, features: Tensor, grids: list[tuple[int, int]]) -> list[Tensor]:
+        """Every frame's tokens, each of them the patches of one cell side by side."""
+        ratio = self.model.config.downsample_ratio
+        frames = zip(features.split([h * w for h, w in grids]), grids)
+        return [self.model.pixel_shuffle(rows.view(1, h, w, -1), ratio).flatten(0, 2) for rows, (h, w) in frames]
+
+    @property
+    def _merge(self) -> int:
+        return round(1 / self.model.config.downsample_ratio)
+
+    def _merged(self, grid_thw: Tensor) -> list[Grid]:
+        return [Grid(t, h // self._merge, w // self._merge) for t, h, w in grid_thw.tolist()]
+
+
+def _see(vision: Any, pixels: Any, *stock: Any, grids: list[tuple[int, int]] | None = None, **options: Any) -> Any:
+    """The library's own forward; with `grids`, [patches, D] of the images' and the videos' frames in `pixels`.
+
+    Every frame sees itself alone: a batch where all are of one size, else a pack.
+    """
+    if grids is None:
+        return type(vision).forward(vision, pixels, *stock, **options)
+    prefix = vision.config.num_summary_tokens
+    lengths = torch.tensor([prefix + h * w for h, w in grids])
+    hidden, borders = vision.embeddings(pixels[0], video_patches=pixels[1], grids=grids), None
+    if bool((lengths == lengths[0]).all()):
+        hidden = hidden.view(len(lengths), -1, hidden.shape[-1])
+    else:
+        hidden = hidden[None]
+        borders = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(hidden.device, torch.int32)
+    seen = vision.encoder(hidden, cu_seqlens=borders).last_hidden_state.flatten(0, 1)
+    return torch.cat([frame[prefix:] for frame in seen.split(lengths.tolist())])
+
+
+def _embed(
+    embeddings: Any,
+    pixel_values: Tensor,
+    image_grid_hw: Tensor | None = None,
+    *,
+    video_patches: Tensor | None = None,
+    grids: list[tuple[int, int]] | None = None,
+) -> Tensor:
+    """The library's own forward; with `grids`, [L, D] of images' and videos' patches together, each frame behind its
+    summary tokens. In the module that owns the weights, so that ZeRO 3 gathers them around the call."""
+    if grids is None:
+        return type(embeddings).forward(embeddings, pixel_values, image_grid_hw)
+    patches = torch.cat([embeddings.patch_projection(pixel_values), embeddings.video_patch_projection(video_patches)])
+    places = {grid: embeddings._interpolate_position_embedding(grid, patches.dtype)[0] for grid in set(grids)}
+    frames = zip(patches.split([h * w for h, w in grids]), grids)
+    summary = embeddings.cls_register_token.to(patches.dtype)
+    return torch.cat([part for rows, grid in frames for part in (summary, rows + places[grid])])

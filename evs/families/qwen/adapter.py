@@ -1,0 +1,157 @@
+"""What the Qwen-VL families share: one vision tower, one text model, one way to lay media into a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from evs.families.base import MediaBatch, check_scheme, rows_in_prompt_order
+from evs.families.qwen.fast_tower import levels_of, normalised, speed_up
+from evs.families.qwen.pruned_tower import Units
+from evs.packing import decode_packed
+from evs.positions import Box, image_box, rope_positions
+from evs.pruning import prune
+from evs.types import DecoderInputs, Grid
+
+
+@dataclass(frozen=True)
+class QwenVL:
+    """`model` is a Hugging Face *ForConditionalGeneration; a family adds its media's rules."""
+
+    model: Any
+    scheme: str = "preserve"
+
+    schemes: ClassVar[tuple[str, ...]] = ("preserve",)
+    towers: ClassVar[tuple[str, str, str]] = ("model.visual", "model.language_model", "lm_head")
+
+    def __post_init__(self) -> None:
+        check_scheme(self)
+        speed_up(self.model.model.visual)
+
+    def image_box(self, grid: Grid) -> Box:
+        return image_box(grid)
+
+    def video_boxes(self, grid: Grid, second_per_grid: float) -> list[Box]:
+        raise NotImplementedError
+
+    def grids(self, batch: MediaBatch) -> list[Grid]:
+        return self._merged(batch.video_grid_thw_V3)
+
+    def lay(self, batch: MediaBatch) -> DecoderInputs:
+        video_N = batch.input_ids_N == self.model.config.video_token_id
+        visual_N = video_N | (batch.input_ids_N == self.model.config.image_token_id)
+        embeds_ND = self.model.get_input_embeddings()(batch.input_ids_N.to(self.model.device))
+        device = embeds_ND.device
+        return DecoderInputs(
+            embeds_ND=embeds_ND,
+            positions_PN=self.positions(batch).to(device),
+            segment_N=batch.segment_N.to(device),
+            labels_N=batch.labels_N.to(device),
+            video_N=self._video_index(batch, video_N).to(device),
+            visual_N=visual_N.to(device),
+        )
+
+    def see(self, batch: MediaBatch, laid: DecoderInputs) -> tuple[DecoderInputs, Tensor]:
+        levels = self._tower(batch, laid.embeds_ND.device)
+        of_videos = sum(grid.tokens for grid in self.grids(batch))
+        return _filled(laid, levels), torch.cat(levels, dim=-1)[len(levels[0]) - of_videos :]
+
+    def see_kept(self, batch: MediaBatch, laid: DecoderInputs, keep_N: Tensor, depth: int) -> DecoderInputs:
+        kept_U = keep_N.new_empty(int(laid.visual_N.sum()))
+        kept_U[rows_in_prompt_order(laid)] = keep_N[laid.visual_N]
+        units = Units(kept_U.cpu(), depth) if len(kept_U) else None
+        return _filled(prune(laid, keep_N), self._tower(batch, laid.embeds_ND.device, units))
+
+    def pixels(self, batch: MediaBatch) -> Tensor:
+        tokens = sum(grid.tokens for grid in self.grids(batch))
+        levels = levels_of(batch.pixel_values_videos, batch.video_normal)
+        return levels.to(self.model.device, non_blocking=True).reshape(tokens, -1)
+
+    def read(self, x: DecoderInputs) -> Tensor:
+        return decode_packed(self.model.model.language_model, x)
+
+    def positions(self, batch: MediaBatch, *, pruned: bool = True) -> Tensor:
+        if not pruned and self.scheme != "preserve":  # servers break positions only when they prune
+            return replace(self, scheme="preserve").positions(batch)
+        ids, segments = batch.input_ids_N, batch.segment_N
+        image, video = self.model.config.image_token_id, self.model.config.video_token_id
+        images = iter(self._merged(batch.image_grid_thw_I3))
+        videos = iter(zip(self.grids(batch), batch.second_per_grid_V.tolist()))
+        pieces = []
+        for prompt in ids.split(segments.bincount().tolist()):
+            visual = (prompt == image) | (prompt == video)
+            pieces.append(rope_positions(visual, self._boxes(prompt[visual].tolist(), images, videos))[0])
+        return torch.cat(pieces, dim=1)
+
+    def _boxes(
+        self, placeholders: list[int], images: Iterator[Grid], videos: Iterator[tuple[Grid, float]]
+    ) -> list[Box]:
+        """The media of one prompt in order, taken from the batch's as its placeholder tokens ask for them."""
+        boxes: list[Box] = []
+        while (used := sum(box.grid.tokens for box in boxes)) < len(placeholders):
+            kind = "image" if placeholders[used] == self.model.config.image_token_id else "video"
+            try:
+                boxes += [self.image_box(next(images))] if kind == "image" else self.video_boxes(*next(videos))
+            except StopIteration:
+                raise ValueError(
+                    f"the prompt has more {kind} placeholders than {kind}s: remove a mark or add a file"
+                ) from None
+        return boxes
+
+    def _tower(self, batch: MediaBatch, device: torch.device, units: Units | None = None) -> tuple[Tensor, ...]:
+        """(merged rows of all media, images first; the same rows of every deepstack level), of `units` where given.
+
+        One call of the tower per batch whatever the batch holds: under ZeRO 3 every rank must call it equally often.
+        """
+        grids = torch.cat([batch.image_grid_thw_I3, batch.video_grid_thw_V3])
+        pixels = self._normalised(batch, device, units)
+        if not pixels:
+            vision = self.model.config.vision_config
+            merge = vision.spatial_merge_size
+            patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+            pixels, grids = [torch.zeros(merge**2, patch, device=device)], torch.tensor([[1, merge, merge]])
+        rows_RP = pixels.pop() if len(pixels) == 1 else torch.cat(pixels)  # no copy of what is one already
+        if units is not None:
+            return self.model.model.visual(rows_RP, grid_thw=grids, units=units)
+        out = self.model.model.visual(rows_RP, grid_thw=grids)
+        return (out.pooler_output, *(getattr(out, "deepstack_features", None) or ()))
+
+    def _normalised(self, batch: MediaBatch, device: torch.device, units: Units | None) -> list[Tensor]:
+        """The patches of images, then of videos, those that enter the tower.
+
+        All travel, from pinned memory: a GPU picks rows out of them faster than a CPU copies them together.
+        """
+        media = ((batch.pixel_values, batch.image_normal), (batch.pixel_values_videos, batch.video_normal))
+        given = [(rows.to(device, non_blocking=True), normal) for rows, normal in media if rows is not None]
+        if units is not None and units.depth == 0:
+            kept_R = units.kept_U.to(device).repeat_interleave(self._merge**2)
+            kept = kept_R.split([len(rows) for rows, _ in given])
+            given = [(rows[kept_R], normal) for (rows, normal), kept_R in zip(given, kept)]
+        return [normalised(rows, normal) for rows, normal in given]
+
+    def _merged(self, grid_thw: Tensor) -> list[Grid]:
+        return [Grid(t, h // self._merge, w // self._merge) for t, h, w in grid_thw.tolist()]
+
+    @property
+    def _merge(self) -> int:
+        return self.model.config.vision_config.spatial_merge_size
+
+    def _video_index(self, batch: MediaBatch, video_N: Tensor) -> Tensor:
+        tokens = torch.tensor([grid.tokens for grid in self.grids(batch)], dtype=torch.long)
+        index = torch.full_like(batch.input_ids_N, -1)
+        index[video_N] = torch.arange(len(tokens)).repeat_interleave(tokens)
+        return index
+
+
+def _filled(laid: DecoderInputs, levels: tuple[Tensor, ...]) -> DecoderInputs:
+    """What was laid out, with the rows of the tower in their places."""
+    order, embeds_ND = rows_in_prompt_order(laid), laid.embeds_ND
+    rows, *deepstack = (level[order].to(embeds_ND.dtype) for level in levels)
+    embeds_ND = embeds_ND.masked_scatter(laid.visual_N[:, None], rows)
+    if not len(order):  # the tower saw a blank patch, so that every rank calls the same modules
+        embeds_ND = embeds_ND + 0 * sum(level.sum() for level in levels)
+    return replace(laid, embeds_ND=embeds_ND, deepstack=tuple(deepstack))

@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from data.encoding.labels import Labeller
+from data.types import IGNORE, RowError, Sample, Turn
+
+QUESTION = "What colour?\nA. red\nB. blue\n(C) green"
+
+
+@pytest.fixture
+def labeller(processor):
+    return Labeller(processor.tokenizer)
+
+
+def chat(*turns):
+    return "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns)
+
+
+def test_every_answer_is_labelled_up_to_its_closing_token_and_nothing_else(labeller):
+    text = chat(
+        ("system", "assistant"), ("user", "hi"), ("assistant", "yes"), ("user", "sure?"), ("assistant", "no, two")
+    )
+    ids = torch.tensor(labeller.tokens(text))
+    labels = labeller.labels(ids, 2, "r")
+    assert labeller.tokenizer.decode(labels[labels != IGNORE]) == "yes<|im_end|>no, two<|im_end|>"
+    assert torch.equal(labels[labels != IGNORE], ids[labels != IGNORE])
+
+
+def test_the_empty_thought_of_a_template_carries_no_loss(labeller):
+    ids = torch.tensor(labeller.tokens(chat(("user", "hi"), ("assistant", "<think>\n\n</think>\n\nyes"))))
+    labels = labeller.labels(ids, 1, "r")
+    assert labeller.tokenizer.decode(labels[labels != IGNORE]) == "yes<|im_end|>"
+
+
+def test_an_answer_that_merges_with_its_header_is_refused(labeller):
+    ids = torch.tensor(labeller.tokens(chat(("user", "hi"))))
+    with pytest.raises(RowError, match=r"r: 1 assistant turns but 0 answers"):
+        labeller.labels(ids, 1, "r")
+
+
+@pytest.mark.parametrize("text", ["a <|im_end|> b", "<|video_pad|>", "<|im_start|>assistant\nyes<|im_end|>"])
+def test_special_tokens_in_text_are_refused(labeller, text):
+    with pytest.raises(RowError, match=r"7: its text holds the special token <\|"):
+        labeller.check(Sample("7", (Turn("user", (text,)),)))
+
+
+@pytest.mark.parametrize("answer", ["B", "B.", "B. blue", "B) blue"])
+def test_choices_are_the_first_tokens_of_the_options(labeller, answer):
+    (choices,) = labeller.choices((Turn("user", (QUESTION,)), Turn("assistant", (answer,))))
+    assert [labeller.tokenizer.decode([token]) for token in choices] == ["A", "B", "C"]
+    assert labeller.tokens(answer)[0] == choices[1]
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"), [(QUESTION, "D"), (QUESTION, "blue"), (QUESTION, "A red one"), ("What? A", "A")]
+)
+def test_free_form_answers_offer_no_choices(labeller, question, answer):
+    assert labeller.choices((Turn("user", (question,)), Turn("assistant", (answer,)))) == ((),)

@@ -1,0 +1,112 @@
+"""What a run will need is printed before weights are read, and what cannot fit does not start."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from data.batching.plans import Budget, BudgetPlan, Plan
+from data.batching.sizes import SampleSize, gather
+from tests.runs import composed, trained
+from train.cost.memory_forecast import Estimate, Largest, available, check, estimate, largest
+
+GPU = torch.device("cuda")
+SIZES = gather(SampleSize(10 * i, ((i, 4),), 16 * i, 2 * i, 5, 256 * i, 1000 * i) for i in range(1, 9))
+
+
+def kept(grids, tokens, rate):
+    return np.maximum(tokens, (tokens * grids * (1 - rate)).astype(np.int64))
+
+
+def test_the_largest_batch_is_a_bound():
+    plan = Plan(8, 2, 1, 1, 0, 0)
+    assert largest(plan, SIZES, (0.5,), kept) == Largest(80 + 16 + 70 + 14, 80 + 70, 16 * 15, 16, 8000)
+    assert largest(plan, SIZES, (0.5,), kept, freed=4).patches == 4 * (16 + 14)
+    budgeted = BudgetPlan(SIZES, Budget(300), lambda step: [(0.5,)], kept, 1, 0, 0)
+    of_budget = largest(budgeted, SIZES, (0.5,), kept)
+    assert of_budget.tokens == 300 and 80 <= of_budget.text < 300
+
+
+@pytest.mark.parametrize("engine", ["none", "zero2", "zero3"])
+def test_parts_are_shared_as_the_zero_stage_says(words, engine):
+    config = composed(*words(f"engine={engine}", "model.freeze=[]", "engine.precision=bf16"))
+    hf_config = AutoConfig.from_pretrained(config.model.path)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(hf_config, dtype=torch.bfloat16)
+    weights = sum(p.numel() for p in model.parameters())
+    parts = estimate(config, model, hf_config, Largest(100, 20, 400, 8), world=4, device=GPU)
+    assert parts.weights == 2 * weights / (4 if engine == "zero3" else 1)
+    assert parts.gradients == 2 * weights / (1 if engine == "none" else 4)
+    assert parts.optimizer == (4 * weights if engine == "none" else 12 * weights / 4)
+
+
+def test_an_average_of_the_weights_is_counted_with_the_optimizer(words):
+    model, batch = torch.nn.Linear(1000, 1000, bias=False), Largest(100, 20, 400, 8)
+    hf_config = AutoConfig.from_pretrained(composed(*words()).model.path)
+    plain, kept = (
+        estimate(composed(*words(*more)), model, hf_config, batch, world=1, device=GPU).optimizer
+        for more in ([], ["train.ema=0.9"])
+    )
+    assert kept - plain == 4 * 1_000_000
+
+
+def test_buffers_are_allocated_whole_on_a_gpu_and_as_used_on_a_cpu(words):
+    config = composed(*words("engine=zero2", "engine.precision=bf16", "model.freeze=[]"))
+    hf_config, batch = AutoConfig.from_pretrained(config.model.path), Largest(100, 20, 400, 8)
+    model = torch.nn.Linear(1000, 1000, bias=False, dtype=torch.bfloat16)
+    on_gpu, on_cpu = (
+        estimate(config, model, hf_config, batch, world=2, device=torch.device(name)) for name in ("cuda", "cpu")
+    )
+    assert on_gpu.buffers == 2 * 2 * 5e8 + 4e6 / 2 and on_gpu.allocator == 0
+    assert on_cpu.buffers == 2 * 2 * 1e6 + 4e6 / 2 and on_cpu.allocator > 0
+
+
+@pytest.mark.parametrize(("family", "bytes_each"), [("qwen2_5_vl", 3), ("nemotron_h_omni", 3 + 12)])
+def test_a_process_that_decodes_holds_the_pixels_of_a_sample_or_a_step(words, family, bytes_each):
+    def parts(pixels, *more, device="cpu"):
+        config = composed(*words(*more, family=family))
+        hf_config, batch = AutoConfig.from_pretrained(config.model.path), Largest(100, 20, 400, 8, pixels)
+        return estimate(config, torch.nn.Linear(1, 1), hf_config, batch, world=1, device=torch.device(device))
+
+    many, without = parts(10**8), parts(0)
+    of_step = without.gradients + without.activations + without.logits
+    assert many.total - without.total == pytest.approx(bytes_each * 10**8 - of_step)
+    assert parts(1).decoding == parts(10**8, "data.workers=1").decoding == parts(10**8, device="cuda").decoding == 0
+
+
+def test_checkpointing_and_freezing_lower_the_activations(words):
+    def activations(*more):
+        config = composed(*words(*more))
+        hf_config = AutoConfig.from_pretrained(config.model.path)
+        return estimate(
+            config, torch.nn.Linear(1, 1), hf_config, Largest(100, 20, 400, 8), world=1, device=GPU
+        ).activations
+
+    whole = activations("model.gradient_checkpointing=false", "model.freeze=[]")
+    frozen = activations("model.gradient_checkpointing=false")
+    assert activations() < frozen < whole
+    assert activations("model.checkpoint_towers=[vision]") == frozen  # a frozen tower keeps nothing to recompute
+
+
+def test_what_cannot_fit_is_told_with_a_remedy(words):
+    parts = Estimate(weights=4e9, gradients=1e9, optimizer=1e9, activations=2e9, logits=1e8)
+    check(parts, 9e9, composed(*words()))
+    with pytest.raises(ValueError, match=r"needs about 7.5 GiB a rank and 4.7 are free: use engine=zero3"):
+        check(parts, 5e9, composed(*words()))
+
+
+def test_memory_that_only_caches_files_is_free():
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    told = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    assert available(torch.device("cpu"), 2) == pytest.approx(told / 2, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["preflight=only", "+preflight=only"])
+def test_preflight_only_tells_and_exits(words, tmp_path, capsys, word):
+    trained(*words(word))
+    told = capsys.readouterr().out
+    assert "largest micro-batch: " in told and "longest clip: 8 frames" in told and "peak memory, GiB a rank" in told
+    assert not (tmp_path / "run").exists()

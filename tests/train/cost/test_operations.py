@@ -1,0 +1,123 @@
+"""The cost model against operations that torch itself counts, and what freezing saves."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from data.batching.sizes import SampleSize, gather
+from evs import FrameDelta
+from evs.families import adapter_for
+from tests.evs.models import KERNELS, prompts, tiny_model
+from train.cost import operations as cost
+from train.optim import freeze
+from train.task import UptrainTask
+
+LAYOUT = [[3, ("video", (6, 4, 4)), 9], [2, ("video", (4, 4, 4)), 30]]
+
+
+def without_products(q, k, v, *, g, beta, **_):
+    return q + k + v * (g + beta)[..., None], None
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "qwen3_5"])
+@pytest.mark.parametrize("frozen", [(), ("vision",), ("vision", "merger")])
+def test_the_cost_model_counts_what_torch_counts_in_matrix_products(family, frozen, monkeypatch):
+    for attention in ("_causal_attention", "_vision_attention"):  # torch counts it in one kernel and not in the other
+        monkeypatch.setattr(cost, attention, lambda *_: 0)
+    model, batch = tiny_model(family), prompts(family, LAYOUT)
+    if family == "qwen3_5":  # its recurrence comes in whole chunks, its samples padded
+        batch = prompts(family, LAYOUT[:1])
+        monkeypatch.setattr(cost, "_recurrence", lambda *_: 0)
+        monkeypatch.setattr(sys.modules[type(model).__module__], KERNELS[0], without_products)
+    freeze(model, list(frozen))
+    task = UptrainTask(model, adapter_for(model), FrameDelta()).train()
+    with FlopCounterMode(display=False) as counter:
+        out = task(batch, 0.5)
+        out.loss_sum.backward()
+    counted = {str(name): n for name, n in counter.get_flop_counts()["Global"].items()}
+    products = sum(n for name, n in counted.items() if "attention" not in name and "convolution" not in name)
+    grids = [tuple(grid) for grid in batch.video_grid_thw_V3.tolist()]
+    ours = cost.training(model.config, cost.batch_work(grids, list(out.kept), out.targets), frozen=frozen)
+    assert products == pytest.approx(ours.total, rel=0.05)
+
+
+def test_lora_pays_for_the_gradients_way_but_not_for_frozen_weights():
+    model = tiny_model("qwen2_5_vl")
+    work = cost.batch_work([(4, 8, 8)], [100], 10)
+    once = cost.forward(model.config, work)
+    lora = cost.training(model.config, work, frozen=("vision", "merger", "language"), lora=True)
+    assert lora == cost.Operations(once.vision, once.merger, 2 * once.language, 2 * once.head)
+    whole = cost.training(model.config, work)
+    assert whole == cost.Operations(*(3 * part for part in once))
+
+
+def test_fewer_tokens_cost_less_and_long_ones_more_than_their_share():
+    config = tiny_model("qwen2_5_vl").config
+    one, two, four = (cost.forward(config, cost.batch_work([], [n], 0)).language for n in (1000, 2000, 4000))
+    assert 2 * one < two and 2 * two < four
+    assert torch.tensor([one, two, four]).isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"])
+def test_a_token_meets_every_weight_of_the_layers_when_all_experts_are_chosen(family):
+    model = tiny_model(family)
+    text = model.config.get_text_config()
+    text.num_experts_per_tok = getattr(text, "num_experts", None)
+    layers = model.model.language_model.layers.parameters()
+    assert cost._language_weights(text) == sum(p.numel() for p in layers if p.ndim > 1)
+
+
+def test_a_layer_with_a_state_costs_the_same_for_every_token():
+    config = tiny_model("qwen3_5").config
+    one, two, three = (cost.forward(config, cost.batch_work([], [n], 0)).language for n in (1000, 2000, 3000))
+    full = 4 * 1000 * 1000 * 16 * 2  # what the one attending layer adds: pairs, width of a head, heads
+    assert three - two - (two - one) == full
+
+
+def test_the_cost_of_samples_side_by_side_adds_up_to_their_batch():
+    config = tiny_model("qwen2_5_vl").config
+    grids, lengths, targets = [(4, 8, 8), (2, 24, 16)], [100, 70], [10, 3]
+    each = [cost.batch_work([grid], [n], k) for grid, n, k in zip(grids, lengths, targets)]
+    many = cost.Work(*(np.array(values) for values in zip(*(vars(work).values() for work in each))))
+    whole = cost.training(config, cost.batch_work(grids, lengths, sum(targets)))
+    assert cost.training(config, many).total.sum() == pytest.approx(whole.total)
+
+
+def test_recomputing_a_tower_costs_a_forward_where_backward_goes_through_it():
+    config, work = tiny_model("qwen2_5_vl").config, cost.batch_work([(4, 8, 8)], [100], 10)
+    once, both = cost.forward(config, work), ("vision", "language")
+    extra = cost.training(config, work, recomputed=both).total - cost.training(config, work).total
+    assert extra == pytest.approx(once.vision + once.language)
+    frozen = cost.training(config, work, frozen=("vision",), recomputed=both)
+    assert frozen.vision == once.vision and frozen.language == 4 * once.language
+
+
+def test_a_tower_that_drops_tokens_before_a_block_costs_what_its_blocks_see():
+    config = tiny_model("qwen2_5_vl").config
+    whole = cost.batch_work([(4, 8, 8)], [80], 3)
+    at_input, half, at_end = (cost.before_tower(config, whole, 32, block) for block in (0, 1, 3))
+    assert (at_input.patches, at_input.pairs) == (whole.patches / 2, whole.pairs / 4)
+    assert at_end == whole
+    assert at_input.patches < half.patches < whole.patches
+    assert 2 * cost.forward(config, at_input).vision < cost.forward(config, whole).vision
+
+
+@pytest.mark.parametrize(
+    ("family", "off"), [("qwen3_vl", 1e-9), ("qwen2_5_vl", 0.02)]
+)  # windows shrink by their own rule
+@pytest.mark.parametrize("before", [0, 1, 3])
+@pytest.mark.parametrize("frozen", [(), ("vision",)])
+def test_the_price_of_a_sample_is_what_its_step_costs_with_a_tower_that_drops(family, off, before, frozen):
+    config = tiny_model(family).config
+    grids = [(9, 24, 32), (2, 8, 8), (40, 16, 12)]
+    sizes = gather(SampleSize(50, ((t, h * w // 4),), t * h * w, 2 * t, 7, t * (h * w) ** 2) for t, h, w in grids)
+    price = cost.price(config, sizes, before, frozen=frozen)
+    for place, (t, h, w) in enumerate(grids):
+        for share in (0, 0.3, 0.75, 0.9):
+            dropped = int(share * t * h * w // 4)
+            whole = cost.batch_work([(t, h, w)], [50 + t * h * w // 4 - dropped], 7)
+            step = cost.training(config, cost.before_tower(config, whole, dropped, before), frozen=frozen)
+            assert price(np.array([place]), np.array([[whole.tokens]]))[0] == pytest.approx(step.total, rel=off)

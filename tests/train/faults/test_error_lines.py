@@ -1,0 +1,59 @@
+"""What machines do to runs is one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from train.faults.error_lines import explained
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "data worker (pid 7) was killed"),
+        (RuntimeError("DataLoader worker (pid(s) 7, 9) exited unexpectedly"), "data worker (pid 7, 9) was killed"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has"),
+            "the GPU's memory is full (Tried to allocate 20.00 GiB): lower train.batch_size",
+        ),
+        (RuntimeError("[pair.cc:534] Connection closed by peer [10.0.0.1]:1234"), "another rank has died"),
+        (MemoryError(), "the machine's memory is full"),
+    ],
+)
+def test_a_known_failure_is_explained(error, message):
+    line = explained(error)
+    assert line is not None and message in line and "\n" not in line
+
+
+def test_an_unknown_error_keeps_its_trace():
+    assert explained(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+
+
+@pytest.mark.slow
+def test_a_killed_data_worker_is_one_line(words, tmp_path):
+    command = [sys.executable, str(ROOT / "train" / "run.py"), *words("train.steps=500", "data.workers=1")]
+    log, written = (tmp_path / "log"), tmp_path / "run" / "metrics.jsonl"
+    run = subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log.open("wb"), stderr=subprocess.STDOUT
+    )
+    while not written.is_file() or len(written.read_text().splitlines()) < 2:
+        assert run.poll() is None, log.read_text()
+        time.sleep(0.2)
+    (worker,) = (child for child in psutil.Process(run.pid).children() if "run.py" in " ".join(child.cmdline()))
+    worker.send_signal(signal.SIGKILL)
+    assert run.wait(120) == 1
+    text = log.read_text()
+    assert f"error: rank 0: data worker (pid {worker.pid}) was killed" in text and "Traceback" not in text
+    assert json.loads(written.read_text().splitlines()[-1])["step"] >= 2

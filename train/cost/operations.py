@@ -1,0 +1,288 @@
+"""Operations of a forward or training pass, counted from a Hugging Face configuration and the sizes of samples.
+
+A multiply-add counts as two. Attention counts the pairs it looks at: under the causal mask in the language model,
+within windows and temporal grids in the vision tower. Norms, activations and rotations count nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data.batching.sample_cost import Price, Reading, Spared
+from data.batching.sizes import Sizes
+from evs.packing import recurrent_layers
+
+
+class Operations(NamedTuple):
+    """By part of the model: of a batch, or arrays of one entry a sample."""
+
+    vision: Any
+    merger: Any
+    language: Any
+    head: Any
+
+    @property
+    def total(self) -> Any:
+        return sum(self)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a batch asks of the model; or many samples, each number then an array. Batches are sums of samples."""
+
+    patches: Any  # that the vision tower reads
+    pairs: Any  # of patches that share a temporal grid, or an image
+    tokens: Any  # that the language model reads
+    looks: Any  # from a token to one of its own sample that it sees
+    targets: Any  # tokens that the head predicts
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a step goes through its views."""
+
+    sees_once: bool = True  # one pass of the vision tower serves all views
+    alone: bool = False  # the first view teaches the others, and has no backward pass
+    base: bool = False  # the model without its LoRA reads the first view too
+    base_sees: bool = False  # by a pass of the vision tower of its own
+
+
+ONE_VIEW = Course()
+
+
+def batch_work(grids: Sequence[tuple[int, int, int]], lengths: Sequence[int], targets: int) -> Work:
+    """Of one batch: patches of every image and video (temporal grids, height, width), tokens of every sample."""
+    return Work(
+        patches=sum(t * h * w for t, h, w in grids),
+        pairs=sum(t * (h * w) ** 2 for t, h, w in grids),
+        tokens=sum(lengths),
+        looks=sum(map(causal, lengths)),
+        targets=targets,
+    )
+
+
+def before_tower(config: Any, work: Work, dropped: Any, block: int) -> Work:
+    """The work of a batch whose tower goes on without `dropped` tokens from `block` on: what its blocks see on average.
+
+    The survivors are taken to be shared alike among temporal grids, which concerns attention's part only.
+    """
+    vision = config.vision_config
+    left = 1 - dropped * vision.spatial_merge_size**2 / np.maximum(work.patches, 1)
+    whole = block / vision.depth  # the share of blocks that see everything
+    return replace(
+        work,
+        patches=work.patches * (whole + (1 - whole) * left),
+        pairs=work.pairs * (whole + (1 - whole) * left**2),
+    )
+
+
+def causal(length: Any) -> Any:
+    """Looks within a sample of so many tokens."""
+    return length * (length + 1) / 2
+
+
+def forward(config: Any, work: Work) -> Operations:
+    """Operations of one forward pass."""
+    text, vision = config.get_text_config(), vision_shape(config)
+    return Operations(
+        vision=2 * work.patches * _vision_weights(vision) + _vision_attention(vision, work),
+        merger=2 * work.patches / vision.spatial_merge_size**2 * _merger_weights(vision),
+        language=2 * work.tokens * (_language_weights(text) + _recurrence(text)) + _causal_attention(text, work),
+        head=2 * work.targets * text.hidden_size * text.vocab_size,
+    )
+
+
+def vision_shape(config: Any) -> Any:
+    """The vision tower's configuration in the terms of Qwen's, in which RADIO's is put."""
+    vision = config.vision_config
+    if hasattr(vision, "depth"):
+        return vision
+    return SimpleNamespace(
+        depth=vision.num_hidden_layers,
+        hidden_size=vision.hidden_size,
+        intermediate_size=int(vision.hidden_size * vision.mlp_ratio),
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.video_temporal_patch_size,
+        spatial_merge_size=round(1 / config.downsample_ratio),
+        merger_size=config.projector_hidden_size,
+        out_hidden_size=config.get_text_config().hidden_size,
+    )
+
+
+def training(
+    config: Any,
+    work: Work,
+    *,
+    frozen: Collection[str] = (),
+    lora: bool = False,
+    recomputed: Collection[str] = (),
+    tower: float = 1.0,
+) -> Operations:
+    """Operations of forward and backward. `frozen` and `recomputed` name towers (train.config.TOWERS); LoRA's own are
+    left out. An operation of the vision tower and its merger counts as `tower` operations.
+
+    Backward costs a forward for the gradients of the inputs and another for those of the weights; neither is made
+    below the first trained weight, and the second not for frozen ones. A tower whose activations are recomputed costs
+    one more forward where backward goes through it.
+    """
+    once = _weighed(forward(config, work), tower)
+    vision, merger, language = (name not in frozen for name in ("vision", "merger", "language"))
+    heavy = language and not lora
+    through = vision or merger or language or lora
+    return Operations(
+        vision=once.vision * ((3 + ("vision" in recomputed)) if vision else 1),
+        merger=once.merger * (1 + (vision or merger) + merger),  # its own norm comes first
+        language=once.language * (1 + through * (1 + ("language" in recomputed)) + heavy),
+        head=once.head * (2 + heavy),
+    )
+
+
+def _weighed(done: Operations, tower: float) -> Operations:
+    """With the operations of the vision tower counted as so many each."""
+    return done._replace(vision=tower * done.vision, merger=tower * done.merger)
+
+
+def training_in_views(config: Any, works: Sequence[Work], course: Course, **trained: Any) -> Operations:
+    """Operations of forward and backward of a batch read several times, given the work of each view alone."""
+    parts = [training(config, work, **trained) for work in works]
+    once = _weighed(forward(config, works[0]), trained.get("tower", 1.0))
+    if course.alone:
+        parts[0] = parts[0]._replace(language=once.language, head=once.head) if course.sees_once else once
+    if course.sees_once:
+        parts[1:] = [each._replace(vision=0, merger=0) for each in parts[1:]]
+    if course.base:
+        parts.append(once if course.base_sees else once._replace(vision=0, merger=0))
+    return Operations(*map(sum, zip(*parts)))
+
+
+def price(
+    config: Any, sizes: Sizes, before: int | None = None, views: int = 1, course: Course = ONE_VIEW, **trained: Any
+) -> Price:
+    """What training on each sample costs, by the tokens that are left of it in each of the views; the tower drops the
+    others before its block `before` (None: after it). `trained` as in `training`."""
+    course = replace(course, sees_once=before is None)
+    zero = np.zeros(len(sizes))
+    seen = Work(sizes.patches_S, sizes.pairs_S, zero, zero, sizes.targets_S)
+    media = training(config, seen, **trained).total
+    all_media = training_in_views(config, [seen] * views, course, **trained).total
+    readings = tuple(_reading(config, view, views, course, **trained) for view in range(views))
+    if before is None:
+        return Price(all_media, readings)
+    tokens_S = sizes.unpruned()
+    most_S = tokens_S - sizes.fixed_S
+    half_S, whole_S = (
+        media - training(config, before_tower(config, seen, share * most_S, before), **trained).total
+        for share in (0.5, 1)
+    )
+    least_S = np.maximum(most_S, 1)  # where there is no video, nothing is spared
+    line_S, square_S = (4 * half_S - whole_S) / least_S, (4 * half_S - 2 * whole_S) / least_S**2
+    return Price(all_media, readings, Spared(tokens_S, line_S, square_S))
+
+
+def _reading(config: Any, view: int, views: int, course: Course, **trained: Any) -> Reading:
+    """What the language model's tokens and looks cost in one of the views."""
+    nothing = Work(0, 0, 0, 0, 0)
+    token, look = (
+        training_in_views(config, [unit if each == view else nothing for each in range(views)], course, **trained).total
+        for unit in (replace(nothing, tokens=1), replace(nothing, looks=1))
+    )
+    return Reading(float(token), float(look))
+
+
+def budget(price: Price, tokens: np.ndarray, token_budget: int) -> float:
+    """Operations that suit a budget of tokens, [views, S] being those of every sample at the lowest rates: what so many
+    cost on average there, less a tenth, so that tokens seldom bind; never less than the dearest sample alone."""
+    cost_S = price(np.arange(tokens.shape[1]), tokens)
+    return max(0.9 * token_budget * cost_S.sum() / tokens.sum(), cost_S.max())
+
+
+def _language_weights(text: Any) -> int:
+    """Weights that one token meets in all decoder layers."""
+    if hasattr(text, "layers_block_type"):
+        return sum(_block_weights(text, block) for block in text.layers_block_type)
+    width, recurrent = text.hidden_size, recurrent_layers(text)
+    sides = 3 if recurrent else 2  # queries and outputs, and in hybrids a gate
+    projections = width * _head(text) * (sides * text.num_attention_heads + 2 * text.num_key_value_heads)
+    whole = text.num_hidden_layers * _mlp_weights(text) + (text.num_hidden_layers - recurrent) * projections
+    if not recurrent:
+        return whole
+    keys = text.linear_num_key_heads * text.linear_key_head_dim
+    values = text.linear_num_value_heads * text.linear_value_head_dim
+    projections = width * (2 * keys + 3 * values + 2 * text.linear_num_value_heads)
+    return whole + recurrent * (projections + text.linear_conv_kernel_dim * (2 * keys + values))
+
+
+def _block_weights(text: Any, block: str) -> int:
+    """Weights that one token meets in a block of Nemotron, which is one thing: attention, Mamba, an MLP or experts."""
+    width = text.hidden_size
+    if block == "full_attention":
+        return width * _head(text) * 2 * (text.num_attention_heads + text.num_key_value_heads)
+    if block == "linear_attention":
+        inner, shared = text.mamba_num_heads * text.mamba_head_dim, 2 * text.n_groups * text.ssm_state_size
+        return width * (3 * inner + shared + text.mamba_num_heads) + text.conv_kernel * (inner + shared)
+    if block == "mlp":
+        return 2 * width * text.intermediate_size
+    latent = text.moe_latent_size or width
+    routed = 2 * latent * text.num_experts_per_tok * text.moe_intermediate_size + 2 * width * latent * (latent != width)
+    return routed + width * (text.n_routed_experts + 2 * text.moe_shared_expert_intermediate_size)
+
+
+def _mlp_weights(text: Any) -> int:
+    width = text.hidden_size
+    if experts := getattr(text, "num_experts_per_tok", None):
+        shared = getattr(text, "shared_expert_intermediate_size", 0)
+        routed = text.num_experts + 3 * experts * text.moe_intermediate_size
+        return width * (routed + 3 * shared + bool(shared))
+    return 3 * width * text.intermediate_size
+
+
+def _recurrence(text: Any) -> int:
+    """Multiply-adds of one token with the states of all layers: read with the key, written, read with the query."""
+    if not (recurrent := recurrent_layers(text)):
+        return 0
+    heads, key, value = state_shape(text)
+    return 3 * recurrent * heads * key * value
+
+
+def state_shape(text: Any) -> tuple[int, int, int]:
+    """Heads of a recurrent layer, and the two sides of a head's state."""
+    if hasattr(text, "mamba_num_heads"):
+        return text.mamba_num_heads, text.ssm_state_size, text.mamba_head_dim
+    return text.linear_num_value_heads, text.linear_key_head_dim, text.linear_value_head_dim
+
+
+def _causal_attention(text: Any, work: Work) -> Any:
+    recurrent = recurrent_layers(text)
+    attending = text.layer_types.count("full_attention") if recurrent else text.num_hidden_layers
+    return 4 * work.looks * _head(text) * text.num_attention_heads * attending
+
+
+def _head(text: Any) -> int:
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+
+
+def _vision_weights(vision: Any) -> int:
+    """Weights that one patch meets; the families differ in whether the MLP has a gate."""
+    width = vision.hidden_size
+    patch = getattr(vision, "in_channels", 3) * vision.temporal_patch_size * vision.patch_size**2
+    matrices = 3 if hasattr(vision, "window_size") else 2
+    return vision.depth * (4 * width**2 + matrices * width * vision.intermediate_size) + patch * width
+
+
+def _vision_attention(vision: Any, work: Work) -> Any:
+    whole = getattr(vision, "fullatt_block_indexes", range(vision.depth))
+    window = getattr(vision, "window_size", 0) // vision.patch_size
+    within = np.minimum(window**2 * work.patches, work.pairs)  # windows are full, but where a picture is smaller
+    return 4 * (work.pairs * len(whole) + within * (vision.depth - len(whole))) * vision.hidden_size
+
+
+def _merger_weights(vision: Any) -> int:
+    """Weights that one merged token meets, at every level."""
+    width = vision.hidden_size * vision.spatial_merge_size**2
+    inner = getattr(vision, "merger_size", width)
+    return inner * (width + vision.out_hidden_size) * (1 + len(getattr(vision, "deepstack_visual_indexes", ())))

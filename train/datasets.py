@@ -1,0 +1,73 @@
+"""The configuration's rows -> samples that can be used, what each costs, and the order in which they are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+
+from data.encoding.encoder import Encoder
+from data.formats.rows import Format
+from data.sources.base import Selection
+from data.sources.collection import Collection, Reading, collect
+from data.sources.index import Index, build_index
+from data.sources.mixture import Mixture
+from data.sources.spec import parts_of
+from data.split import split
+from data.types import Quarantined, Sample
+from train.collectives import together
+from train.config import DataConfig
+
+
+@dataclass(frozen=True)
+class Usable:
+    """Samples that can be used, on disk, and what is known of each."""
+
+    samples: Sequence[Sample]
+    index: Index
+    mixture: Mixture | None  # None: every sample once an epoch
+    rows: int  # that were read, for training and evaluation where one file serves both
+
+    @property
+    def lost(self) -> tuple[Quarantined, ...]:
+        """What was put aside."""
+        return self.index.lost
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Of the samples in their order, and of what is drawn from where."""
+        found: dict[str, Any] = {"samples": len(self.index), "rows": self.index.digest}
+        if self.mixture is not None:
+            found["mixture"] = [list(each) for each in zip(self.mixture.lengths, self.mixture.weights)]
+        return found
+
+
+def read_usable(engine: Accelerator, data: DataConfig, encoder: Encoder, seed: int) -> tuple[Usable, Usable | None]:
+    """(to train on, to evaluate on if anything is): two collections, or one's videos shared out."""
+    collection, index = read_index(engine, "data.train", data.train, data, encoder)
+    if data.eval_fraction is not None:
+        learned, held_out = split(index, data.eval_fraction, seed)
+        return usable(collection, learned), usable(collection, held_out)
+    evaluated = None if data.eval is None else read_index(engine, "data.eval", data.eval, data, encoder)
+    return usable(collection, index), None if evaluated is None else usable(*evaluated)
+
+
+def read_index(
+    engine: Accelerator | None, key: str, given: Any, data: DataConfig, encoder: Encoder
+) -> tuple[Collection, Index]:
+    """The rows that `key` names and their index, made by all ranks together; without an engine, by this process."""
+    main = engine is None or engine.is_main_process
+    reading = Reading(Format(data.format, data.columns), data.media_root, data.cache, data.workers, main)
+    collection = collect(parts_of(key, given), reading)
+    index = build_index(collection, encoder if data.audit else None, reading)
+    if len(set(together(key, index.digest))) > 1:
+        raise ValueError(f"{key}: ranks read different rows; was a file or its media changed meanwhile? start again")
+    return collection, index
+
+
+def usable(collection: Collection, index: Index) -> Usable:
+    """The samples of the index. ValueError for a source without any."""
+    samples = Selection(collection.samples, index.places_S)
+    return Usable(samples, index, collection.mixture(index.places_S), len(collection.samples))

@@ -1,0 +1,137 @@
+"""Recording and reporting: one `record(name, value)` where a value is, one reduction over ranks where it is shown."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from omegaconf import OmegaConf
+from torch import Tensor
+from tqdm import tqdm
+
+from data.types import Quarantined
+from train.collectives import collected
+from train.config import Config
+from train.metrics.jsonl import append_lines, cut_back
+from train.metrics.machine import machine
+from train.metrics.sinks import Console, Jsonl, Sink, start_tensorboard, start_wandb
+
+
+@dataclass
+class Recorder:
+    """Collects values between two reports. Ranks must record the same names between reports, in any order."""
+
+    engine: Accelerator
+    run_dir: Path
+    sinks: list[Sink]
+    list_batches: bool = False
+    _batches: list[dict[str, Any]] = field(default_factory=list)
+    _mean: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
+    _sum: dict[str, list[Any]] = field(default_factory=dict)
+    _missed: set[Quarantined] = field(default_factory=set)
+
+    def record(self, name: str, value: Tensor | float, weight: Tensor | float | None = None) -> None:
+        """A weighted mean over micro-batches and ranks with `weight`, a plain sum over them without."""
+        if weight is None:
+            self._sum.setdefault(name, []).append(value)
+        else:
+            self._mean.setdefault(name, []).append((value, weight))
+
+    def quarantine(self, samples: Sequence[Quarantined]) -> None:
+        """Samples left out on this rank: counted, and each with its reason in `quarantine.jsonl`."""
+        self.record("quarantined", len(samples))
+        append_lines(self.run_dir / "quarantine.jsonl", [asdict(sample) for sample in samples])
+
+    def missed(self, samples: Sequence[Quarantined]) -> None:
+        """Samples of all ranks that an evaluation left out: in `quarantine.jsonl` too, once for all evaluations."""
+        if self.engine.is_main_process:
+            new = [sample for sample in samples if sample not in self._missed]
+            append_lines(self.run_dir / "quarantine.jsonl", [asdict(sample) for sample in new])
+        self._missed.update(samples)
+
+    def batch(self, step: int, place: int, rates: Sequence[Any], samples: Sequence[str]) -> None:
+        """What one micro-batch held, for `batches.jsonl` where it is asked for."""
+        if self.list_batches:
+            self._batches.append({"step": step, "place": place, "rates": rates, "samples": list(samples)})
+
+    def _write_batches(self) -> None:
+        rows = collected(self._batches)
+        if self.engine.is_main_process:
+            append_lines(self.run_dir / "batches.jsonl", sorted(rows, key=lambda row: (row["step"], row["place"])))
+        self._batches.clear()
+
+    def report(
+        self, step: int, shares: Mapping[str, tuple[str, float]] | None = None, **local: float
+    ) -> dict[str, float]:
+        """Reduce, forget and write what was recorded; `local` values are this rank's and go out as they are.
+
+        `shares`: under a new name, what a recorded name came to over all ranks, divided by a number.
+        """
+        values = self._reduce() | local
+        values |= {name: values[of] / by for name, (of, by) in (shares or {}).items() if of in values}
+        self._mean.clear()
+        self._sum.clear()
+        for sink in self.sinks:
+            sink.write(step, values)
+        if self.list_batches:
+            self._write_batches()
+        return values
+
+    def close(self) -> None:
+        for sink in self.sinks:
+            sink.close()
+
+    def _reduce(self) -> dict[str, float]:
+        means, sums = sorted(self._mean), sorted(self._sum)
+        rows = [total(self._sum[name]) for name in sums]
+        rows += [total([value * weight for value, weight in self._mean[name]]) for name in means]
+        rows += [total([weight for _, weight in self._mean[name]]) for name in means]
+        if not rows:
+            return {}
+        flat = torch.stack([row.to(self.engine.device) for row in rows])
+        flat = self.engine.reduce(flat, reduction="sum").tolist()
+        n, m = len(sums), len(means)
+        mean = {name: flat[n + i] / flat[n + m + i] for i, name in enumerate(means) if flat[n + m + i]}
+        return dict(zip(sums, flat)) | mean
+
+
+def total(values: list[Any]) -> Tensor:
+    """Their float64 sum, without waiting for the device."""
+    tensors = [torch.as_tensor(value).detach().double() for value in values]
+    device = next((t.device for t in tensors if t.device.type != "cpu"), torch.device("cpu"))
+    return torch.stack([t.to(device, non_blocking=True) for t in tensors]).sum()
+
+
+def build_recorder(engine: Accelerator, config: Config, first_step: int) -> Recorder:
+    """All sinks on rank 0, none elsewhere; every rank records. Writes the run's `config.yaml` and `machine.json`."""
+    run_dir, listed = Path(config.run_dir), config.tracker.batches
+    if engine.process_index != 0:
+        return Recorder(engine, run_dir, [], listed)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
+    about = machine() | {"ranks": engine.num_processes, "command": shlex.join(["python", *sys.argv])}
+    (run_dir / "machine.json").write_text(json.dumps(about, indent=1) + "\n")
+    for name in ("metrics.jsonl", "batches.jsonl", "health.jsonl"):
+        cut_back(run_dir / name, first_step or -1)  # without a checkpoint all is done again, step 0 too
+    bar = tqdm(total=config.train.steps, initial=first_step, desc="train", unit="step")
+    sinks: list[Sink] = [Console(bar), Jsonl(run_dir / "metrics.jsonl")]
+    if config.tracker.tensorboard:
+        sinks.append(start_tensorboard(run_dir, first_step))
+    if config.tracker.wandb:
+        sinks.append(start_wandb(config.tracker, run_dir, asdict(config)))
+    return Recorder(engine, run_dir, sinks, listed)
+
+
+RATE_BUCKETS = ("0.0-0.3", "0.3-0.6", "0.6-0.9", "0.9-1.0")
+
+
+def rate_bucket(rate: float) -> str:
+    """The third of [0, .9) that a rate falls in, or the rest: `loss/rate_0.3-0.6`."""
+    return RATE_BUCKETS[min(int(rate / 0.3 + 1e-9), 3)]

@@ -1,0 +1,147 @@
+"""Where reported values go: the console, a JSONL file, TensorBoard, W&B."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from train.config import TrackerConfig
+from train.metrics.jsonl import append_lines, as_json
+from train.reports.curve import Curve, curve_of, figure, table
+
+
+class Sink(Protocol):
+    def write(self, step: int, values: dict[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Jsonl:
+    """One line a report, appended: a resumed run appends to the same file."""
+
+    path: Path
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        append_lines(self.path, [{"step": step, **as_json(values)}])
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Console:
+    """The progress bar, with time left and the values worth watching."""
+
+    bar: tqdm
+    shown: tuple[str, ...] = ("loss", "token_accuracy", "rate", "kept", "lr", "tokens_per_s")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self.bar.update(step - self.bar.n)
+        self.bar.set_postfix({name: f"{values[name]:.4g}" for name in self.shown if name in values})
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+@dataclass(frozen=True)
+class TensorBoard:
+    """Event files under the run's folder. Those of steps that a resumed run takes again are hidden."""
+
+    writer: Any
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        if (curve := curve_of(f"step {step}", values)).accuracy:
+            self.writer.add_figure("eval/curve", figure([curve], "Accuracy by pruning rate"), step)
+            self.writer.add_text("eval/table", table([curve]), step)
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def start_tensorboard(run_dir: Path, first_step: int) -> TensorBoard:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return TensorBoard(SummaryWriter(run_dir / "tensorboard", purge_step=first_step + 1 if first_step else None))
+
+
+@dataclass
+class Wandb:
+    """A service beside the run: whatever goes wrong with it is printed once, and the run trains on without it."""
+
+    run: Any
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._try(lambda: self.run.log({**values, **wandb_curve(curve_of(f"step {step}", values))}, step=step))
+
+    def close(self) -> None:
+        self._try(lambda: self.run.finish())
+
+    def _try(self, function: Callable[[], Any]) -> None:
+        try:
+            if self.run is not None:
+                function()
+        except Exception as error:
+            self.run = None
+            print(f"W&B gave up ({_first_line(error)}); metrics.jsonl is still written", file=sys.stderr)
+
+
+def start_wandb(config: TrackerConfig, run_dir: Path, settings: dict) -> Wandb:
+    """A W&B run under the run's own folder, offline when neither a key nor a mode is known or the network fails."""
+    key = os.environ.get("WANDB_API_KEY") or wandb_key()
+    mode = os.environ.get("WANDB_MODE") or ("online" if key else "offline")
+    for each in dict.fromkeys([mode, "offline"]):
+        try:
+            return Wandb(_wandb(config, run_dir, settings, each))
+        except Exception as error:
+            print(f"W&B did not start ({_first_line(error)})", file=sys.stderr)
+    return Wandb(None)
+
+
+def _wandb(config: TrackerConfig, run_dir: Path, settings: dict, mode: Any) -> Any:
+    import wandb
+
+    return wandb.init(
+        project=config.project,
+        name=config.name or run_dir.name,
+        id=wandb_id(config.project, run_dir),
+        dir=run_dir,
+        config=settings,
+        mode=mode,
+        resume="allow",
+        settings=wandb.Settings(console="off", silent=True, init_timeout=30),
+    )
+
+
+def wandb_curve(curve: Curve) -> dict[str, Any]:
+    """An evaluation as W&B's table and picture; empty where there was none."""
+    if not curve.accuracy:
+        return {}
+    import wandb
+
+    rows = [[rate, accuracy] for rate, accuracy in sorted(curve.accuracy.items())]
+    picture = wandb.Image(figure([curve], "Accuracy by pruning rate"))
+    return {"eval/curve": picture, "eval/table": wandb.Table(columns=["rate", "accuracy"], data=rows)}
+
+
+def wandb_key() -> str | None:
+    import wandb
+
+    return wandb.api.api_key
+
+
+def wandb_id(project: str, run_dir: Path) -> str:
+    """The same for every part of one run, and another for every other folder."""
+    return hashlib.blake2b(f"{project}/{run_dir.absolute()}".encode(), digest_size=8).hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,0 +1,109 @@
+"""What training is about to read, for people: a row as the model sees it, and how much of the model is trained.
+
+A wrong chat template, a lost answer or a tower left frozen shows here, before any money is spent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, takewhile
+
+from torch import nn
+
+from data.encoding.encoder import Encoder
+from data.sample_limits import contained
+from data.types import IGNORE, Clip, Encoding, MediaError, RowError, Sample
+from evs import Grid
+from evs.methods import Method
+from train.config import TOWERS
+from train.optim import tower_of
+
+OPEN, CLOSE = ">>", "<<"  # around what carries loss
+
+
+def parameters(model: nn.Module) -> str:
+    """One line: how many parameters each tower has, and how many of them are trained."""
+    total, trained = dict.fromkeys(TOWERS, 0), dict.fromkeys(TOWERS, 0)
+    for name, parameter in model.named_parameters():
+        total[tower_of(name)] += parameter.numel()
+        trained[tower_of(name)] += parameter.numel() * parameter.requires_grad
+    towers = ", ".join(f"{tower} {trained[tower]:,} of {total[tower]:,}" for tower in TOWERS)
+    return f"trained parameters: {sum(trained.values()):,} of {sum(total.values()):,} ({towers})"
+
+
+def first_row(encoder: Encoder, samples: Iterable[Sample], rates: Sequence[float], method: Method) -> str:
+    """The first of the samples that can be encoded: its text with media folded and answers marked, and its tokens."""
+    for sample in samples:
+        try:
+            with contained(sample.id, encoder.limits.seconds):
+                clips, images = encoder.read(sample)
+                encoding = encoder.encode_clips(sample, clips, images)
+        except (MediaError, RowError):
+            continue
+        head = f"row {encoding.id}, as the model reads it, {OPEN}labelled{CLOSE}:"
+        return "\n".join([head, "".join(_pieces(encoder, encoding, clips)), _tokens(encoder, encoding, rates, method)])
+    return "no row to show: none of the samples of the first step can be encoded"
+
+
+def _tokens(encoder: Encoder, encoding: Encoding, rates: Sequence[float], method: Method) -> str:
+    """How many tokens the row has, and how many of them each rate leaves."""
+    before, labelled = len(encoding.labels_N), int((encoding.labels_N != IGNORE).sum())
+    grids = [_grid(encoder, thw) for thw in encoding.video_grid_thw_V3.tolist()]
+    left = [before - sum(grid.tokens - method.count(grid, rate) for grid in grids) for rate in rates]
+    after = ", ".join(f"{count} at rate {rate:.2f}" for rate, count in zip(rates, left))
+    return f"{before} tokens, {labelled} of them labelled; after pruning {after}"
+
+
+def _pieces(encoder: Encoder, encoding: Encoding, clips: Sequence[Clip]) -> Iterator[str]:
+    """The prompt from left to right: text decoded, each medium in words in place of its tokens."""
+    tokenizer, ids = encoder.processor.tokenizer, encoding.input_ids_N.tolist()
+    labelled = (encoding.labels_N != IGNORE).tolist()
+    marks = encoder.processor.video_token, encoder.processor.image_token
+    placeholders = set(tokenizer.convert_tokens_to_ids([mark for mark in marks if mark in tokenizer.get_vocab()]))
+    videos, images = _videos(encoder, encoding, clips), _images(encoder, encoding)
+    media = (next(videos if video else images) for video in encoding.video_M.tolist())
+    place = 0
+    while place < len(ids):
+        if ids[place] in placeholders:
+            words, tokens = next(media)
+            end = _end(ids, place, tokens)
+            inside = end - place - tokens
+            yield f"<{words}, {inside} tokens of timestamps and markers among them>" if inside else f"<{words}>"
+        else:
+            end = place + len(list(takewhile(lambda token: token not in placeholders, ids[place:])))
+            for loss, run in groupby(range(place, end), labelled.__getitem__):
+                text = tokenizer.decode([ids[i] for i in run])
+                yield f"{OPEN}{text}{CLOSE}" if loss else text
+        place = end
+
+
+def _end(ids: Sequence[int], place: int, tokens: int) -> int:
+    """Where a medium of so many tokens ends: timestamps may stand between its temporal grids."""
+    left = tokens
+    end = place
+    while left:
+        left -= ids[end] == ids[place]
+        end += 1
+    return end
+
+
+def _videos(encoder: Encoder, encoding: Encoding, clips: Sequence[Clip]) -> Iterator[tuple[str, int]]:
+    """Each video in words, and its tokens."""
+    for thw, clip in zip(encoding.video_grid_thw_V3.tolist(), clips):
+        grid = _grid(encoder, thw)
+        times_T = (
+            clip.places_T / clip.fps if encoder.policy.times == "server" else clip.times_T
+        )  # those the model is given
+        seconds = f"{times_T[0]:.1f}-{times_T[-1]:.1f} s"
+        yield f"video {grid.T} grids {grid.H}x{grid.W}, {len(times_T)} frames, {seconds}", grid.tokens
+
+
+def _images(encoder: Encoder, encoding: Encoding) -> Iterator[tuple[str, int]]:
+    for thw in encoding.image_grid_thw_I3.tolist():
+        grid = _grid(encoder, thw)
+        yield f"image {grid.H}x{grid.W}", grid.tokens
+
+
+def _grid(encoder: Encoder, thw: Sequence[int]) -> Grid:
+    t, h, w = thw
+    return Grid(t, h // encoder.merge, w // encoder.merge)

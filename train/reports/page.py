@@ -1,0 +1,162 @@
+"""A run as one HTML file that needs no other: curves, rates, loss, time, what was left out, and how it was made."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from train.build import build_rates
+from train.checkpoint import manifest
+from train.checkpoint.checkpoint import complete
+from train.config import Config
+from train.reports import figures
+from train.reports.curve import Curve, figure, from_run, table
+from train.reports.figures import as_image
+from train.reports.summary import Summary, read_lines, summarize
+from train.views import StepRates
+
+PAGE = Template("""\
+<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>$title</title><link rel="icon" href="data:,">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2rem auto; padding: 0 1rem; color: #111; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin: 0 0 .5rem; }
+main { display: grid; grid-template-columns: repeat(auto-fit, minmax(500px, 1fr)); gap: 1.5rem; }
+section { border: 1px solid #ccc; border-radius: 8px; padding: 1rem; min-width: 0; }
+img { max-width: 100%; } pre { overflow-x: auto; background: #f4f4f4; padding: .75rem; font-size: .85rem; }
+table { border-collapse: collapse; } td, th { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
+td:first-child, th:first-child { text-align: left; } td:nth-child(2):last-child { overflow-wrap: anywhere; }
+</style></head>
+<body><h1>$title</h1><p>$lead</p><main>
+$sections
+</main></body></html>
+""")
+Section = tuple[str, str]  # heading, HTML
+
+
+def write(run_dir: Path, out: Path, results: Sequence[Curve], prefill: Path | None = None) -> None:
+    """`results` are drawn in place of what was evaluated during the run. ValueError where `run_dir` is no run."""
+    config = OmegaConf.load(run_dir / "config.yaml") if (run_dir / "config.yaml").is_file() else None
+    if config is None:
+        raise ValueError(f"run={run_dir} holds no config.yaml: give the run_dir of a training run")
+    done = summarize(run_dir)
+    rows = [row for row in read_lines(run_dir / "metrics.jsonl") if "samples" in row]
+    found = [
+        *_curves(results or from_run(run_dir), done),
+        *_first_token(prefill),
+        ("Loss by pruning rate", as_image(figures.loss_by_rate(rows), "loss over steps, one line a range of rates")),
+        *_rates(run_dir),
+        ("Tokens saved", _tokens(done)),
+        ("Where a step's time goes", as_image(figures.step_time(rows), "seconds of a step by part")),
+        ("Samples left out", _quarantine(done)),
+        *_origin(run_dir, config, done),
+    ]
+    sections = "\n".join(f"<section><h2>{heading}</h2>{body}</section>" for heading, body in found)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(PAGE.substitute(title=html.escape(f"Run {run_dir.name}"), lead=_lead(done), sections=sections))
+
+
+def _lead(done: Summary) -> str:
+    memory = "" if done.peak_memory_gib is None else f" Peak memory {done.peak_memory_gib:.2f} GiB a rank."
+    return (
+        f"{done.steps} steps on {done.samples:,} samples in {done.hours:.2f} h ({done.samples_per_s:.3g} a second); "
+        f"mean pruning rate {done.rate:.3f}.{memory}"
+    )
+
+
+def _curves(curves: Sequence[Curve], done: Summary) -> Iterator[Section]:
+    if not curves:
+        command = f"python scripts/evaluate.py model={done.checkpoint or 'DIR'} data=FILE out=curve.json"
+        text = f"Not evaluated. Measure it and give <code>results=[curve.json]</code>:<pre>{html.escape(command)}</pre>"
+        yield "Accuracy by pruning rate", text
+        return
+    picture = as_image(figure(curves, ""), "accuracy by pruning rate")
+    best = curves[-1].recommended()
+    advice = "" if best is None else f"<p>Serve {html.escape(curves[-1].name)} at rate <b>{best:g}</b>.</p>"
+    yield "Accuracy by pruning rate", picture + _rows_of(table(curves)) + advice
+
+
+def _rows_of(markdown: str) -> str:
+    """A Markdown table as HTML."""
+    lines = [line.strip("| ").split(" | ") for line in markdown.splitlines() if not line.startswith("|---")]
+    lines[0] = ["", *lines[0]] if len(lines[0]) < len(lines[-1]) else lines[0]
+    cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in lines]
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in cells) + "</table>"
+
+
+def _first_token(prefill: Path | None) -> Iterator[Section]:
+    """From the figures of `benchmark.py prefill`."""
+    heading = "Time to first token by pruning rate"
+    if prefill is None:
+        yield (
+            heading,
+            "Not measured. <code>prefill=prefill.json</code> adds it:"
+            "<pre>python scripts/benchmark.py prefill out=prefill.json</pre>",
+        )
+        return
+    try:
+        measured = json.loads(prefill.read_text())
+        seconds = {
+            float(rate): float(value["seconds"]) for rate, value in measured["result"].items() if rate[0].isdigit()
+        }
+        about = f"{measured['options']['shape']} on {measured['machine']['device']}"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"prefill={prefill}: not what benchmark.py prefill writes ({error!r}): give that file"
+        ) from None
+    picture = as_image(figures.first_token(seconds), "seconds to the first token by rate")
+    yield heading, f"{picture}<p>Shape {html.escape(about)}; random weights.</p>"
+
+
+def _rates(run_dir: Path) -> Iterator[Section]:
+    """Of every micro-batch: as listed, else drawn again where they follow from the seed and the step alone."""
+    if rates := [rate for row in read_lines(run_dir / "batches.jsonl") for view in row["rates"] for rate in _all(view)]:
+        yield "Drawn rates", as_image(figures.drawn_rates(rates), "histogram of drawn pruning rates")
+    elif checkpoints := complete(run_dir / "checkpoints"):
+        saved = manifest.read(checkpoints[-1])
+        plan, node = saved.shape["plan"], dict(saved.shape["rates"])
+        views = (saved.shape.get("views") or {}) | {"per_video": node.pop("per_video", False)}
+        levels = node.pop("levels")
+        draw = StepRates(build_rates(node), plan["places"], saved.shape["seed"], levels, **views)
+        if draw.known:
+            rates = [rate for step in range(saved.step) for each in draw(step) for rate in each]
+            yield "Drawn rates", as_image(figures.drawn_rates(rates), "histogram of drawn pruning rates")
+
+
+def _all(view: Any) -> list[float]:
+    """The rates of one view: one, or one a video."""
+    return view if isinstance(view, list) else [view]
+
+
+def _tokens(done: Summary) -> str:
+    picture = as_image(figures.tokens(done.tokens_before, done.tokens_after), "tokens before and after pruning")
+    saved = 1 - done.tokens_after / max(1, done.tokens_before)
+    return f"{picture}<p>{saved:.0%} of all tokens, text included, were never read.</p>"
+
+
+def _quarantine(done: Summary) -> str:
+    if not done.quarantined:
+        return "None: every sample was used."
+    reasons = [f"<tr><td>{html.escape(why)}</td><td>{count}</td></tr>" for why, count in done.quarantined.items()]
+    return f"<table><tr><th>reason</th><th>samples</th></tr>{''.join(reasons)}</table>"
+
+
+def _origin(run_dir: Path, config: Any, done: Summary) -> Iterator[Section]:
+    """Hardware, commit, commands and configuration."""
+    path = run_dir / "machine.json"
+    about: Mapping[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    facts = [f"<tr><td>{name}</td><td>{html.escape(str(value))}</td></tr>" for name, value in about.items()]
+    yield "Hardware and commit", f"<table>{''.join(facts)}</table>" if facts else "Not recorded by this run."
+    commands = [str(about["command"])] if "command" in about else []
+    if done.checkpoint:
+        commands.append(f"python scripts/export.py run={run_dir} out={run_dir}-checkpoint")
+    yield "Commands", f"<pre>{html.escape(chr(10).join(commands))}</pre>"
+    shown = OmegaConf.to_yaml(OmegaConf.merge(OmegaConf.structured(Config), config))
+    yield "Configuration", f"<details><summary>config.yaml</summary><pre>{html.escape(shown)}</pre></details>"

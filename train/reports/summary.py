@@ -1,0 +1,97 @@
+"""What a run did, from what it wrote: printed at its end, and left as `summary.json` beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from train.checkpoint.checkpoint import complete
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Sums over all parts of a run that was interrupted and resumed."""
+
+    steps: int
+    samples: int
+    hours: float  # of training; evaluation and saving are not in it
+    samples_per_s: float
+    tokens_before: int
+    tokens_after: int
+    rate: float  # mean of the drawn ones
+    peak_memory_gib: float | None  # of the main rank
+    forecast_gib: float | None  # by the preflight
+    resized: int  # samples that decoded to another number of tokens than their headers promised
+    quarantined: dict[str, int]  # by reason
+    checkpoint: str | None
+
+
+def summarize(run_dir: Path, forecast_gib: float | None = None) -> Summary:
+    """ValueError where `run_dir` holds no metrics of a training step."""
+    rows = [row for row in read_lines(run_dir / "metrics.jsonl") if "samples" in row]
+    if not rows:
+        raise ValueError(f"{run_dir} holds no metrics of a training step: give the run_dir of a training run")
+    samples = sum(row["samples"] for row in rows)
+    seconds = sum(row["samples"] / row["samples_per_s"] for row in rows if row["samples"])
+    lengths = [row["step"] - before for row, before in zip(rows, [0, *(row["step"] for row in rows)])]
+    checkpoints = complete(run_dir / "checkpoints")
+    peaks = [row["peak_memory_gib"] for row in rows if "peak_memory_gib" in row]
+    return Summary(
+        steps=rows[-1]["step"],
+        samples=int(samples),
+        hours=seconds / 3600,
+        samples_per_s=samples / seconds if seconds else 0.0,
+        tokens_before=int(sum(row["tokens/before"] for row in rows)),
+        tokens_after=int(sum(row["tokens/after"] for row in rows)),
+        rate=sum(row["rate"] * length for row, length in zip(rows, lengths)) / max(1, sum(lengths)),
+        peak_memory_gib=max(peaks) if peaks else None,
+        forecast_gib=forecast_gib,
+        resized=int(sum(row.get("resized", 0) for row in rows)),
+        quarantined=by_reason(run_dir),
+        checkpoint=str(checkpoints[-1]) if checkpoints else None,
+    )
+
+
+def by_reason(run_dir: Path) -> dict[str, int]:
+    """How many samples of a run were left out for each reason, names and numbers put aside; the commonest first."""
+    lost = {row["id"]: row["reason"] for row in read_lines(run_dir / "quarantine.jsonl")}  # each once, resumed or not
+    return dict(Counter(map(kind_of, lost.values())).most_common())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def write(summary: Summary, run_dir: Path) -> None:
+    (run_dir / "summary.json").write_text(json.dumps(asdict(summary), indent=1) + "\n")
+
+
+def text(summary: Summary, run_dir: Path) -> str:
+    """For people; the last line is the command that comes next."""
+    kept = summary.tokens_after / max(1, summary.tokens_before)
+    lines = [
+        f"run: {run_dir}",
+        f"steps {summary.steps}, samples {summary.samples:,} in {summary.hours:.2f} h ({summary.samples_per_s:.3g}/s)",
+        f"tokens {summary.tokens_before:,} before pruning, {summary.tokens_after:,} after ({kept:.0%}); "
+        f"mean rate {summary.rate:.3f}",
+    ]
+    if summary.peak_memory_gib is not None:
+        forecast = f" (forecast {summary.forecast_gib:.2f})" if summary.forecast_gib is not None else ""
+        lines.append(f"peak memory {summary.peak_memory_gib:.2f} GiB a rank{forecast}")
+    if summary.resized:
+        lines.append(f"samples that decoded to other numbers of tokens than their headers promised: {summary.resized}")
+    lines += [f"quarantined {count}: {reason}" for reason, count in summary.quarantined.items()]
+    if summary.checkpoint:
+        lines.append(f"checkpoint: {summary.checkpoint}")
+        lines.append(f"export: python scripts/export.py run={run_dir} out={run_dir}-checkpoint")
+    return "\n".join(lines)
+
+
+def kind_of(reason: str) -> str:
+    """A reason without the file or row it begins with, numbers as N."""
+    return re.sub(r"\d+(\.\d+)?", "N", reason.partition(": ")[2] or reason)
