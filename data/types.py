@@ -57,9 +57,7 @@ class Sample:
     id: str
     turns: tuple[Turn, ...]
     kind: str = ""  # of question, by which evaluation also counts
-    metric: str | None = (
-        None  # of data.answer_metrics, by which free answers are graded; None: as greedy decoding writes them
-    )
+    metric: str | None = None  # name in data.answer_metrics; None: greedy decoding must produce the answer
     answers: tuple[str, ...] = ()  # accepted beside the assistant's
 
     @property
