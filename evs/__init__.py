@@ -2,12 +2,11 @@
 
 from evs.methods.evs import FrameDelta
 from evs.pruning import keep_mask, prune
-from evs.rates import Adaptive, Beta, Choice, Constant, Curriculum, FrameBeta, Mixture, Uniform, draw
+from evs.rates import Beta, Choice, Constant, Curriculum, FrameBeta, Mixture, Uniform, draw
 from evs.selection import keep_count, select
 from evs.types import DecoderInputs, Grid
 
 __all__ = [
-    "Adaptive",
     "Beta",
     "Choice",
     "Constant",

@@ -10,7 +10,7 @@ import hashlib
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -186,51 +186,6 @@ class Curriculum:
         return Mixture(self.stages).icdf(u)
 
 
-@dataclass
-class Adaptive:
-    """Rates from `low` to `high`, more of them where a model loses more by pruning; uniform until it has learned.
-
-    Parts lie between `edges`. The share `floor` is spread evenly, the rest over the parts by length times what their
-    loss is above that of the first; within a part all rates are equally likely.
-    """
-
-    low: float = 0.0
-    high: float = 0.9
-    floor: float = 0.25
-    memory: float = 0.8  # what a part's loss keeps of itself when it hears a new one
-    edges: Sequence[float] = (0.0, 0.3, 0.6, 0.9, 1.0)
-    losses: list[float | None] = field(default_factory=list)  # by part, None where nothing was heard
-
-    def __post_init__(self) -> None:
-        Uniform(self.low, self.high)
-        for name in ("floor", "memory"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"adaptive {name}={getattr(self, name)}: give a number above 0 and below 1")
-        if self.low == self.high:
-            raise ValueError(f"adaptive rates from {self.low} to {self.high} leave nothing to adapt: use rate=constant")
-        self.losses = self.losses or [None] * (len(self.edges) - 1)
-
-    def learn(self, losses: Sequence[float | None]) -> None:
-        """The mean loss of late at the rates of every part; None where there was none."""
-        for part, (old, new) in enumerate(zip(self.losses, losses, strict=True)):
-            if new is not None and math.isfinite(new):
-                self.losses[part] = new if old is None else self.memory * old + (1 - self.memory) * new
-
-    def icdf(self, u: Tensor) -> Tensor:
-        ends = torch.tensor(self.edges, dtype=torch.float64).clamp(self.low, self.high)
-        cdf = torch.cat([ends.new_zeros(1), torch.cumsum(self._mass(ends.diff()), 0)])
-        return _interpolate(u.double(), cdf / cdf[-1], ends).clamp(self.low, self.high).to(u.dtype)
-
-    def _mass(self, width: Tensor) -> Tensor:
-        """Of every part."""
-        heard = [loss for loss, wide in zip(self.losses, width.tolist()) if loss is not None and wide > 0]
-        above = [0.0 if loss is None else max(0.0, loss - heard[0]) for loss in self.losses] if heard else 0.0
-        extra = torch.as_tensor(above, dtype=torch.float64) * width
-        if extra.sum() == 0:
-            return width
-        return self.floor * width / width.sum() + (1 - self.floor) * extra / extra.sum()
-
-
 @dataclass(frozen=True)
 class _Between:
     """A part of the way from one distribution to another, quantile by quantile."""
@@ -288,7 +243,7 @@ def _check_weights(weights: Sequence[float] | None, n: int, what: str) -> None:
 
 def _check_parts(parts: Sequence[RateDistribution]) -> None:
     for part in parts:
-        if isinstance(part, FrameBeta | Adaptive | Curriculum):
+        if isinstance(part, FrameBeta | Curriculum):
             raise ValueError(f"{type(part).__name__} holds alone, not as a part of another distribution: use rate=")
 
 

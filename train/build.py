@@ -23,7 +23,7 @@ from data.types import Quarantined, Sample
 from evs.families import adapter_for, towers_of
 from evs.methods import Method
 from evs.pipeline import check_place
-from evs.rates import Adaptive, RateDistribution
+from evs.rates import RateDistribution
 from train import calibration
 from train import preview as show
 from train.checkpoint.checkpoint import Checkpoints, candidates
@@ -55,6 +55,7 @@ from train.metrics.meters import Meter
 from train.metrics.recorder import build_recorder
 from train.model import base_model, build_empty_model, build_model, build_processor, weight_dtype
 from train.optim import build_optimizer
+from train.removed import replacement
 from train.task import UptrainTask
 from train.views import StepMethods, StepRates
 
@@ -152,7 +153,7 @@ def assemble(ready: Prepared) -> Run:
     task, optimizer = engine.prepare(bare, build_optimizer(bare, config.optim))
     average = build_average(bare, optimizer, config.train.ema)
     folder, keep = run_dir / "checkpoints", config.train.keep
-    checkpoints = Checkpoints(engine, folder, keep, task, optimizer, ready.shape, average, ready.rates)
+    checkpoints = Checkpoints(engine, folder, keep, task, optimizer, ready.shape, average)
     if origin.checkpoint and origin.saved:
         checkpoints.load(origin.checkpoint, origin.saved)
     sizes = ready.learned.index.sizes
@@ -241,8 +242,6 @@ def check_memory(config: Config, engine: Accelerator, empty: Any, batch: Largest
 
 def build_step_rates(config: Config, world: int) -> StepRates:
     train, distribution = config.train, build_rates(config.rate)
-    if isinstance(distribution, Adaptive) and train.token_budget is not None:
-        raise ValueError("rate=adaptive is not known when batches are planned: leave out train.token_budget")
     rates = StepRates(
         distribution,
         world * train.accumulation,
@@ -317,7 +316,8 @@ def _plug(key: str, node: dict[str, Any], *parts: str) -> Any:
     try:
         plug = instantiate(node, _convert_="all")
     except (InstantiationException, TypeError) as error:
-        raise ValueError(f"{key}={node}: {str(error.__cause__ or error).splitlines()[0]}") from error
+        reason = replacement(str(node)) or str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"{key}={node}: {reason}") from error
     if missing := [part for part in parts if not hasattr(plug, part)]:
         raise ValueError(f"{key}={node} has no {missing[0]}: choose one of configs/{key}")
     return plug

@@ -22,10 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 from train import usage
 from train.config import DataConfig, EvalConfig, ModelConfig
 from train.ranges import check_values
+from train.removed import replacement
 
 T = TypeVar("T")
 EXPLAINED = (EvalConfig, DataConfig, ModelConfig)  # what explains the keys that scripts take over from them
-RENAMED = {"scorer": "method"}  # keys of train/run.py
 
 
 def launcher(ranks: int) -> tuple[str, ...]:
@@ -126,11 +126,11 @@ def config_error(error: Exception, words: Sequence[str], known: Sequence[str]) -
         message = f"{word} cannot be read: {message}"
     if error.__cause__ is not None and (cause := str(error.__cause__).splitlines()[0]) not in message:
         message += f" ({cause})"
+    if advice := replacement(str(error)):
+        return f"{message}; {advice}"
     if options := [line.strip() for line in lines if line.startswith("\t") and "=" not in line]:
         return f"{message}; available: {', '.join(options)}"
     for key in (word.partition("=")[0].lstrip("+~") for word in words):
-        if now := RENAMED.get(key.partition(".")[0]):
-            return f"{message}; this key is now {now}=: see configs/{now}"
         if key and (f"'{key}'" in message or f"'{key.rpartition('.')[2]}'" in message):
             close = [match for match in get_close_matches(key, known, n=3) if not key.startswith(match)]
             return message + (

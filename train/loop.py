@@ -206,7 +206,6 @@ def _report(parts: Parts, step: int, lr: float) -> None:
     values = parts.recorder.report(
         step, shares, lr=lr, **({} if peak_memory is None else {"peak_memory_gib": peak_memory})
     )
-    parts.rates.learn(values)
     parts.health.look(step, values)
     parts.tolerance.look(values)
 

@@ -4,16 +4,15 @@ plan and the loop agree."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 
-from evs import Adaptive, Curriculum, FrameBeta, draw
+from evs import Curriculum, FrameBeta, draw
 from evs.methods.base import Method, depth
 from evs.rates import RateDistribution, generator_of
-from train.metrics.recorder import RATE_BUCKETS
 
 Rate: TypeAlias = float | Sequence[float]  # of all videos of a batch, or one a video
 
@@ -101,20 +100,7 @@ class StepRates:
     @property
     def known(self) -> bool:
         """Whether the rates of all steps follow from the seed alone."""
-        return not self.per_video and not isinstance(self.distribution, Adaptive | FrameBeta)
-
-    def learn(self, values: Mapping[str, float]) -> None:
-        """From what was reported of late, the same on all ranks."""
-        if isinstance(self.distribution, Adaptive):
-            self.distribution.learn([values.get(f"loss/rate_{bucket}") for bucket in RATE_BUCKETS])
-
-    def state(self) -> list[float | None]:
-        """What was learned; empty where nothing is."""
-        return self.distribution.losses if isinstance(self.distribution, Adaptive) else []
-
-    def load_state(self, learned: list[float | None]) -> None:
-        assert isinstance(self.distribution, Adaptive)
-        self.distribution.losses = learned
+        return not self.per_video and not isinstance(self.distribution, FrameBeta)
 
     def _draw(self, n: int, step: int, place: int | None = None) -> list[tuple[float, ...]]:
         """Of n places, or of n videos of one."""
@@ -135,8 +121,6 @@ class StepRates:
 
     def _least(self, share: int) -> float:
         """Of the quantiles of one share."""
-        if isinstance(self.distribution, Adaptive):
-            return self.distribution.low  # wherever the quantiles are to move
         first = share / self.drawn
         if self.levels is not None:
             first = min(first, int(first * self.levels) / max(1, self.levels - 1))

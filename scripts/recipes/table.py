@@ -36,7 +36,6 @@ RECIPES = (
     Recipe("mixture", "a quarter unpruned, else U(0, .9)", ("rate=mixture",)),
     Recipe("curriculum", "from U(0, .3) to U(0, .9)", ("rate=curriculum", "rate.steps=[0,{steps}]")),
     Recipe("frame_beta", "a Beta over all but one grid of each video", ("rate=frame_beta",)),
-    Recipe("adaptive", "more where the loss is above that of low rates", ("rate=adaptive",)),
     Recipe("per_video", "U(0, .9), each video of a batch its own", ("train.rate_per_video=true",)),
     Recipe("views", "two views of each video, of a half of U(0, .9) each", ("train.views=2",)),
     Recipe("anchor", "two views of each video: unpruned, and U(0, .9)", ("train.views=2", "train.anchor_rate=0")),

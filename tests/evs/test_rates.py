@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evs import Adaptive, Beta, Choice, Constant, Curriculum, FrameBeta, Mixture, Uniform, draw
+from evs import Beta, Choice, Constant, Curriculum, FrameBeta, Mixture, Uniform, draw
 
 DISTRIBUTIONS = [
     Constant(0.75),
@@ -14,7 +14,6 @@ DISTRIBUTIONS = [
     Mixture([Constant(0.0), Uniform(0.5, 0.9)], [1, 3]),
     Curriculum([Uniform(0.0, 0.3), Uniform(0.0, 0.9), Constant(0.5)], [0, 100, 300]),
     FrameBeta(1 - 1e-3),
-    Adaptive(0.1, 0.99, losses=[1.0, 2.0, None, 5.0]),
 ]
 
 
@@ -69,18 +68,6 @@ def test_frame_beta_takes_all_but_one_grid_of_a_video_at_most():
     torch.testing.assert_close(shares, Beta(0.75, 6, 0.0, 1 - 2**-20).icdf(torch.arange(1000).double() / 1000))
 
 
-def test_adaptive_rates_follow_the_loss_above_that_of_the_lowest_and_keep_a_floor():
-    dist = Adaptive(0.0, 0.9, floor=0.3, memory=0.5)
-    u = (torch.arange(30_000, dtype=torch.float64) + 0.5) / 30_000
-    torch.testing.assert_close(dist.icdf(u), Uniform(0.0, 0.9).icdf(u))
-    dist.learn([1.0, 1.0, 2.0, None])
-    shares = torch.histc(dist.icdf(u), 3, 0.0, 0.9) / len(u)
-    torch.testing.assert_close(shares.float(), torch.tensor([0.1, 0.1, 0.8]), atol=1e-3, rtol=0)
-    dist.learn([None, 2.0, 1.0, None])  # half forgotten: both are now .5 above the first
-    shares = torch.histc(dist.icdf(u), 3, 0.0, 0.9) / len(u)
-    torch.testing.assert_close(shares.float(), torch.tensor([0.1, 0.45, 0.45]), atol=1e-3, rtol=0)
-
-
 def test_draws_leave_the_global_generator_alone():
     torch.manual_seed(0)
     before = torch.get_rng_state()
@@ -108,11 +95,7 @@ def test_a_stratified_step_covers_the_range(step):
         lambda: Mixture([]),
         lambda: Curriculum([]),
         lambda: Mixture([FrameBeta()]),
-        lambda: Curriculum([Adaptive()], [0]),
         lambda: FrameBeta(1.0),
-        lambda: Adaptive(0.0, 1.0),
-        lambda: Adaptive(0.5, 0.5),
-        lambda: Adaptive(floor=0),
         lambda: Curriculum([Uniform(), Constant(0.5)]),
         lambda: Curriculum([Uniform(), Constant(0.5)], [0, 0]),
     ],

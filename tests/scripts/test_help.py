@@ -38,7 +38,7 @@ def explained(schema: type, key: str) -> str:
 
 def test_the_help_of_training_shows_the_groups_and_the_keys_that_matter():
     page = explain(everything=False)
-    assert "rate=adaptive|beta|choice|constant" in page and "+experiment=demo|" in page
+    assert "rate=beta|choice|constant" in page and "+experiment=demo|" in page
     assert all(f"  {key}=" in page for key in KEYS) and len(KEYS) == 10
 
 

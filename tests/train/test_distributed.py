@@ -5,12 +5,9 @@ from __future__ import annotations
 import pytest
 from transformers import AutoModelForImageTextToText
 
-from evs import Adaptive
 from scripts import export
 from tests.runs import ended, started, trained
 from tests.train.test_run import assert_same_weights, metrics
-from train.reports.summary import read_lines
-from train.views import StepRates
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributed")]
 FIXED = ["rate=constant", "rate.rate=0.5", "train.steps=3", "optim.lr=1e-4", "engine.precision=fp32"]
@@ -104,15 +101,3 @@ def test_zero2_resumes_exactly(words, tmp_path):
     run("broken", 2, "optim.warmup=2", "optim.final_lr=1.0")
     run("broken", 4, "optim.warmup=2", "optim.final_lr=1.0", "resume=auto")
     assert_same_weights(tmp_path / "whole", tmp_path / "broken")
-
-
-def test_ranks_learn_the_same_rates_from_what_is_reported(words, tmp_path):
-    more = ["rate=adaptive", "engine=ddp", "train.accumulation=1", "tracker.batches=true"]
-    torchrun(*words(*more, run_dir=tmp_path / "run"))
-    drawn = [(row["step"], tuple(row["rates"])) for row in read_lines(tmp_path / "run" / "batches.jsonl")]
-    rates = StepRates(Adaptive(), 2, 0, 64)  # a place a rank
-    reports = [row for row in read_lines(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
-    for report in reports:
-        assert [views for step, views in drawn if step == report["step"]] == rates(report["step"] - 1)
-        rates.learn(report)
-    assert len(reports) == 4 and sum(loss is not None for loss in rates.state()) > 1

@@ -1,4 +1,4 @@
-"""Which rates a run draws: one a batch or one a video, fixed or learned from the loss; resumed as they were."""
+"""Which rates a run draws: one a batch or one a video; a resumed run draws the same ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from evs import Adaptive, FrameBeta, Uniform
+from evs import FrameBeta, Uniform
 from tests.runs import trained
 from tests.train.test_run import metrics
 from train.checkpoint.checkpoint import complete
@@ -38,19 +38,16 @@ def test_a_share_of_what_a_video_can_lose_is_its_rate():
     assert videos == [0.0, shares * 3 / 4, shares * 15 / 16]
 
 
-def test_rates_that_are_learned_or_of_videos_are_not_known_beforehand():
+def test_rates_that_differ_between_videos_are_not_known_beforehand():
     known = {dist: StepRates(dist, 1, 0).known for dist in (Uniform(), FrameBeta())}
     assert list(known.values()) == [True, False] and not StepRates(Uniform(), 1, 0, per_video=True).known
-    rates = StepRates(Adaptive(), 1, 0)
-    rates.learn({"loss/rate_0.0-0.3": 1.0, "loss/rate_0.6-0.9": 2.0})
-    assert not rates.known and rates.state() == [1.0, None, 2.0, None]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
-    [["rate=adaptive"], ["train.rate_per_video=true"], ["rate=frame_beta", "train.token_budget=700"]],
-    ids=["adaptive", "per_video", "frame_beta"],
+    [["train.rate_per_video=true"], ["rate=frame_beta", "train.token_budget=700"]],
+    ids=["per_video", "frame_beta"],
 )
 def test_a_resumed_run_draws_the_rates_of_the_uninterrupted_one(words, tmp_path, more):
     words_of = [*more, "train.save_every=2", "tracker.batches=true", "engine.precision=fp32", "train.steps=6"]
@@ -71,8 +68,3 @@ def test_budgets_hold_what_frame_beta_and_videos_of_their_own_rates_keep(words, 
     for name, more in {"frames": ["rate=frame_beta"], "videos": ["train.rate_per_video=true"]}.items():
         trained(*words(*more, "train.token_budget=700", "train.steps=6", run_dir=tmp_path / name))
         assert max(metrics(tmp_path / name, "tokens/after")) <= 2 * 700
-
-
-def test_adaptive_rates_and_a_token_budget_are_refused_together(words):
-    with pytest.raises(ValueError, match=r"rate=adaptive is not known when batches are planned: leave out train.token"):
-        trained(*words("rate=adaptive", "train.token_budget=700"))

@@ -30,9 +30,8 @@ from train.collectives import on_main
 from train.ema import Average
 from train.faults.nonfinite import weights_are_finite
 from train.task import UptrainTask
-from train.views import StepRates
 
-AVERAGE, RATES = "average.safetensors", "rates.json"
+AVERAGE = "average.safetensors"
 FULL = 16 << 20  # bytes; where less is free a failed write is taken for a full disk
 
 
@@ -47,7 +46,6 @@ class Checkpoints:
     optimizer: Any
     shape: dict[str, Any]
     average: Average | None = None
-    rates: StepRates | None = None  # which may have learned
 
     def save(self, step: int) -> Path:
         """Write the state after `step` steps; every rank must call it.
@@ -63,8 +61,6 @@ class Checkpoints:
             save_state(self.engine, self.task, self.optimizer, partial / "state")
             state = self.engine.get_state_dict(self.task)
             if self.engine.is_main_process:
-                if self.rates is not None and (learned := self.rates.state()):
-                    (partial / "state" / RATES).write_text(json.dumps(learned))
                 task = self.engine.unwrap_model(self.task)
                 save_weights(task, state, partial / "model")
                 if self.average is not None:
@@ -90,8 +86,6 @@ class Checkpoints:
         ranks, folder = saved.shape["world"]["ranks"], checkpoint / "state"
         if self.average is not None:
             self.average.load(folder / AVERAGE)
-        if self.rates is not None and (folder / RATES).is_file():
-            self.rates.load_state(json.loads((folder / RATES).read_text()))
         if ranks == self.engine.num_processes or not (folder / "latest").exists():
             load_state(self.engine, self.task, self.optimizer, folder)
         else:

@@ -15,6 +15,7 @@ from train.build import build_rates
 from train.checkpoint import manifest
 from train.checkpoint.checkpoint import complete
 from train.config import Config
+from train.removed import replacement
 from train.reports import figures
 from train.reports.curve import Curve, figure, from_run, table
 from train.reports.figures import as_image
@@ -122,6 +123,8 @@ def _rates(run_dir: Path) -> Iterator[Section]:
     elif checkpoints := complete(run_dir / "checkpoints"):
         saved = manifest.read(checkpoints[-1])
         plan, node = saved.shape["plan"], dict(saved.shape["rates"])
+        if replacement(str(node)):
+            return  # a distribution of an earlier version cannot be drawn again
         views = (saved.shape.get("views") or {}) | {"per_video": node.pop("per_video", False)}
         levels = node.pop("levels")
         draw = StepRates(build_rates(node), plan["places"], saved.shape["seed"], levels, **views)
