@@ -30,6 +30,7 @@ from train.export.card import About, Measured, about_base, is_hub_id, model_card
 from train.export.hub import push
 from train.export.serving_metadata import policy_of, serve_command, write_processor
 from train.export.weights import check_shapes, copy_companions, write_adapter, write_weights
+from train.removed import without_removed
 from train.reports.curve import evaluations, from_results, plot
 
 
@@ -97,7 +98,7 @@ def run_config(run: Path) -> Config:
     path = run / "config.yaml"
     if not path.is_file():
         raise ValueError(f"run={run} holds no config.yaml: give the run_dir of a training run")
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), without_removed(OmegaConf.load(path))))
     assert isinstance(config, Config)
     return config
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -24,7 +24,6 @@ from evs.families import adapter_for, towers_of
 from evs.methods import Method
 from evs.pipeline import check_place
 from evs.rates import RateDistribution
-from train import calibration
 from train import preview as show
 from train.checkpoint.checkpoint import Checkpoints, candidates
 from train.checkpoint.resume import Origin, on_as_many_ranks, open_run
@@ -104,18 +103,12 @@ def prepare(config: Config) -> Prepared:
     empty = build_empty_model(config.model, weight_dtype(config))
     for each in methods.methods:
         check_place(adapter_for(base_model(empty), config.model.scheme), each)
-    few = calibration.few_layers(config) if config.train.tower_cost == "measured" else None
     engine = build_engine(config.engine, config.train, config.optim.clip)
     origin = Origin() if config.preflight == "only" else open_run(engine, run_dir, found)
-    config = with_tower_cost(config, origin.tower_cost)
     shape = shape_of(config, world, empty)
     origin.check(engine, shape, config.resume_changes)
     learned, held_out = read_usable(engine, config.data, encoder, config.seed)
     on_main(engine, lambda: check_usable(config, learned, held_out))
-    if few is not None and config.train.tower_cost == "measured":
-        tower_cost = calibration.measured(engine, few, config.model.scheme, learned, encoder)
-        config = with_tower_cost(config, str(tower_cost))
-        shape = shape_of(config, world, empty)
     shape["data"] = learned.fingerprint
     origin.check(engine, shape, config.resume_changes)
     latest = methods.latest
@@ -132,13 +125,6 @@ def prepare(config: Config) -> Prepared:
     return Prepared(
         config, engine, encoder, methods, rates, learned, held_out, plan, origin, shape, forecast
     )  # fmt: skip
-
-
-def with_tower_cost(config: Config, known: str | None) -> Config:
-    """The configuration with a tower_cost that is to be measured replaced by what has been."""
-    if config.train.tower_cost != "measured" or known is None:
-        return config
-    return replace(config, train=replace(config.train, tower_cost=known))
 
 
 def assemble(ready: Prepared) -> Run:

@@ -56,11 +56,6 @@ def _in_data(config: Config) -> Iterator[tuple[bool, str]]:
         f"train.cost_budget={train.cost_budget} needs train.token_budget, which bounds memory: give both",
     )
     yield (
-        train.tower_cost != "1" and (train.token_budget is None or train.cost_budget is None),
-        f"train.tower_cost={train.tower_cost} counts only where costs are planned: give train.token_budget and "
-        "train.cost_budget",
-    )
-    yield (
         train.token_budget is not None and not data.audit,
         "train.token_budget needs the headers that data.audit=false leaves unread: set data.audit=true",
     )

@@ -139,9 +139,6 @@ class TrainConfig:
     token_budget: int | None = number(None, least=1)
     patch_budget: int | None = number(None, least=1)  # patches of a micro-batch; see token_budget
     cost_budget: str | None = names("auto", "auto", pattern=NUMBER)  # see token_budget
-    # Time of an operation of the vision tower over one of the language model, by which costs count it. measured: as
-    # this device takes them, timed on a few layers before the first step of a run, and the same when it is resumed.
-    tower_cost: str = names("1", "measured", pattern=NUMBER)
     lookahead: int = number(256, least=1)  # samples beyond a step's own among which those that fit are looked for
     accumulation: int = number(1, least=1)  # micro-batches a step, each with its own rate
     rate_levels: int | None = number(64, least=2)  # rates that are ever drawn, so that lengths recur; null: any

@@ -24,6 +24,8 @@ NAMES = {
     "rate=adaptive": "rate=adaptive was removed: use rate=uniform",
     "rate._target_=evs.Adaptive": "rate=adaptive was removed: use rate=uniform",
     "rate._target_=evs.rates.Adaptive": "rate=adaptive was removed: use rate=uniform",
+    "train.tower_cost=measured": "train.tower_cost was removed: leave it out",
+    "+train.tower_cost=2": "train.tower_cost was removed: leave it out",
     "engine=zero4": "available: ",
     "+experiment=nothing": "available: ",
     "hydra/launcher=slurm": "available: ",

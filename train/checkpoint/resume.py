@@ -30,11 +30,6 @@ class Origin:
     def step(self) -> int:
         return self.saved.step if self.saved else 0
 
-    @property
-    def tower_cost(self) -> str | None:
-        """What the saved run counted by, where that was not 1."""
-        return self.saved.shape["plan"].get("tower_cost") if self.saved else None
-
     def check(self, engine: Accelerator, shape: dict[str, Any], changes: Sequence[str]) -> None:
         """Raises ValueError where a run of this `shape`, or of what is known of it, is not the one that was saved."""
         then, name = self.saved, str(self.checkpoint)

@@ -26,8 +26,7 @@ def shape_of(config: Config, world: int, empty: nn.Module) -> dict[str, Any]:
         "seed": config.seed,
         "plan": {"places": world * train.accumulation, "batch_size": train.batch_size}
         | {key: getattr(train, key) for key in ("token_budget", "patch_budget", "cost_budget", "lookahead")}
-        | ({"packing": PACKING} if train.token_budget is not None else {})
-        | ({"tower_cost": train.tower_cost} if train.tower_cost != "1" else {}),
+        | ({"packing": PACKING} if train.token_budget is not None else {}),
         "rates": {**config.rate, "levels": train.rate_levels} | ({"per_video": True} if train.rate_per_video else {}),
         "views": {"views": train.views, "anchor": train.anchor_rate} if train.views > 1 else None,
         "distill": asdict(train.distill) if train.distill.weight or train.distill.base_weight else None,

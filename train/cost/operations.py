@@ -1,7 +1,8 @@
 """Operations of a forward or training pass, counted from a Hugging Face configuration and the sizes of samples.
 
 A multiply-add counts as two. Attention counts the pairs it looks at: under the causal mask in the language model,
-within windows and temporal grids in the vision tower. Norms, activations and rotations count nothing.
+within windows and temporal grids in the vision tower. Norms, activations and rotations count nothing. An operation of
+the vision tower counts as much as one of the language model, though devices do not do all of them equally fast.
 """
 
 from __future__ import annotations
@@ -121,16 +122,15 @@ def training(
     frozen: Collection[str] = (),
     lora: bool = False,
     recomputed: Collection[str] = (),
-    tower: float = 1.0,
 ) -> Operations:
     """Operations of forward and backward. `frozen` and `recomputed` name towers (train.config.TOWERS); LoRA's own are
-    left out. An operation of the vision tower and its merger counts as `tower` operations.
+    left out.
 
     Backward costs a forward for the gradients of the inputs and another for those of the weights; neither is made
     below the first trained weight, and the second not for frozen ones. A tower whose activations are recomputed costs
     one more forward where backward goes through it.
     """
-    once = _weighed(forward(config, work), tower)
+    once = forward(config, work)
     vision, merger, language = (name not in frozen for name in ("vision", "merger", "language"))
     heavy = language and not lora
     through = vision or merger or language or lora
@@ -142,15 +142,10 @@ def training(
     )
 
 
-def _weighed(done: Operations, tower: float) -> Operations:
-    """With the operations of the vision tower counted as so many each."""
-    return done._replace(vision=tower * done.vision, merger=tower * done.merger)
-
-
 def training_in_views(config: Any, works: Sequence[Work], course: Course, **trained: Any) -> Operations:
     """Operations of forward and backward of a batch read several times, given the work of each view alone."""
     parts = [training(config, work, **trained) for work in works]
-    once = _weighed(forward(config, works[0]), trained.get("tower", 1.0))
+    once = forward(config, works[0])
     if course.alone:
         parts[0] = parts[0]._replace(language=once.language, head=once.head) if course.sees_once else once
     if course.sees_once:

@@ -63,7 +63,6 @@ def build_price(config: Config, empty: nn.Module, sizes: Sizes, method: Method) 
         frozen=TOWERS if lora else model.freeze,
         lora=lora,
         recomputed=model.recomputed,
-        tower=float(config.train.tower_cost),
     )
 
 

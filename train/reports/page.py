@@ -9,12 +9,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from train.build import build_rates
 from train.checkpoint import manifest
 from train.checkpoint.checkpoint import complete
-from train.config import Config
 from train.removed import replacement
 from train.reports import figures
 from train.reports.curve import Curve, figure, from_run, table
@@ -44,8 +41,7 @@ Section = tuple[str, str]  # heading, HTML
 
 def write(run_dir: Path, out: Path, results: Sequence[Curve], prefill: Path | None = None) -> None:
     """`results` are drawn in place of what was evaluated during the run. ValueError where `run_dir` is no run."""
-    config = OmegaConf.load(run_dir / "config.yaml") if (run_dir / "config.yaml").is_file() else None
-    if config is None:
+    if not (run_dir / "config.yaml").is_file():
         raise ValueError(f"run={run_dir} holds no config.yaml: give the run_dir of a training run")
     done = summarize(run_dir)
     rows = [row for row in read_lines(run_dir / "metrics.jsonl") if "samples" in row]
@@ -57,7 +53,7 @@ def write(run_dir: Path, out: Path, results: Sequence[Curve], prefill: Path | No
         ("Tokens saved", _tokens(done)),
         ("Where a step's time goes", as_image(figures.step_time(rows), "seconds of a step by part")),
         ("Samples left out", _quarantine(done)),
-        *_origin(run_dir, config, done),
+        *_origin(run_dir, done),
     ]
     sections = "\n".join(f"<section><h2>{heading}</h2>{body}</section>" for heading, body in found)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +147,7 @@ def _quarantine(done: Summary) -> str:
     return f"<table><tr><th>reason</th><th>samples</th></tr>{''.join(reasons)}</table>"
 
 
-def _origin(run_dir: Path, config: Any, done: Summary) -> Iterator[Section]:
+def _origin(run_dir: Path, done: Summary) -> Iterator[Section]:
     """Hardware, commit, commands and configuration."""
     path = run_dir / "machine.json"
     about: Mapping[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
@@ -161,5 +157,5 @@ def _origin(run_dir: Path, config: Any, done: Summary) -> Iterator[Section]:
     if done.checkpoint:
         commands.append(f"python scripts/export.py run={run_dir} out={run_dir}-checkpoint")
     yield "Commands", f"<pre>{html.escape(chr(10).join(commands))}</pre>"
-    shown = OmegaConf.to_yaml(OmegaConf.merge(OmegaConf.structured(Config), config))
+    shown = (run_dir / "config.yaml").read_text()
     yield "Configuration", f"<details><summary>config.yaml</summary><pre>{html.escape(shown)}</pre></details>"

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 
+from scripts import export, report
 from tests.runs import rows, trained
+from train.checkpoint import manifest
 from train.checkpoint.checkpoint import candidates, complete, outdated, remove_partial
 from train.checkpoint.lock import lock
 
@@ -135,15 +138,29 @@ def test_a_checkpoint_that_brings_code_is_refused(words, saved, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def reseal(checkpoint: Path) -> None:
+@pytest.mark.slow
+def test_a_run_with_keys_that_were_removed_is_still_reported_exported_and_resumed(words, saved, tmp_path):
+    config = saved / "config.yaml"
+    config.write_text(config.read_text().replace("\ntrain:\n", "\ntrain:\n  tower_cost: '2.6'\n"))
+    newest = complete(saved / "checkpoints")[-1]
+    (newest / "state" / "rates.json").write_text("[1.0, null, 2.0, null]")
+    before = manifest.read(newest).shape
+    adaptive = {"_target_": "evs.Adaptive", "floor": 0.25, "levels": 64}
+    reseal(newest, before | {"plan": before["plan"] | {"tower_cost": "2.6"}, "rates": adaptive})
+    (saved / "batches.jsonl").unlink()  # so that the report would draw the rates again
+    report.main(report.Options(run=str(saved)))
+    export.main(export.Options(run=str(saved), out=str(tmp_path / "out")))
+    with pytest.raises(ValueError, match=r"rates._target_ was evs.Adaptive, is evs.Uniform.*changes=\[plan,rates\]"):
+        trained(*words("resume=auto", "train.steps=5"))
+    trained(*words("resume=auto", "train.steps=5", "resume_changes=[plan,rates]"))
+    assert rows(saved)[-1]["step"] == 5
+
+
+def reseal(checkpoint: Path, shape: dict | None = None) -> None:
     """The manifest that whoever made these files would have written."""
-    from accelerate import Accelerator
-
-    from train.checkpoint import manifest
-
     saved = manifest.read(checkpoint)
     (checkpoint / "manifest.json").unlink()
-    manifest.seal(Accelerator(cpu=True), checkpoint, saved.step, saved.shape)
+    manifest.seal(Accelerator(cpu=True), checkpoint, saved.step, shape or saved.shape)
 
 
 @pytest.mark.slow
