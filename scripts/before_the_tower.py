@@ -23,8 +23,7 @@ from statistics import mean
 if not __package__:  # run as a file: imports start at the repository root, not in scripts/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from tqdm import tqdm
-
+from data.progress import progress_bar
 from data.synthetic.demo import generate
 from evs.policy import FILE
 from scripts.demo import SIZES, Demo
@@ -134,7 +133,7 @@ def work(seeds: list[Seed], options: Options) -> None:
         bases = {seed: pool.submit(seed.base) for seed in seeds}
         steps = dict.fromkeys(bases.values(), options.base_steps)
         steps |= {pool.submit(seed.uptrain, name, bases[seed]): options.steps for seed in seeds for name in TRAINED}
-        with tqdm(total=sum(steps.values()), unit="step") as bar:
+        with progress_bar(total=sum(steps.values()), unit="step") as bar:
             for done in as_completed(steps):
                 bar.set_postfix_str(f"done: {done.result()}")
                 bar.update(steps[done])

@@ -77,12 +77,16 @@ def main(options: Options) -> None:
         after = demo.evaluate("uptrained on U(0, .9)", uptrained)
         control = demo.evaluate("control, trained on at rate 0", started.result())
         curves = [before.result(), after, control]
+    demo.export("base", ["base"])
+    for name in ("control", "uptrained"):
+        demo.export(name, ["base", name])
 
     plot(curves, out / "curve.png", "Accuracy on synthetic videos, by pruning rate")
     (out / "table.md").write_text(table(curves) + "\n")
     print(f"\n{table(curves)}\n\n{sentence(*curves)}\n")
     demo.report("uptrained", ("base", "control", "uptrained"))
     print(f"picture: {out / 'curve.png'}\ntable: {out / 'table.md'}\ncheckpoint: {uptrained}")
+    print(f"card, with the curve and the recommended rate: {uptrained / 'README.md'}")
     print(f"time: {(time.monotonic() - begin) / 60:.1f} minutes")
 
 
@@ -99,12 +103,27 @@ class Demo:
 
     def train(self, name: str, model: Path, steps: int, *words: str) -> Path:
         """The exported checkpoint of one run from `model`."""
-        run, exported = self.out / name, self.out / f"{name}-checkpoint"
+        run = self.out / name
         words = (f"model.path={model}", f"data.train={self.data}", f"train.steps={steps}", f"run_dir={run}", *words)
         started = (*cli.launcher(self.ranks), str(ROOT / "train" / "run.py"))
         self._python(f"train {name}", *started, "+experiment=demo", f"seed={self.options.seed}", *words)
-        self._python(f"export {name}", script("export"), f"run={run}", f"out={exported}")
+        return self.export(name)
+
+    def export(self, name: str, measured: Sequence[str] = ()) -> Path:
+        """The exported checkpoint of a run. Its card and `evs.json` get the curves of the runs in `measured`, the last
+        of which is the run itself."""
+        exported = self.checkpoint(name)
+        results = [f"results=[{','.join(str(self.scores(each)) for each in measured)}]"] if measured else []
+        self._python(f"export {name}", script("export"), f"run={self.out / name}", f"out={exported}", *results)
         return exported
+
+    def checkpoint(self, name: str) -> Path:
+        """The folder that a run is exported to."""
+        return self.out / f"{name}-checkpoint"
+
+    def scores(self, name: str) -> Path:
+        """The JSON that the evaluation of a run's checkpoint writes."""
+        return self.out / f"{self.checkpoint(name).name}.json"
 
     def evaluate(self, name: str, model: Path, *more: str, file: str | None = None) -> Curve:
         """Accuracy by rate on the held-out videos."""
@@ -116,7 +135,7 @@ class Demo:
 
     def report(self, run: str, names: Sequence[str]) -> None:
         """The page of one run, with the curves of all."""
-        results = ",".join(str(self.out / f"{name}-checkpoint.json") for name in names)
+        results = ",".join(str(self.scores(name)) for name in names)
         page = self.out / "report.html"
         self._python("report", script("report"), f"run={self.out / run}", f"results=[{results}]", f"out={page}")
 

@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from data.progress import hide_library_bars
 from train import usage
 from train.config import DataConfig, EvalConfig, ModelConfig
 from train.ranges import check_values
@@ -91,6 +92,7 @@ def one_line_errors() -> Iterator[None]:
 def run(main: Callable[[T], object], schema: type[T], argv: Sequence[str] | None = None) -> None:
     """`main(parse(schema))`, where a mistake of the user (ValueError, OSError) is one line, not a trace."""
     options = parse(schema, argv)
+    hide_library_bars()
     with one_line_errors():
         main(options)
 

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from submitit.core.utils import UncompletedJobError
 
+from data.progress import hide_library_bars
 from train import cli, usage
 from train.checks import check
 from train.config import Config
@@ -140,6 +141,7 @@ def main() -> None:
     sys.argv[1:] = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]  # the deepspeed launcher's
     # Hydra finds the plugin's schema under the same name as our configs/hydra/launcher, as it should.
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/submitit_.*' is validated against ConfigStore")
+    hide_library_bars()
     register()
     try:
         job()

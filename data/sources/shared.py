@@ -18,9 +18,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any, Protocol
 
-from tqdm import tqdm
-
 from data.loader import START
+from data.progress import progress_bar
 
 STALE = 60.0  # seconds after which a claim that nobody touched is anyone's
 TOUCH, POLL, SPEAK = 5.0, 0.1, 30.0
@@ -43,7 +42,7 @@ def complete(tasks: Sequence[Task], what: str, *, workers: int = 0, progress: bo
         folder.mkdir(parents=True, exist_ok=True)
     if not missing:
         return
-    with tqdm(total=len(missing), desc=what, unit="part", disable=not progress) as bar:
+    with progress_bar(total=len(missing), desc=what, unit="part", disable=not progress) as bar:
         if not workers:
             for _ in _made(missing):
                 bar.update()

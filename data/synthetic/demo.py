@@ -19,8 +19,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from data.progress import progress_bar
 from data.synthetic.video import BLACK, COLORS, WHITE, color, rgb, texture, write_video
 
 FRAMES, FPS = 32, 4
@@ -67,7 +67,8 @@ def generate(out: Path, videos: int, seed: int, *, workers: int = 2) -> Path:
     (out / "videos").mkdir(parents=True, exist_ok=True)
     write = partial(_write_row, out=out, seed=seed)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        rows = list(tqdm(pool.map(write, range(videos), chunksize=8), total=videos, desc=f"videos for {out.name}"))
+        written = pool.map(write, range(videos), chunksize=8)
+        rows = list(progress_bar(written, total=videos, desc=f"videos for {out.name}", unit="video"))
     data = out / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return data

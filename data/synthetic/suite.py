@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from data.progress import progress_bar
 from data.synthetic import footage
 from data.synthetic.items import BEAT, CELL, CELLS_OF, KINDS, Item
 from data.synthetic.video import write_video
@@ -81,7 +81,8 @@ def generate(out: Path, videos: int, suite: Suite, *, workers: int = 2) -> Path:
     (out / "videos").mkdir(parents=True, exist_ok=True)
     write = partial(_write, out=out, suite=suite)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        rows = list(tqdm(pool.map(write, range(videos), chunksize=8), total=videos, desc=f"videos for {out.name}"))
+        written = pool.map(write, range(videos), chunksize=8)
+        rows = list(progress_bar(written, total=videos, desc=f"videos for {out.name}", unit="video"))
     data = out / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for video in rows for row in video))
     return data

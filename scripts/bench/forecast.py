@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from data.progress import progress_bar
 from scripts.bench.peers.material import prepare
 from scripts.bench.timing import ROOT, table
 from train.cli import launcher
@@ -52,7 +51,7 @@ JOBS = (
 def forecast(rounds: int) -> dict[str, Any]:
     """GiB of one rank, forecast and measured, of each of the jobs; `rounds` is without effect: memory does not vary."""
     made = prepare(FOLDER / "material")
-    found = [_run(job, made.model, made.ours) for job in tqdm(JOBS, unit="run")]
+    found = [_run(job, made.model, made.ours) for job in progress_bar(JOBS, unit="run")]
     rows = [
         (job.engine, job.ranks, "on" if job.checkpointing else "off", "resumed" if job.first_steps else "fresh", *cells)
         for job, one in zip(JOBS, found)

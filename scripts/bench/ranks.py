@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from data.batching.plans import Budget, BudgetPlan
 from data.batching.sizes import SampleSize, Views, gather
 from data.collate import collate
+from data.progress import progress_bar
 from data.types import Encoding
 from evs import FrameDelta, Uniform
 from scripts.bench import models
@@ -69,7 +69,7 @@ def _steps(options: Options, rank: int, together: Any, found: Any) -> None:
     task = models.our_task(models.build_model(shape, torch.device("cpu"), torch.float32))
     grids, plan = _plan(shape, options.tokens, rank)
     rows = []
-    for step in tqdm(range(-1, options.steps), unit="step", disable=bool(rank)):  # one to warm up
+    for step in progress_bar(range(-1, options.steps), unit="step", disable=bool(rank)):  # one to warm up
         (samples,), rates = plan.micro_batches(max(step, 0)), plan.rates(max(step, 0))[rank]
         batch = collate([_encoding(shape, grids[each], each) for each in samples], filler_token=models.WORDS)
         together.wait()

@@ -16,12 +16,12 @@ from itertools import chain
 import torch
 from accelerate import Accelerator
 from torch import nn
-from tqdm import tqdm
 
 from data.answer_metrics import METRICS
 from data.batching.plans import shards
 from data.encoding.encoder import Encoder
 from data.loader import Quarantined, shard_loader
+from data.progress import progress_bar
 from data.types import Batch, Sample
 from evs.generate import Decoding
 from train.checkpoint.storage import shares_parameters
@@ -106,7 +106,8 @@ class Evaluation:
         ]
         steps = shard_loader(self.samples, self.encoder, [places for _, places in plan], workers=self.workers)
         hidden = not self.engine.is_main_process
-        for (rates, _), step in zip(plan, tqdm(steps, total=len(plan), desc="evaluate", disable=hidden, leave=False)):
+        bar = progress_bar(steps, total=len(plan), desc="evaluate", unit="batch", disable=hidden, leave=False)
+        for step, (rates, _) in zip(bar, plan):
             for batch in step.batches:
                 yield self._answers(task, batch, rates), step.quarantined
 

@@ -14,8 +14,8 @@ import torch
 from accelerate import Accelerator
 from omegaconf import OmegaConf
 from torch import Tensor
-from tqdm import tqdm
 
+from data.progress import progress_bar
 from data.types import Quarantined
 from train.collectives import collected
 from train.config import Config
@@ -120,7 +120,7 @@ def build_recorder(engine: Accelerator, config: Config, first_step: int) -> Reco
     (run_dir / "machine.json").write_text(json.dumps(about, indent=1) + "\n")
     for name in ("metrics.jsonl", "batches.jsonl", "health.jsonl"):
         cut_back(run_dir / name, first_step or -1)  # without a checkpoint all is done again, step 0 too
-    bar = tqdm(total=config.train.steps, initial=first_step, desc="train", unit="step")
+    bar = progress_bar(total=config.train.steps, initial=first_step, desc="train", unit="step")
     sinks: list[Sink] = [Console(bar), Jsonl(run_dir / "metrics.jsonl")]
     if config.tracker.tensorboard:
         sinks.append(start_tensorboard(run_dir, first_step))

@@ -42,8 +42,9 @@ class Console:
     shown: tuple[str, ...] = ("loss", "token_accuracy", "rate", "kept", "lr", "tokens_per_s")
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        shown = {name: f"{values[name]:.4g}" for name in self.shown if name in values}
+        self.bar.set_postfix(shown, refresh=False)
         self.bar.update(step - self.bar.n)
-        self.bar.set_postfix({name: f"{values[name]:.4g}" for name in self.shown if name in values})
 
     def close(self) -> None:
         self.bar.close()
