@@ -26,8 +26,8 @@ from evs.pipeline import check_place
 from evs.rates import RateDistribution
 from train import preview as show
 from train.checkpoint.checkpoint import Checkpoints, candidates
-from train.checkpoint.resume import Origin, on_as_many_ranks, open_run
-from train.checkpoint.run_identity import shape_of
+from train.checkpoint.resume import Origin, newest_shape, open_run
+from train.checkpoint.run_identity import shape_of, split_step
 from train.collectives import on_main
 from train.config import (
     TOWERS,
@@ -97,7 +97,8 @@ def prepare(config: Config) -> Prepared:
     methods, world = build_step_methods(config), int(os.environ.get("WORLD_SIZE", 1))
     run_dir = Path(config.run_dir)
     found = candidates(config.resume, run_dir / "checkpoints")
-    config = on_as_many_ranks(config, found, world)
+    split = split_step(config.train.accumulation, world, newest_shape(found), config.resume_changes)
+    config = replace(config, train=replace(config.train, accumulation=split.accumulation))
     rates = build_step_rates(config, world)
     encoder = build_encoder(config.model, config.data)
     empty = build_empty_model(config.model, weight_dtype(config))
@@ -105,7 +106,7 @@ def prepare(config: Config) -> Prepared:
         check_place(adapter_for(base_model(empty), config.model.scheme), each)
     engine = build_engine(config.engine, config.train, config.optim.clip)
     origin = Origin() if config.preflight == "only" else open_run(engine, run_dir, found)
-    shape = shape_of(config, world, empty)
+    shape = shape_of(config, split, empty)
     origin.check(engine, shape, config.resume_changes)
     learned, held_out = read_usable(engine, config.data, encoder, config.seed)
     on_main(engine, lambda: check_usable(config, learned, held_out))

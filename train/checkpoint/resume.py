@@ -13,9 +13,8 @@ from train.checkpoint import manifest
 from train.checkpoint.checkpoint import first_whole, remove_partial, set_aside
 from train.checkpoint.lock import lock
 from train.checkpoint.manifest import Manifest
-from train.checkpoint.run_identity import check_same, with_global_batch
+from train.checkpoint.run_identity import check_same
 from train.collectives import on_main
-from train.config import Config
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,11 @@ def open_run(engine: Accelerator, run_dir: Path, found: Sequence[Path]) -> Origi
     return Origin(*chosen, held) if chosen else Origin(held=held)
 
 
-def on_as_many_ranks(config: Config, found: Sequence[Path], world: int) -> Config:
-    """The configuration that keeps the global step of the newest of the checkpoints (`shape.with_global_batch`)."""
+def newest_shape(found: Sequence[Path]) -> dict[str, Any] | None:
+    """The run's shape in the first of the checkpoints whose manifest can be read."""
     for checkpoint in found:
         try:
-            return with_global_batch(config, manifest.read(checkpoint).shape, world)
+            return manifest.read(checkpoint).shape
         except ValueError:
             continue  # to be reported when its files are checked
-    return config
+    return None

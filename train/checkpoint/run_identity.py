@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import xxhash
@@ -16,7 +16,42 @@ PACKING = 2  # raised whenever data/batching/bin_packing.py would fill the same 
 FIXED = ("model", "average", "engine")  # a checkpoint cannot be loaded into another one of these
 
 
-def shape_of(config: Config, world: int, empty: nn.Module) -> dict[str, Any]:
+@dataclass(frozen=True)
+class StepSplit:
+    """How the micro-batches of a global step are split over ranks."""
+
+    ranks: int
+    accumulation: int  # micro-batches of a rank and step
+    # Values of train.accumulation that this global step was requested by, the latest last: not the derived ones.
+    requested: tuple[int, ...]
+
+    @property
+    def places(self) -> int:
+        """Micro-batches of a global step, over all ranks."""
+        return self.ranks * self.accumulation
+
+
+def split_step(requested: int, ranks: int, saved: dict[str, Any] | None, changes: Sequence[str]) -> StepSplit:
+    """The split for a run of `train.accumulation=requested` on `ranks`, resumed from a checkpoint of shape `saved`.
+
+    A value that the saved run was started with means its global step again, on any number of ranks that divides it.
+    Any other value is taken as it is, and so is any but the latest one if `changes` allow another plan.
+    """
+    if saved is None:
+        return StepSplit(ranks, requested, (requested,))
+    places, known = saved["plan"]["places"], _requested_by(saved["world"], ranks, requested)
+    kept = requested in (known[-1:] if "plan" in changes else known) and places % ranks == 0
+    accumulation = places // ranks if kept else requested
+    same = [value for value in known if value != requested] if accumulation * ranks == places else []
+    return StepSplit(ranks, accumulation, (*same, requested))
+
+
+def _requested_by(world: dict[str, Any], ranks: int, requested: int) -> list[int]:
+    """The saved run's requests. Checkpoints that do not name them adapted any request to another number of ranks."""
+    return world.get("requested", [world["accumulation"]] if world["ranks"] == ranks else [requested])
+
+
+def shape_of(config: Config, split: StepSplit, empty: nn.Module) -> dict[str, Any]:
     """Everything that samples, rates, losses and updates follow from, but for the data and the optimizer's settings.
 
     What only says how a global step is split over ranks stands under `world`, and may change.
@@ -24,7 +59,7 @@ def shape_of(config: Config, world: int, empty: nn.Module) -> dict[str, Any]:
     train, data = config.train, config.data
     shape = {
         "seed": config.seed,
-        "plan": {"places": world * train.accumulation, "batch_size": train.batch_size}
+        "plan": {"places": split.places, "batch_size": train.batch_size}
         | {key: getattr(train, key) for key in ("token_budget", "patch_budget", "cost_budget", "lookahead")}
         | ({"packing": PACKING} if train.token_budget is not None else {}),
         "rates": {**config.rate, "levels": train.rate_levels} | ({"per_video": True} if train.rate_per_video else {}),
@@ -36,7 +71,7 @@ def shape_of(config: Config, world: int, empty: nn.Module) -> dict[str, Any]:
         | {"lora": _given(config.model.lora) if config.model.lora.r is not None else None},
         "average": train.ema,
         "engine": {"state": _state(config.engine.name), "precision": config.engine.precision},
-        "world": {"ranks": world, "accumulation": train.accumulation},
+        "world": asdict(split),
     }
     return json.loads(json.dumps(shape))  # as it will be read
 
@@ -68,8 +103,19 @@ def check_same(then: dict[str, Any], now: dict[str, Any], changes: Sequence[str]
     if fixed := [key for key in keys if key in FIXED]:
         remedy = f"what was saved cannot be loaded into another {' or '.join(fixed)}: give another run_dir"
     else:
-        remedy = f"give another run_dir, or allow it with resume_changes=[{','.join(sorted({*changes, *keys}))}]"
+        allowing = f"resume_changes=[{','.join(sorted({*changes, *keys}))}]"
+        remedy = f"{_keeping_step(then, now)}give another run_dir, or allow it with {allowing}"
     raise ValueError(f"resuming {checkpoint} would be another run ({found}): {remedy}")
+
+
+def _keeping_step(then: dict[str, Any], now: dict[str, Any]) -> str:
+    """What to give for the saved global step, where another one was requested."""
+    places, ranks = then["plan"]["places"], now["world"]["ranks"]
+    if places == now["plan"]["places"]:
+        return ""
+    if places % ranks:
+        return f"start a number of ranks that divides {places}, "
+    return f"keep the global step with train.accumulation={places // ranks}, "
 
 
 def _differences(key: str, then: Any, now: Any) -> Iterator[str]:
@@ -79,12 +125,3 @@ def _differences(key: str, then: Any, now: Any) -> Iterator[str]:
                 yield from _differences(f"{key}.{name}", then.get(name), now.get(name))
     else:
         yield f"{key} was {then}, is {now}"
-
-
-def with_global_batch(config: Config, then: dict[str, Any], world: int) -> Config:
-    """The configuration with as many micro-batches a rank as keep a saved run's global step on `world` ranks, where
-    they are not the saved run's number and it can be divided so."""
-    places = then["plan"]["places"]
-    if then["world"]["ranks"] == world or config.train.accumulation * world == places or places % world:
-        return config
-    return replace(config, train=replace(config.train, accumulation=places // world))
