@@ -1,28 +1,29 @@
 """Results that are made once by whoever gets there first: ranks, their worker processes, other runs, other machines.
 
-A result is a file whose name says all that it follows from, so it never changes. Who misses one claims it (a file that
-is created exclusively, and touched while its owner lives), makes it, and renames it into place. Nobody waits in a
-collective, and work that a dead process has claimed is taken over.
+A result is a file whose name says all that it follows from, so it never changes. A process that misses one locks it,
+makes it, and renames it into place. The system drops a lock with its holder, so a killed process blocks nobody, and no
+process waits in a collective.
 """
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
 import socket
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any, Protocol
+
+from filelock import FileLock, Timeout
 
 from data.loader import START
 from data.progress import progress_bar
 
-STALE = 60.0  # seconds after which a claim that nobody touched is anyone's
-TOUCH, POLL, SPEAK = 5.0, 0.1, 30.0
+POLL, SPEAK = 0.1, 30.0  # seconds
+UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # errors of file systems without locks
 
 
 class Task(Protocol):
@@ -35,8 +36,18 @@ class Task(Protocol):
         """Write the result to `path`. ValueError where the data are at fault."""
 
 
-def complete(tasks: Sequence[Task], what: str, *, workers: int = 0, progress: bool = True) -> None:
-    """Returns when every result is there, made here in `workers` processes or by others. ValueError as `make`."""
+def complete(
+    tasks: Sequence[Task],
+    what: str,
+    *,
+    workers: int = 0,
+    progress: bool = True,
+    on_result: Callable[[], None] = lambda: None,
+) -> None:
+    """Return when every result exists, made here in `workers` processes or by other programs. ValueError as `make`.
+
+    `on_result` is called in this process for every result that appears.
+    """
     missing = [task for task in tasks if not task.path.exists()]
     for folder in {task.path.parent for task in missing}:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,6 +57,7 @@ def complete(tasks: Sequence[Task], what: str, *, workers: int = 0, progress: bo
         if not workers:
             for _ in _made(missing):
                 bar.update()
+                on_result()
             return
         context: Any = multiprocessing.get_context(START)
         failures = context.SimpleQueue()
@@ -55,7 +67,8 @@ def complete(tasks: Sequence[Task], what: str, *, workers: int = 0, progress: bo
             process.start()
         try:
             for number in _watched(missing, processes, failures, what):
-                bar.update(number - bar.n)
+                bar.update(number)
+                on_result()
         finally:
             for process in processes:
                 process.terminate()
@@ -63,7 +76,7 @@ def complete(tasks: Sequence[Task], what: str, *, workers: int = 0, progress: bo
 
 
 def _watched(tasks: Sequence[Task], processes: Sequence[Any], failures: Any, what: str) -> Iterator[int]:
-    """How many results are there, as they come. Raises what made a worker process fail."""
+    """Numbers of further results, as they appear. Raises what made a worker process fail."""
     left, moved = list(tasks), time.monotonic()
     while left:
         begin = time.monotonic()
@@ -74,19 +87,12 @@ def _watched(tasks: Sequence[Task], processes: Sequence[Any], failures: Any, wha
         still = [task for task in left if not task.path.exists()]
         if len(still) < len(left):
             moved = begin
+            yield len(left) - len(still)
         elif begin - moved > SPEAK:
             moved = begin
-            print(f"{what}: {len(left)} parts are missing, the first {_held_by(left[0])}", flush=True)
+            print(f"{what}: {len(left)} parts are still missing, the first is {left[0].path}", flush=True)
         left = still
-        yield len(tasks) - len(left)
         time.sleep(max(POLL, 5 * (time.monotonic() - begin)))  # a slow file system is not to be kept busy with this
-
-
-def _held_by(task: Task) -> str:
-    try:
-        return f"is being made by {_claim(task).read_text()}"
-    except OSError:
-        return "is next"
 
 
 def _work(tasks: Sequence[Task], parent: int, failures: Any) -> None:
@@ -117,54 +123,29 @@ def _made(tasks: Sequence[Task]) -> Iterator[Task]:
 
 
 def _made_here(task: Task) -> bool:
-    """Whether it could be claimed, and so was made."""
-    with _claimed(task) as mine:
-        if mine and not task.path.exists():
-            partial = task.path.with_name(f"{task.path.name}.{socket.gethostname()}.{os.getpid()}.partial")
-            try:
-                task.make(partial)
-                partial.replace(task.path)
-            finally:
-                partial.unlink(missing_ok=True)
-    return mine
-
-
-@contextmanager
-def _claimed(task: Task) -> Iterator[bool]:
-    """Whether the task is this process's until the end of the block."""
-    claim, over = _claim(task), Event()
-    if not _create(claim):
-        yield False
-        return
-    Thread(target=_keep, args=(claim, over), daemon=True).start()
+    """True if no other process is making the task's result, which then exists."""
+    # The library's fallback to marker files would block for ever if its holder were killed on another machine.
+    lock = FileLock(f"{task.path}.lock", blocking=False, fallback_to_soft=False)
     try:
-        yield True
-    finally:
-        over.set()
-        claim.unlink(missing_ok=True)
-
-
-def _claim(task: Task) -> Path:
-    return task.path.with_name(task.path.name + ".claim")
-
-
-def _create(claim: Path) -> bool:
-    try:
-        if time.time() - claim.stat().st_mtime > STALE:
-            claim.unlink(missing_ok=True)
-    except OSError:
-        pass
-    try:
-        with claim.open("x") as file:
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    except FileExistsError:
+        lock.acquire()
+    except Timeout:
         return False
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise  # without locks two processes may do the same work; either result is renamed into place whole
+    try:
+        if not task.path.exists():
+            _make(task)
+        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held, so that a waiting process notices
+    finally:
+        lock.release()
     return True
 
 
-def _keep(claim: Path, over: Event) -> None:
-    while not over.wait(TOUCH):
-        try:
-            os.utime(claim)
-        except OSError:
-            return
+def _make(task: Task) -> None:
+    partial = task.path.with_name(f"{task.path.name}.{socket.gethostname()}.{os.getpid()}.partial")
+    try:
+        task.make(partial)
+        partial.replace(task.path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -140,4 +140,4 @@ def test_prepare_makes_the_index_that_a_run_reads(words, mixture, monkeypatch, t
         assert "data.train: 32 of 32 rows can be used" in capsys.readouterr().out
         found = sorted((tmp_path / "cache" / f"v{VERSION}").iterdir())
         assert sum(path.suffix == ".index" for path in found) == 4
-        assert not [path for path in found if path.suffix in (".claim", ".partial")]
+        assert not [path for path in found if path.suffix in (".lock", ".partial")]

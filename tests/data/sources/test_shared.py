@@ -1,10 +1,15 @@
 """Work shared through a folder: made once, taken over from the dead, failing in one line."""
 
+import errno
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -39,28 +44,66 @@ def test_every_task_is_made_once(tmp_path, workers):
     assert {path.name for path in (tmp_path / "notes").iterdir()} == {*names, "made"}
 
 
-def test_a_claim_of_the_dead_is_taken_over(tmp_path, monkeypatch):
-    note = Note(tmp_path / "0")
-    claim = tmp_path / "0.claim"
-    claim.write_text("process 1 on nowhere")
-    os.utime(claim, (0, 0))
-    complete([note], "notes", progress=False)
-    assert note.path.exists() and not claim.exists()
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the lock of the result `0`."""
+    with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path / "0.lock"], stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline() == b"held\n"
+        yield process
+        process.kill()
 
 
-def test_a_claim_of_the_living_is_waited_for_and_named(tmp_path, monkeypatch, capfd):
+HOLDER = (
+    "import sys, time; from filelock import FileLock; "
+    "held = FileLock(sys.argv[1]); held.acquire(); print('held', flush=True); time.sleep(60)"
+)
+
+
+@pytest.mark.parametrize("hours", [-48, 48], ids=["yesterday", "tomorrow"])
+def test_a_killed_holder_blocks_nobody_whatever_its_clock(tmp_path, holder, hours):
+    holder.kill()
+    holder.wait()
+    os.utime(tmp_path / "0.lock", (time.time() + 3600 * hours,) * 2)
+    complete([Note(tmp_path / "0")], "notes", progress=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"0", "made"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_result_that_another_process_makes_is_waited_for_and_named(tmp_path, holder, workers, monkeypatch, capfd):
     monkeypatch.setattr(shared, "SPEAK", 0.3)
-    monkeypatch.setattr(shared, "STALE", 1.0)
-    (tmp_path / "0.claim").write_text("process 1 on nowhere")
-    complete([Note(tmp_path / "0")], "notes", workers=1, progress=False)
-    assert "notes: 1 parts are missing, the first is being made by process 1 on nowhere" in capfd.readouterr().out
+    appeared: list[int] = []
+    Timer(2, holder.kill).start()
+    tasks = [Note(tmp_path / name) for name in "01"]
+    complete(tasks, "notes", workers=workers, progress=False, on_result=lambda: appeared.append(1))
+    assert len(appeared) == 2 and sorted((tmp_path / "made").read_text().split()) == ["0", "1"]
+    if workers:
+        assert f"notes: 1 parts are still missing, the first is {tmp_path / '0'}" in capfd.readouterr().out
+
+
+def test_processes_that_start_together_make_every_result_once(tmp_path):
+    tasks = [Note(tmp_path / str(i)) for i in range(40)]
+    processes = [get_context("fork").Process(target=complete, args=(tasks, "notes")) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert sorted((tmp_path / "made").read_text().split()) == sorted(map(str, range(40)))
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    complete([Note(tmp_path / "0")], "notes", progress=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"0", "made"}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_cannot_be_made_ends_all_in_one_line(tmp_path, workers):
     with pytest.raises(ValueError, match=r"^1 cannot be made$"):
         complete([Note(tmp_path / str(i), bad=i == 1) for i in range(4)], "notes", workers=workers, progress=False)
-    assert not list(tmp_path.glob("*.claim")) or workers
 
 
 @dataclass(frozen=True)
