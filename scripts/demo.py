@@ -125,11 +125,11 @@ class Demo:
         """The JSON that the evaluation of a run's checkpoint writes."""
         return self.out / f"{self.checkpoint(name).name}.json"
 
-    def evaluate(self, name: str, model: Path, *more: str, file: str | None = None) -> Curve:
+    def evaluate(self, name: str, model: Path) -> Curve:
         """Accuracy by rate on the held-out videos."""
-        result = self.out / f"{file or model.name}.json"
+        result = self.out / f"{model.name}.json"
         rates = f"rates=[{','.join(map(str, self.options.rates))}]"
-        words = [rates, f"name='{name}'", f"out={result}", "fps=4", "batch_size=20", "dtype=float32", *more]
+        words = [rates, f"name='{name}'", f"out={result}", "fps=4", "batch_size=20", "dtype=float32"]
         self._python(f"evaluate: {name}", script("evaluate"), f"model={model}", f"data={self.held_out}", *words)
         return from_results(result)
 
