@@ -16,7 +16,7 @@ AGAIN = 1.0  # seconds after which a sample is interrupted once more, should a l
 
 
 @dataclass(frozen=True)
-class Limits:
+class SampleLimits:
     """What one sample may take: the keys data.sample_seconds and data.sample_gib."""
 
     seconds: float = 120.0
@@ -28,10 +28,10 @@ class Limits:
         return int(self.gib * 2**30)
 
 
-LIMITS = Limits()
+LIMITS = SampleLimits()
 
 
-class Late(Exception):
+class SampleTimeout(Exception):
     """The time of a sample is over. No OSError or ValueError: libraries catch these."""
 
 
@@ -47,7 +47,7 @@ _running = local()  # until: when the time of this thread's sample is over
 
 
 @contextmanager
-def contained(name: str, seconds: float | None = None) -> Iterator[None]:
+def guarded(name: str, seconds: float | None = None) -> Iterator[None]:
     """A MediaError that begins with `name` for every exception inside: of decoder, image library, processor, memory.
 
     Another when it takes longer than `seconds`: in a process's main thread by a signal, which is served between two
@@ -59,11 +59,11 @@ def contained(name: str, seconds: float | None = None) -> Iterator[None]:
         with _interrupted(seconds):
             yield
     except Exception as error:
-        if seconds is not None and (isinstance(error, Late) or time.monotonic() - begun >= seconds):
+        if seconds is not None and (isinstance(error, SampleTimeout) or time.monotonic() - begun >= seconds):
             # Whatever else a library says by then may be of its interruption.
             reason = f"took longer than data.sample_seconds={seconds:g}; shorten it or raise the limit"
             raise OutOfTime(f"{name}: {reason}") from None
-        if isinstance(error, (MediaError, RowError, Late)):
+        if isinstance(error, (MediaError, RowError, SampleTimeout)):
             raise
         if isinstance(error, MemoryError):
             reason = "MemoryError: reading it takes more than data.sample_gib, or than the machine has"
@@ -74,11 +74,11 @@ def contained(name: str, seconds: float | None = None) -> Iterator[None]:
 def remaining() -> float | None:
     """Seconds left to the sample that this thread is at, for a library that can limit itself; None: no limit.
 
-    Late where none are left.
+    SampleTimeout where none are left.
     """
     until = getattr(_running, "until", None)
     if until is not None and until < time.monotonic():
-        raise Late
+        raise SampleTimeout
     return None if until is None else until - time.monotonic()
 
 
@@ -98,7 +98,7 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def _interrupted(seconds: float | None) -> Iterator[None]:
-    """Late after so many seconds, between two calls of whatever library is at work."""
+    """SampleTimeout after so many seconds, between two calls of whatever library is at work."""
     if seconds is None:
         yield
         return
@@ -117,4 +117,4 @@ def _interrupted(seconds: float | None) -> Iterator[None]:
 
 
 def _raise(*_: Any) -> None:
-    raise Late
+    raise SampleTimeout

@@ -16,7 +16,7 @@ from evs.families import Adapter, MediaBatch, towers_of
 from evs.methods import Method
 from evs.methods.evs import FrameDelta
 from evs.packing import index_in_segment
-from evs.pipeline import Look
+from evs.pipeline import EncodedBatch
 from evs.selection import check_rate
 from evs.types import DecoderInputs, Grid
 
@@ -67,16 +67,16 @@ def generate(
     decoding = _ending(decoding or Decoding(), model)
     grids = adapter.grids(batch)
     rates_V = [check_rate(rate)] * len(grids)
-    out = Look(adapter, batch, method or FrameDelta()).at(rates_V, pruned=rate > 0)
-    laid, keep_N = out.laid, out.keep_N
-    sizes = laid.segment_N.bincount().tolist()
+    out = EncodedBatch(adapter, batch, method or FrameDelta()).prune(rates_V, pruned=rate > 0)
+    embedded, keep_N = out.embedded, out.keep_N
+    sizes = embedded.segment_N.bincount().tolist()
     prompts = [
-        _Prompt(ids, torch.Generator(laid.embeds_ND.device).manual_seed(decoding.seed))
-        for ids in batch.input_ids_N.to(laid.embeds_ND.device).split(sizes)
+        _Prompt(ids, torch.Generator(embedded.embeds_ND.device).manual_seed(decoding.seed))
+        for ids in batch.input_ids_N.to(embedded.embeds_ND.device).split(sizes)
     ]
-    _write(_Decoder(model, out.x, next_positions(adapter.scheme, laid, out.x)), prompts, decoding, on_step=on_step)
-    kept = laid.segment_N[keep_N].bincount().tolist()
-    frames = _kept_per_frame(laid, keep_N, grids)
+    _write(_Decoder(model, out.x, next_positions(adapter.scheme, embedded, out.x)), prompts, decoding, on_step=on_step)
+    kept = embedded.segment_N[keep_N].bincount().tolist()
+    frames = _kept_per_frame(embedded, keep_N, grids)
     return [
         Generation(tuple(prompt.tokens), tuple(prompt.logprobs), size, n, frames[i])
         for i, (prompt, size, n) in enumerate(zip(prompts, sizes, kept))

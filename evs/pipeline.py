@@ -1,4 +1,4 @@
-"""Lay a batch out, look at it and prune it, in the order that the method asks for: the one place where it happens."""
+"""Embed, encode and prune a batch, in the order that the pruning method needs. Every forward pass goes through here."""
 
 from __future__ import annotations
 
@@ -16,52 +16,62 @@ from evs.types import DecoderInputs
 
 
 @dataclass(frozen=True)
-class Survivors:
-    """`x` is what the language model reads: of the prompts as they were laid out, the tokens that are kept."""
+class PrunedInputs:
+    """The unpruned prompts, the [N] bool mask of kept tokens, and the inputs of the language model."""
 
-    laid: DecoderInputs
+    embedded: DecoderInputs
     keep_N: Tensor
     x: DecoderInputs
 
 
 @dataclass(frozen=True)
-class Look:
-    """A batch that is seen once, however many rates it is read at; by a method that prunes before, once a rate."""
+class EncodedBatch:
+    """A batch whose media are encoded once and can be pruned at several rates.
+
+    A method that prunes before or within the vision tower encodes them again for each rate.
+    """
 
     adapter: Adapter
     batch: MediaBatch
     method: Method
 
-    def at(self, rates_V: Sequence[float], *, pruned: bool) -> Survivors:
-        """Every video pruned at its rate. `pruned`: whether any is, or would be if there were one."""
-        # Some schemes lay out unpruned prompts in another way; what is seen does not depend on it.
-        laid = self._laid if pruned or self.adapter.scheme == "preserve" else self._unpruned
-        before, grids = depth(self.method), self.adapter.grids(self.batch)
-        if before is not None and any(rates_V):
-            keep_N = keep_mask(laid, self.adapter.pixels(self.batch), grids, rates_V, self.method)
-            return Survivors(laid, keep_N, self.adapter.see_kept(self.batch, laid, keep_N, before))
-        # Once a rate at rate 0 too: under ZeRO 3 every rank must call the tower equally often.
-        seen, seen_MC = self._seen if before is None else self.adapter.see(self.batch, self._laid)
+    def prune(self, rates_V: Sequence[float], *, pruned: bool) -> PrunedInputs:
+        """The batch with each of its V videos pruned at its own rate.
+
+        `pruned` is True if pruning is enabled, even when the batch holds no video: position schemes that imitate a
+        server differ from `preserve` only then.
+        """
+        # Some schemes place unpruned prompts differently. Encoding does not depend on positions.
+        embedded = self._embedded if pruned or self.adapter.scheme == "preserve" else self._unpruned
+        block, grids = depth(self.method), self.adapter.grids(self.batch)
+        if block is not None and any(rates_V):
+            keep_N = keep_mask(embedded, self.adapter.pixels(self.batch), grids, rates_V, self.method)
+            return PrunedInputs(embedded, keep_N, self.adapter.encode_kept(self.batch, embedded, keep_N, block))
+        # At rate 0 too, a method that prunes early encodes once per rate: under ZeRO 3 every rank must call the tower
+        # equally often.
+        encoded, features_MC = self._encoded if block is None else self.adapter.encode_media(self.batch, self._embedded)
         pixels = self.method.needs == "pixels" and any(rates_V)
-        keep_N = keep_mask(laid, self.adapter.pixels(self.batch) if pixels else seen_MC, grids, rates_V, self.method)
-        return Survivors(laid, keep_N, prune(replace(seen, positions_PN=laid.positions_PN), keep_N))
+        keep_N = keep_mask(
+            embedded, self.adapter.pixels(self.batch) if pixels else features_MC, grids, rates_V, self.method
+        )
+        return PrunedInputs(embedded, keep_N, prune(replace(encoded, positions_PN=embedded.positions_PN), keep_N))
 
     @cached_property
-    def _laid(self) -> DecoderInputs:
-        return self.adapter.lay(self.batch)
+    def _embedded(self) -> DecoderInputs:
+        return self.adapter.embed_prompt(self.batch)
 
     @cached_property
     def _unpruned(self) -> DecoderInputs:
         positions_PN = self.adapter.positions(self.batch, pruned=False)
-        return replace(self._laid, positions_PN=positions_PN.to(self._laid.positions_PN.device))
+        return replace(self._embedded, positions_PN=positions_PN.to(self._embedded.positions_PN.device))
 
     @cached_property
-    def _seen(self) -> tuple[DecoderInputs, Tensor]:
-        return self.adapter.see(self.batch, self._laid)
+    def _encoded(self) -> tuple[DecoderInputs, Tensor]:
+        return self.adapter.encode_media(self.batch, self._embedded)
 
 
 def check_place(adapter: Adapter, method: Method) -> None:
-    """Raises ValueError for a method that scores or prunes where the family cannot."""
+    """Raise ValueError if the family does not support the method's features or the place where it prunes."""
     before, family = depth(method), adapter.model.config.model_type
     if method.needs == "pixels" and not hasattr(adapter, "pixels"):
         raise ValueError(

@@ -1,7 +1,7 @@
-"""The two carriers of the library: a video's token grid, and what the language model is about to read.
+"""The two carriers of the library: a video's token grid, and the inputs of the language model.
 
 Axis legend, used in names: N packed tokens, D width, P rope rows (3), V videos, T H W one video's merged grid,
-M visual tokens, C channels of what a method reads of them.
+M visual tokens, C channels of the features that a pruning method scores.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Grid:
 
 @dataclass(frozen=True)
 class DecoderInputs:
-    """Everything the language model is about to read, several samples packed end to end.
+    """The inputs of the language model, several samples packed end to end.
 
-    As it is laid out, before anything is seen, the rows of media are their placeholders' and there is no deepstack.
+    Before media are encoded, their rows hold the embeddings of placeholder tokens and `deepstack` is empty.
     """
 
     embeds_ND: Tensor

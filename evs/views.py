@@ -13,14 +13,14 @@ from evs.packing import keeps_segments_apart
 from evs.types import DecoderInputs
 
 
-def read_views(adapter: Adapter, views: Sequence[DecoderInputs]) -> list[Tensor]:
-    """What `adapter.read` gives of each of the views, from one call where the attention kernel keeps segments apart.
+def decode_views(adapter: Adapter, views: Sequence[DecoderInputs]) -> list[Tensor]:
+    """What `adapter.decode` gives of each of the views, from one call where the attention kernel keeps segments apart.
 
     Elsewhere from one call a view: in a common pack, views of few tokens would be padded to the longest.
     """
     if len(views) > 1 and keeps_segments_apart(towers_of(adapter.model).language.config):
-        return list(adapter.read(joined(views)).split([len(x.segment_N) for x in views]))
-    return [adapter.read(x) for x in views]
+        return list(adapter.decode(joined(views)).split([len(x.segment_N) for x in views]))
+    return [adapter.decode(x) for x in views]
 
 
 def joined(views: Sequence[DecoderInputs]) -> DecoderInputs:

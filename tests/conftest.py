@@ -1,10 +1,9 @@
-"""Shared by all tests: tiny checkpoints, real footage, and where the recorded figures of other software lie."""
+"""Shared by all tests: tiny checkpoints and real footage."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -26,16 +25,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if "nemotron" in item.nodeid and not NEMOTRON:
             item.add_marker(pytest.mark.skip(reason=NO_NEMOTRON))
-
-
-@pytest.fixture(scope="session")
-def golden_file() -> Path:
-    """Recorded counts, masks and positions of servers; EVS_GOLDEN overrides the place beside the checkout."""
-    default = Path(__file__).parents[2] / "shared" / "golden" / "evs_golden.npz"
-    path = Path(os.environ.get("EVS_GOLDEN", default))
-    if not path.exists():
-        pytest.skip(f"no golden file at {path}: set EVS_GOLDEN to its path")
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from torch import nn
 from data.batching.plans import BudgetPlan, Plan
 from data.encoding.encoder import Encoder
 from data.loader import Planned, Step, step_loader
-from data.sample_limits import Limits
+from data.sample_limits import SampleLimits
 from data.types import Quarantined, Sample
 from evs.families import adapter_for, towers_of
 from evs.methods import Method
@@ -39,13 +39,13 @@ from train.config import (
 )
 from train.cost import memory_forecast as preflight
 from train.cost.memory_forecast import Largest, largest
-from train.cost.plans import build_kept, build_plan, course_of, freed_patches
-from train.datasets import Usable, read_usable
+from train.cost.plans import build_kept, build_plan, freed_patches, schedule_of
+from train.datasets import AuditedData, read_datasets
 from train.distributed import build_engine, check_zero
 from train.ema import Average
 from train.evaluation.evaluation import Evaluation
 from train.evaluation.scores import Score
-from train.faults.bad_sample_limit import Tolerance, check_audited
+from train.faults.bad_sample_limit import BadSampleLimit, check_audited
 from train.faults.nonfinite import Health
 from train.faults.watchdog import Watchdog
 from train.loop import Parts
@@ -77,8 +77,8 @@ class Prepared:
     encoder: Encoder
     methods: StepMethods
     rates: StepRates
-    learned: Usable
-    held_out: Usable | None
+    train_set: AuditedData
+    eval_set: AuditedData | None
     plan: Plan | BudgetPlan
     origin: Origin
     shape: dict[str, Any]  # train.checkpoint.run_identity
@@ -108,23 +108,25 @@ def prepare(config: Config) -> Prepared:
     origin = Origin() if config.preflight == "only" else open_run(engine, run_dir, found)
     shape = shape_of(config, split, empty)
     origin.check(engine, shape, config.resume_changes)
-    learned, held_out = read_usable(engine, config.data, encoder, config.seed)
-    on_main(engine, lambda: check_usable(config, learned, held_out))
-    shape["data"] = learned.fingerprint
+    train_set, eval_set = read_datasets(engine, config.data, encoder, config.seed)
+    on_main(engine, lambda: check_datasets(config, train_set, eval_set))
+    shape["data"] = train_set.fingerprint
     origin.check(engine, shape, config.resume_changes)
     latest = methods.latest
     kept = build_kept(latest, rates)
-    plan = build_plan(config, engine, learned, rates=rates, method=latest, empty=empty)
+    plan = build_plan(config, engine, train_set, rates=rates, method=latest, empty=empty)
     forecast = None
     if config.data.audit and config.preflight != "off":
         freed = freed_patches(latest, base_model(empty).config)
-        forecast = check_memory(config, engine, empty, largest(plan, learned.index.sizes, rates.lowest(), kept, freed))
+        forecast = check_memory(
+            config, engine, empty, largest(plan, train_set.index.sizes, rates.lowest(), kept, freed)
+        )
     if config.show and engine.is_main_process:
         places = chain.from_iterable(plan.micro_batches(origin.step))
         print(show.parameters(empty))
-        print(show.first_row(encoder, (learned.samples[place] for place in places), rates.typical(), methods.first))
+        print(show.first_row(encoder, (train_set.samples[place] for place in places), rates.typical(), methods.first))
     return Prepared(
-        config, engine, encoder, methods, rates, learned, held_out, plan, origin, shape, forecast
+        config, engine, encoder, methods, rates, train_set, eval_set, plan, origin, shape, forecast
     )  # fmt: skip
 
 
@@ -143,10 +145,10 @@ def assemble(ready: Prepared) -> Run:
     checkpoints = Checkpoints(engine, folder, keep, task, optimizer, ready.shape, average)
     if origin.checkpoint and origin.saved:
         checkpoints.load(origin.checkpoint, origin.saved)
-    sizes = ready.learned.index.sizes
+    sizes = ready.train_set.index.sizes
     span = {"first_step": origin.step, "last_step": config.train.steps}
     steps = step_loader(
-        ready.learned.samples,
+        ready.train_set.samples,
         ready.encoder,
         ready.plan,
         **span,
@@ -154,9 +156,9 @@ def assemble(ready: Prepared) -> Run:
         planned=Planned(sizes.unpruned(), isinstance(ready.plan, BudgetPlan)) if config.data.audit else None,
     )
     evaluate = None
-    if ready.held_out is not None:
+    if ready.eval_set is not None:
         evaluate = build_evaluation(
-            engine, task, ready.encoder, ready.held_out.samples, data=config.data, config=config.eval
+            engine, task, ready.encoder, ready.eval_set.samples, data=config.data, config=config.eval
         )
     meter = build_meter(engine, config, base_model(model), memory, ready.methods.first)
     vocabulary = meter.config.get_text_config().vocab_size
@@ -164,7 +166,7 @@ def assemble(ready: Prepared) -> Run:
     limit = 60 * config.engine.timeout_minutes
     watchdog = Watchdog(run_dir / "stall", engine.process_index, engine.num_processes, limit)
     bare.register_forward_pre_hook(lambda *_: watchdog.progress())  # in evaluations too
-    tolerance = Tolerance(config.data.max_bad_fraction, run_dir / "quarantine.jsonl")
+    bad_sample_limit = BadSampleLimit(config.data.max_bad_fraction, run_dir / "quarantine.jsonl")
     parts = Parts(
         engine,
         task,
@@ -174,7 +176,7 @@ def assemble(ready: Prepared) -> Run:
         recorder,
         meter,
         health,
-        tolerance,
+        bad_sample_limit,
         checkpoints,
         watchdog,
         evaluate,
@@ -184,7 +186,7 @@ def assemble(ready: Prepared) -> Run:
 
 def audited(ready: Prepared) -> tuple[Quarantined, ...]:
     """Rows to train or to evaluate on that were put aside; each once, though both may lie in one file."""
-    both = (ready.learned, ready.held_out)
+    both = (ready.train_set, ready.eval_set)
     return tuple(dict.fromkeys(lost for usable in both if usable is not None for lost in usable.lost))
 
 
@@ -197,17 +199,17 @@ def build_average(task: nn.Module, optimizer: Any, decay: float | None) -> Avera
     return average
 
 
-def check_usable(config: Config, learned: Usable, held_out: Usable | None) -> None:
+def check_datasets(config: Config, train_set: AuditedData, eval_set: AuditedData | None) -> None:
     """Raise ValueError if too many rows of a file that is trained or evaluated on cannot be used."""
     file = Path(config.run_dir) / "quarantine.jsonl"
-    for name, found in (("data.train", learned), ("data.eval", held_out)):
+    for name, found in (("data.train", train_set), ("data.eval", eval_set)):
         if found is not None:
             check_audited(name, found.rows, found.lost, config.data.max_bad_fraction, file)
 
 
 def build_meter(engine: Accelerator, config: Config, model: Any, memory: Memory, method: Method) -> Meter:
     """Times the forward passes of the two towers, which are the model's own modules whatever wraps it."""
-    lora, course = config.model.lora.r is not None, course_of(config, method, model)
+    lora, course = config.model.lora.r is not None, schedule_of(config, method, model)
     frozen = TOWERS if lora else config.model.freeze
     meter = Meter(engine.device, model.config, memory, frozen, lora, course)
     towers = towers_of(model)
@@ -249,7 +251,7 @@ def build_step_rates(config: Config, world: int) -> StepRates:
 
 def build_encoder(model: ModelConfig, data: DataConfig) -> Encoder:
     """Rows to tensors, through the checkpoint's own processor."""
-    limits = Limits(data.sample_seconds, data.sample_gib)
+    limits = SampleLimits(data.sample_seconds, data.sample_gib)
     return Encoder(build_processor(model), frame_policy(data), data.max_tokens, limits)
 
 

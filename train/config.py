@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 from data.formats.columns import Columns
 from data.media.frames import TIMES, FramePolicy
-from data.sample_limits import Limits
+from data.sample_limits import SampleLimits
 from train.ranges import Expression, names, number, pruning_rates, ruled
 
 ENGINES = ("none", "ddp", "zero1", "zero2", "zero3", "zero3_offload")
@@ -75,8 +75,10 @@ class DataConfig:
     workers: int = number(4, least=0)  # processes that decode; 0: this one
     audit: bool = True  # read every file's header before the first step
     # What one sample may take before it is left out.
-    sample_seconds: float = number(Limits.seconds, above=0)  # from file to tensors
-    sample_gib: float = number(Limits.gib, above=0)  # of decoded pixels, by the headers: frames x height x width x 3
+    sample_seconds: float = number(SampleLimits.seconds, above=0)  # from file to tensors
+    sample_gib: float = number(
+        SampleLimits.gib, above=0
+    )  # of decoded pixels, by the headers: frames x height x width x 3
     # Share of the audited rows, or of the samples so far, that may be left out, those of too many tokens among them;
     # above it the run stops and says why. Three rows are never too many, nor are so many of the first 100 samples as
     # this share of 100; 0: none may be bad.

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from data.encoding.encoder import Encoder
 from data.formats.rows import Format
 from data.sources.base import Selection
-from data.sources.collection import Collection, Reading, collect
+from data.sources.collection import Collection, ReadOptions, collect
 from data.sources.index import Index, build_index
 from data.sources.mixture import Mixture
 from data.sources.spec import parts_of
@@ -22,7 +22,7 @@ from train.config import DataConfig
 
 
 @dataclass(frozen=True)
-class Usable:
+class AuditedData:
     """Samples that can be used, on disk, and what is known of each."""
 
     samples: Sequence[Sample]
@@ -44,12 +44,14 @@ class Usable:
         return found
 
 
-def read_usable(engine: Accelerator, data: DataConfig, encoder: Encoder, seed: int) -> tuple[Usable, Usable | None]:
+def read_datasets(
+    engine: Accelerator, data: DataConfig, encoder: Encoder, seed: int
+) -> tuple[AuditedData, AuditedData | None]:
     """(to train on, to evaluate on if anything is): two collections, or one's videos shared out."""
     collection, index = read_index(engine, "data.train", data.train, data, encoder)
     if data.eval_fraction is not None:
-        learned, held_out = split(index, data.eval_fraction, seed)
-        return usable(collection, learned), usable(collection, held_out)
+        train_set, eval_set = split(index, data.eval_fraction, seed)
+        return usable(collection, train_set), usable(collection, eval_set)
     evaluated = None if data.eval is None else read_index(engine, "data.eval", data.eval, data, encoder)
     return usable(collection, index), None if evaluated is None else usable(*evaluated)
 
@@ -59,7 +61,7 @@ def read_index(
 ) -> tuple[Collection, Index]:
     """The rows that `key` names and their index, made by all ranks together; without an engine, by this process."""
     main = engine is None or engine.is_main_process
-    reading = Reading(Format(data.format, data.columns), data.media_root, data.cache, data.workers, main)
+    reading = ReadOptions(Format(data.format, data.columns), data.media_root, data.cache, data.workers, main)
     collection = collect(parts_of(key, given), reading)
     index = build_index(collection, encoder if data.audit else None, reading)
     if len(set(together(key, index.digest))) > 1:
@@ -67,7 +69,7 @@ def read_index(
     return collection, index
 
 
-def usable(collection: Collection, index: Index) -> Usable:
+def usable(collection: Collection, index: Index) -> AuditedData:
     """The samples of the index. ValueError for a source without any."""
     samples = Selection(collection.samples, index.places_S)
-    return Usable(samples, index, collection.mixture(index.places_S), len(collection.samples))
+    return AuditedData(samples, index, collection.mixture(index.places_S), len(collection.samples))

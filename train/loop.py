@@ -18,8 +18,8 @@ from evs.methods.base import Method, depth
 from train.checkpoint.checkpoint import Checkpoints
 from train.config import Config
 from train.evaluation.scores import Score
-from train.faults.bad_sample_limit import Tolerance
-from train.faults.nonfinite import Health, finite, poisoned
+from train.faults.bad_sample_limit import BadSampleLimit
+from train.faults.nonfinite import Health, finite, nan_grads_if_nonfinite
 from train.faults.signals import Stop, agreed, noted
 from train.faults.watchdog import Watchdog
 from train.metrics.meters import Meter, peak_operations
@@ -42,7 +42,7 @@ class Parts:
     recorder: Recorder
     meter: Meter
     health: Health
-    tolerance: Tolerance
+    bad_sample_limit: BadSampleLimit
     checkpoints: Checkpoints
     watchdog: Watchdog
     evaluate: Callable[[], tuple[list[Score], list[Quarantined]]] | None
@@ -80,13 +80,13 @@ def _after_step(parts: Parts, done: int, config: Config, lr: float, ending: bool
     parts.health.check(done)
     every = config.train.save_every
     if not parts.health.streak and done % every == 1 % every:  # this step has proven the weights saved last
-        parts.checkpoints.let_go()
+        parts.checkpoints.delete_superseded()
     if saving:
         with _paused(parts):
             parts.watchdog.at("save")
             parts.checkpoints.save(done)
     if last:
-        parts.checkpoints.let_go()
+        parts.checkpoints.delete_superseded()
     if not ending and _evaluation_due(parts, done, config):
         with _paused(parts):
             _evaluate(parts, done)
@@ -120,7 +120,7 @@ def _train_step(parts: Parts, step: int, data: Step, config: Config, stop: Stop)
     parts.recorder.quarantine(data.quarantined)
     parts.recorder.record("quarantined/decoding", len(data.quarantined))  # the rest was known before
     parts.recorder.record("resized", data.resized)  # decoded to other numbers of tokens than headers promised
-    parts.tolerance.note(data.quarantined)
+    parts.bad_sample_limit.note(data.quarantined)
     parts.recorder.record("grad_norm", norm, weight=1)
     parts.recorder.record("skipped", not math.isfinite(norm), weight=1)  # the share of the steps
     if not math.isfinite(norm):
@@ -165,7 +165,7 @@ def _accumulate(
             out = parts.task(batch, Views(rates, method))
             parts.watchdog.at("backward", step + 1, batch.ids)
             with parts.meter.span("backward"):
-                engine.backward(poisoned(out.loss_sum) * scale)
+                engine.backward(nan_grads_if_nonfinite(out.loss_sum) * scale)
         losses.append(out.loss_sum.detach() / max(out.targets, 1))
         parts.recorder.batch(step + 1, place, rates, batch.ids)
         _record(parts, batch, rates, out, method)
@@ -207,7 +207,7 @@ def _report(parts: Parts, step: int, lr: float) -> None:
         step, shares, lr=lr, **({} if peak_memory is None else {"peak_memory_gib": peak_memory})
     )
     parts.health.look(step, values)
-    parts.tolerance.look(values)
+    parts.bad_sample_limit.look(values)
 
 
 def _evaluate(parts: Parts, step: int) -> None:

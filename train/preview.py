@@ -11,7 +11,7 @@ from itertools import groupby, takewhile
 from torch import nn
 
 from data.encoding.encoder import Encoder
-from data.sample_limits import contained
+from data.sample_limits import guarded
 from data.types import IGNORE, Clip, Encoding, MediaError, RowError, Sample
 from evs import Grid
 from evs.methods import Method
@@ -35,7 +35,7 @@ def first_row(encoder: Encoder, samples: Iterable[Sample], rates: Sequence[float
     """The first of the samples that can be encoded: its text with media folded and answers marked, and its tokens."""
     for sample in samples:
         try:
-            with contained(sample.id, encoder.limits.seconds):
+            with guarded(sample.id, encoder.limits.seconds):
                 clips, images = encoder.read(sample)
                 encoding = encoder.encode_clips(sample, clips, images)
         except (MediaError, RowError):

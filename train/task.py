@@ -1,4 +1,4 @@
-"""Batch + rates -> loss. The one line where a batch is pruned, and the one root that every engine wraps."""
+"""The training task: a batch and its pruning rates in, losses out. It is the module that every engine wraps."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from evs import DecoderInputs
 from evs.families import Adapter, towers_of
 from evs.generate import Decoding, continue_at
 from evs.methods import Method
-from evs.pipeline import Look, Survivors
-from evs.views import read_views
+from evs.pipeline import EncodedBatch, PrunedInputs
+from evs.views import decode_views
 from train.config import DistillConfig
 from train.losses.head import fuse_loss
-from train.losses.objective import Losses, Objective, from_logits, mean_over, objective
+from train.losses.objective import Losses, Objective, build_objective, from_logits, mean_objective
 from train.optim import trained_towers
 from train.views import Rate, Views
 
 
 class StepOutput(NamedTuple):
-    """A tuple, because ZeRO 3 looks for the tensors in what a module returns to hook its backward pass."""
+    """A NamedTuple, because ZeRO 3 finds the tensors of a module's output in tuples to hook its backward pass."""
 
     loss_sum: Tensor  # scalar float32, the objective summed over the labelled tokens
     losses_K: Tensor  # float32, each view's summed cross-entropy
@@ -34,22 +34,22 @@ class StepOutput(NamedTuple):
     targets: int  # labelled tokens of the batch, the same in every view
     tokens: int  # before pruning, the same in every view
     kept: tuple[int, ...]  # after pruning, by view
-    divergences: dict[str, Tensor]  # float32, summed over the labelled tokens, mean over lessons, by who teaches
+    divergences: dict[str, Tensor]  # float32, summed over the labelled tokens, mean over pairs, by who teaches
     logits_KTV: Tensor | None  # at the labelled tokens, in evaluation only
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What an evaluation asks of a batch."""
+class EvalRequest:
+    """The rates at which a batch is evaluated, and which of its answers are generated."""
 
     rates: tuple[float, ...]
-    written: tuple[int, ...] = ()  # the batch's answers that are to be written, not scored
+    written: tuple[int, ...] = ()  # indices of the batch's answers that are generated instead of scored
     decoding: Decoding = field(default_factory=Decoding)
     together: Callable[[bool], bool] | None = None  # evs.generate.continue_at's `going`, where ranks share parameters
 
 
-class View(NamedTuple):
-    """A batch read at one rate."""
+class EvalOutput(NamedTuple):
+    """The outputs of a batch at one pruning rate."""
 
     logits_TV: Tensor  # at the labelled tokens
     kept_S: Tensor  # tokens of each sample after pruning
@@ -57,7 +57,7 @@ class View(NamedTuple):
 
 
 class UptrainTask(nn.Module):
-    """A Hugging Face model trained on what a pruning server would let it see."""
+    """A Hugging Face model trained on the tokens that a pruning server keeps."""
 
     def __init__(
         self, model: nn.Module, adapter: Adapter, method: Method, distill: DistillConfig | None = None
@@ -68,112 +68,112 @@ class UptrainTask(nn.Module):
         self.method = method
         self.distill = distill or DistillConfig()
         self.fused_loss = fuse_loss(towers_of(adapter.model).head)
-        self.base_sees = trained_towers(model) != {"language"}  # without its LoRA the model sees videos in another way
+        # If LoRA changes the vision tower, the base model encodes videos differently.
+        self.base_encodes = trained_towers(model) != {"language"}
 
-    def forward(self, batch: Batch, asked: Rate | Views | Asked) -> StepOutput | list[View]:
-        """A step's losses in each of the views (a rate alone is one view), or what an evaluation asks."""
-        if isinstance(asked, Asked):
-            return self.views(batch, asked)
-        asked = asked if isinstance(asked, Views) else Views((asked,))
-        rates = asked.rates
-        about = objective(self.distill, rates) if self.training else mean_over(len(rates))
-        look = Look(self.adapter, batch, asked.method or self.method)
-        seen = [self._at(look, rate) for rate in rates]
-        read = self._read(look, rates[0], [out.x for out in seen], about)
-        states, (labels_T, *_) = zip(*(labelled(hidden_ND, x) for hidden_ND, x in read))
-        losses, logits_RTV = self.head(torch.stack(states), labels_T, about)
+    def forward(self, batch: Batch, request: Rate | Views | EvalRequest) -> StepOutput | list[EvalOutput]:
+        """The losses of each view in training (a single rate is one view), or the outputs of an evaluation request."""
+        if isinstance(request, EvalRequest):
+            return self.evaluate(batch, request)
+        views = request if isinstance(request, Views) else Views((request,))
+        rates = views.rates
+        objective = build_objective(self.distill, rates) if self.training else mean_objective(len(rates))
+        encoded = EncodedBatch(self.adapter, batch, views.method or self.method)
+        pruned = [self._prune(encoded, rate) for rate in rates]
+        decoded = self._decode(encoded, rates[0], [out.x for out in pruned], objective)
+        states, (labels_T, *_) = zip(*(labelled(hidden_ND, x) for hidden_ND, x in decoded))
+        losses, logits_RTV = self.head(torch.stack(states), labels_T, objective)
         return StepOutput(
             losses.total,
             losses.entropy_R[-len(rates) :],
             losses.correct_R[-len(rates) :],
             len(labels_T),
-            len(seen[0].keep_N),
-            tuple(len(out.x.segment_N) for out in seen),
-            by_source(losses.divergence_L, about),
+            len(pruned[0].keep_N),
+            tuple(len(out.x.segment_N) for out in pruned),
+            by_source(losses.divergence_L, objective),
             None if self.training else logits_RTV,
         )
 
-    def _at(self, look: Look, rate: Rate) -> Survivors:
-        videos = len(self.adapter.grids(look.batch))
+    def _prune(self, encoded: EncodedBatch, rate: Rate) -> PrunedInputs:
+        videos = len(self.adapter.grids(encoded.batch))
         rates_V = [rate] * videos if isinstance(rate, float | int) else rate
-        return look.at(rates_V, pruned=any(rates_V or [rate]))
+        return encoded.prune(rates_V, pruned=any(rates_V or [rate]))
 
-    def _read(
-        self, look: Look, lowest: Rate, views: list[DecoderInputs], about: Objective
+    def _decode(
+        self, encoded: EncodedBatch, lowest: Rate, views: list[DecoderInputs], objective: Objective
     ) -> list[tuple[Tensor, DecoderInputs]]:
-        """Every row of the objective: its hidden states, and what was read."""
-        trained, given = views[about.given - about.base :], []
-        read = read_views(self.adapter, trained)
+        """For every row of the objective, its hidden states and the inputs they were decoded from."""
+        trained, no_grad = views[objective.no_grad_rows - objective.base :], []
+        decoded = decode_views(self.adapter, trained)
         with torch.no_grad():
-            if about.base:
+            if objective.base:
                 with self._without_lora():
-                    x = self._at(replace(look), lowest).x if self.base_sees else views[0]
-                    given = [(self.adapter.read(x), x)]
-            elif about.given:
-                given = [(self.adapter.read(views[0]), views[0])]
-        return [*given, *zip(read, trained)]
+                    x = self._prune(replace(encoded), lowest).x if self.base_encodes else views[0]
+                    no_grad = [(self.adapter.decode(x), x)]
+            elif objective.no_grad_rows:
+                no_grad = [(self.adapter.decode(views[0]), views[0])]
+        return [*no_grad, *zip(decoded, trained)]
 
     def _without_lora(self) -> AbstractContextManager[None]:
         assert isinstance(self.model, PeftModel)
         return self.model.disable_adapter()
 
-    def views(self, batch: Batch, asked: Asked) -> list[View]:
-        """The batch at each of the rates, from one look at its media."""
-        videos, look = len(self.adapter.grids(batch)), Look(self.adapter, batch, self.method)
-        views = []
-        for rate in asked.rates:
-            x = look.at([rate] * videos, pruned=rate > 0).x
-            hidden_TD, _ = labelled(self.adapter.read(x), x)
-            views.append(
-                View(towers_of(self.adapter.model).head(hidden_TD), x.segment_N.bincount(), self.written(x, asked))
-            )
-        return views
+    def evaluate(self, batch: Batch, request: EvalRequest) -> list[EvalOutput]:
+        """The batch at each of the rates; its media are encoded once."""
+        videos, encoded = len(self.adapter.grids(batch)), EncodedBatch(self.adapter, batch, self.method)
+        outputs, head = [], towers_of(self.adapter.model).head
+        for rate in request.rates:
+            x = encoded.prune([rate] * videos, pruned=rate > 0).x
+            hidden_TD, _ = labelled(self.adapter.decode(x), x)
+            outputs.append(EvalOutput(head(hidden_TD), x.segment_N.bincount(), self.written(x, request)))
+        return outputs
 
-    def written(self, x: DecoderInputs, asked: Asked) -> list[tuple[int, ...]]:
-        """The answers that are asked to be written, as tokens."""
+    def written(self, x: DecoderInputs, request: EvalRequest) -> list[tuple[int, ...]]:
+        """The generated tokens of every requested answer."""
         begins = answer_begins(x.labels_N)
-        ends = [begins[answer] for answer in asked.written]
-        if asked.together is not None:  # ranks call the same modules equally often, with or without a question
-            return continue_at(self.adapter.model, x, ends or [1], asked.decoding, going=asked.together)[: len(ends)]
-        return continue_at(self.adapter.model, x, ends, asked.decoding) if ends else []
+        ends = [begins[answer] for answer in request.written]
+        if request.together is not None:  # ranks call the same modules equally often, with or without a question
+            written = continue_at(self.adapter.model, x, ends or [1], request.decoding, going=request.together)
+            return written[: len(ends)]
+        return continue_at(self.adapter.model, x, ends, request.decoding) if ends else []
 
-    def head(self, hidden_RTD: Tensor, labels_T: Tensor, about: Objective) -> tuple[Losses, Tensor | None]:
-        """(losses, logits where they stand whole).
+    def head(self, hidden_RTD: Tensor, labels_T: Tensor, objective: Objective) -> tuple[Losses, Tensor | None]:
+        """(losses, logits or None if the fused head has not kept them).
 
-        Through the module, never its weight: ZeRO 3 gathers parameters around module calls. Once for all rows, but for
-        the base's where LoRA has changed the head.
+        Calls the head's module and never reads its weight: ZeRO 3 gathers parameters around module calls. All rows
+        share one call, except the base model's if LoRA has changed the head.
         """
         head: Any = towers_of(self.adapter.model).head
         if self.training and self.fused_loss:
-            return head(hidden_RTD, labels_T, about), None
-        logits_RTV = head(hidden_RTD[about.base :])
-        if about.base:
+            return head(hidden_RTD, labels_T, objective), None
+        logits_RTV = head(hidden_RTD[objective.base :])
+        if objective.base:
             with torch.no_grad(), self._without_lora():
-                given = head(hidden_RTD[:1])
-            logits_RTV = torch.cat([given, logits_RTV])
-        return from_logits(logits_RTV, labels_T, about), logits_RTV
+                base_RTV = head(hidden_RTD[:1])
+            logits_RTV = torch.cat([base_RTV, logits_RTV])
+        return from_logits(logits_RTV, labels_T, objective), logits_RTV
 
 
 def labelled(hidden_ND: Tensor, x: DecoderInputs) -> tuple[Tensor, Tensor]:
-    """([T, D] states that predict a labelled token, [T] those labels): each token is read off the one before it."""
+    """([T, D] hidden states that predict the labelled tokens, [T] their labels)."""
     target = (x.labels_N != IGNORE).nonzero().squeeze(1)
     return hidden_ND[target - 1], x.labels_N[target]
 
 
-def by_source(divergence_L: Tensor, about: Objective) -> dict[str, Tensor]:
-    """The mean over the lessons of each teacher."""
-    sources = [lesson.source for lesson in about.lessons]
+def by_source(divergence_L: Tensor, objective: Objective) -> dict[str, Tensor]:
+    """The mean divergence of each teacher's pairs."""
+    sources = [pair.source for pair in objective.pairs]
     parts = {name: [part for part, source in zip(divergence_L, sources) if source == name] for name in sources}
     return {name: torch.stack(parts[name]).mean() for name in sorted(parts)}
 
 
 def answer_begins(labels_N: Tensor) -> list[int]:
-    """Place of every answer's first token; answers never touch, since a header stands between."""
+    """Index of every answer's first token. Answers are never adjacent: a turn header separates them."""
     target_N = labels_N != IGNORE
     first_N = target_N & ~torch.cat([target_N.new_zeros(1), target_N[:-1]])
     return first_N.nonzero().squeeze(1).tolist()
 
 
 def count_targets(batches: Sequence[Batch]) -> int:
-    """Labelled tokens of one rank's step, known before anything is computed."""
+    """Number of labelled tokens in one rank's micro-batches of a step."""
     return sum(int(torch.count_nonzero(batch.labels_N != IGNORE)) for batch in batches)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data.batching.bin_packing import pack
-from data.batching.sample_cost import Budget, Loads, Patches, Price
+from data.batching.sample_cost import Budget, Loads, Patches, SampleCost
 from data.batching.sizes import KeptCounts, Sizes, Views
 from data.sources.mixture import Mixture, order
 
@@ -94,7 +94,7 @@ class BudgetPlan:
     rank: int
     seed: int
     mixture: Mixture | None = None  # None: every sample once an epoch
-    price: Price | None = None
+    price: SampleCost | None = None
     freed: int | None = None  # see Patches
 
     def micro_batches(self, step: int) -> tuple[tuple[int, ...], ...]:

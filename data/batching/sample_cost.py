@@ -15,40 +15,40 @@ TYPICAL = 4096  # samples whose mean stands for all
 RECURRING = 256  # rates whose counts are kept
 
 
-class Reading(NamedTuple):
-    """Operations of the language model on n tokens of a sample: token * n + look * n (n + 1) / 2."""
+class DecoderFlops(NamedTuple):
+    """Operations of the language model on n tokens of a sample: per_token * n + per_pair * n (n + 1) / 2."""
 
-    token: float
-    look: float
+    per_token: float
+    per_pair: float
 
 
 @dataclass(frozen=True)
-class Price:
+class SampleCost:
     """Operations of a training step by sample: fixed_S, and in each view those of reading what is left of it."""
 
     fixed_S: np.ndarray  # of the tower and the heads, in all views
-    views: tuple[Reading, ...]
-    spared: Spared | None = None  # in each view, by a tower that is given what is left; None: it sees everything, once
+    views: tuple[DecoderFlops, ...]
+    savings: TowerSavings | None = None  # per view, if tokens are dropped before the tower; None: after it
 
     def __call__(self, samples: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Of samples [M] that have [views, ..., M] tokens left, in the dtype of the prices."""
         cost: np.ndarray = self.fixed_S[samples]
-        for (token, look), left in zip(self.views, tokens, strict=True):
-            cost = cost + left * (left * (look / 2) + (token + look / 2))
-            if self.spared is not None:
-                cost = cost - self.spared(samples, left)
+        for (per_token, per_pair), left in zip(self.views, tokens, strict=True):
+            cost = cost + left * (left * (per_pair / 2) + (per_token + per_pair / 2))
+            if self.savings is not None:
+                cost = cost - self.savings(samples, left)
         return cost
 
-    def per(self, cost: float) -> Price:
+    def per(self, cost: float) -> SampleCost:
         """The same in fractions of `cost`, in single precision."""
         views = tuple(
-            Reading(float(token / cost), float(look / cost)) for token, look in self.views
-        )  # no float64 array
-        return Price((self.fixed_S / cost).astype(np.float32), views, self.spared and self.spared.per(cost))
+            DecoderFlops(float(per_token / cost), float(per_pair / cost)) for per_token, per_pair in self.views
+        )  # Python floats: no float64 array
+        return SampleCost((self.fixed_S / cost).astype(np.float32), views, self.savings and self.savings.per(cost))
 
 
 @dataclass(frozen=True)
-class Spared:
+class TowerSavings:
     """Operations that a vision tower is spared where d of a sample's `tokens_S` are dropped before it: d line - d^2
     square."""
 
@@ -60,10 +60,10 @@ class Spared:
         dropped = self.tokens_S[samples] - tokens
         return dropped * (self.line_S[samples] - dropped * self.square_S[samples])
 
-    def per(self, cost: float) -> Spared:
+    def per(self, cost: float) -> TowerSavings:
         """The same in fractions of `cost`, in single precision."""
         each = (self.tokens_S, self.line_S / cost, self.square_S / cost)
-        return Spared(*(values.astype(np.float32) for values in each))
+        return TowerSavings(*(values.astype(np.float32) for values in each))
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Budget:
 
     tokens: int  # that the language model reads, after pruning, in all views
     patches: int | None = None  # that enter the vision tower
-    cost: float | None = None  # operations, by a Price
+    cost: float | None = None  # operations, by a SampleCost
     lookahead: int = 256  # samples beyond those that a step needs, among which the ones that fit are looked for
 
     def __post_init__(self) -> None:
@@ -104,7 +104,14 @@ class Loads:
     """
 
     def __init__(
-        self, sizes: Sizes, kept: KeptCounts, budget: Budget, price: Price | None, patches: Patches, *, typical: Views
+        self,
+        sizes: Sizes,
+        kept: KeptCounts,
+        budget: Budget,
+        price: SampleCost | None,
+        patches: Patches,
+        *,
+        typical: Views,
     ) -> None:
         assert (price is None) == (budget.cost is None)
         self.sizes, self.budget, self.patches = sizes, budget, patches

@@ -21,8 +21,8 @@ from data.encoding.labels import Labeller
 from data.media.decode import decode, places
 from data.media.frames import FramePolicy, Sampler
 from data.media.images import load_image
-from data.media.processor import CALL, LEVELS, configured, frame_patches, in_our_terms, normal
-from data.sample_limits import LIMITS, Limits, check_room, contained
+from data.media.processor import CALL, LEVELS, configured, frame_patches, normal, wrap_processor
+from data.sample_limits import LIMITS, SampleLimits, check_room, guarded
 from data.types import IGNORE, Clip, Encoding, ImageRef, MediaError, RowError, Sample, VideoRef
 
 
@@ -58,9 +58,9 @@ class Encoder:
     """
 
     def __init__(
-        self, processor: Any, policy: FramePolicy, max_tokens: int | None = None, limits: Limits = LIMITS
+        self, processor: Any, policy: FramePolicy, max_tokens: int | None = None, limits: SampleLimits = LIMITS
     ) -> None:
-        processor = in_our_terms(processor)
+        processor = wrap_processor(processor)
         self.processor, self.policy, self.max_tokens, self.limits = processor, policy, max_tokens, limits
         self.labeller = Labeller(processor.tokenizer)
         tokenizer = processor.tokenizer
@@ -91,13 +91,13 @@ class Encoder:
 
     def encode(self, sample: Sample) -> Encoding:
         """The sample with its answers labelled. MediaError or RowError if it cannot be used, TooLong if it is."""
-        with contained(sample.id, self.limits.seconds):
+        with guarded(sample.id, self.limits.seconds):
             return self.encode_clips(sample, *self.read(sample))
 
     def prompt(self, sample: Sample) -> Encoding:
         """The sample up to where its last answer begins, for generation; no token is labelled."""
         asked = sample.turns[:-1] if sample.turns[-1].role == "assistant" else sample.turns
-        with contained(sample.id, self.limits.seconds):
+        with guarded(sample.id, self.limits.seconds):
             return self.encode_clips(replace(sample, turns=asked), *self.read(sample), generate=True)
 
     def read(self, sample: Sample) -> tuple[list[Clip], list[np.ndarray]]:
@@ -162,7 +162,7 @@ class Encoder:
         sketches: dict[VideoRef | ImageRef, _Sketch] = {}
         for sample in samples:
             try:
-                with contained(sample.id):
+                with guarded(sample.id):
                     sketches |= {ref: self._sketch(ref, headers[ref]) for ref in sample.media if ref not in sketches}
                     found.append(self._outline(sample, sketches))
             except (MediaError, RowError) as error:
@@ -172,7 +172,7 @@ class Encoder:
             if isinstance(outline, _Outline):
                 text = next(ids)
                 try:
-                    with contained(sample.id):
+                    with guarded(sample.id):
                         found[place] = self._size(sample, outline, text)
                 except (MediaError, RowError) as error:
                     found[place] = error

@@ -15,7 +15,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from data.media.content import content
-from data.sample_limits import Late, remaining
+from data.sample_limits import SampleTimeout, remaining
 from data.types import MediaError, VideoRef
 
 SEEK_BACK = 16  # frames before the end to which OpenCV seeks to see whether a header counts right
@@ -79,7 +79,7 @@ def opened(ref: VideoRef) -> Iterator[tuple[InputContainer, VideoStream]]:
     except MemoryError:
         raise
     except ExitError:  # FFmpeg's word for an interrupted call
-        raise Late from None
+        raise SampleTimeout from None
     except FFmpegError as error:
         raise MediaError(f"{ref.path}: {error.strerror}; get the whole file or leave its rows out") from None
 

@@ -34,7 +34,7 @@ OWN_TERMS: dict[str, Any] = {  # families whose processors are asked in their ow
 }
 
 
-def in_our_terms(processor: Any) -> Any:
+def wrap_processor(processor: Any) -> Any:
     """A Hugging Face processor, or one part of it, as the encoder asks it; Qwen's is so already."""
     return OWN_TERMS.get(type(processor).__name__, lambda same: same)(processor)
 

@@ -27,7 +27,7 @@ Origin: TypeAlias = "JsonFile | TarFile | ParquetFile | Stream | Hub"
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How rows are read, whatever they lie in."""
 
     format: Format = field(default_factory=Format)
@@ -72,7 +72,7 @@ class Collection:
         return Mixture(tuple(lengths.tolist()), self.weights)
 
 
-def collect(parts: Sequence[Part], reading: Reading) -> Collection:
+def collect(parts: Sequence[Part], reading: ReadOptions) -> Collection:
     """The rows of all parts. ValueError, in one line, for what cannot be read."""
     reading.format.check()
     origins = [[_origin(path, part, reading) for path in part.paths] for part in parts]
@@ -93,7 +93,7 @@ def collect(parts: Sequence[Part], reading: Reading) -> Collection:
     )
 
 
-def _origin(path: str, part: Part, reading: Reading) -> tuple[Origin, Path, str]:
+def _origin(path: str, part: Part, reading: ReadOptions) -> tuple[Origin, Path, str]:
     """What is to be read, where that is kept which is found out about it, and its name, whatever its version."""
     root, fence = reading.media_root, reading.media_root is not None
     if is_dataset(path):

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from data.media.container import VideoInfo, probe
 from data.media.images import probe_image
-from data.sample_limits import Late, Limits, OutOfMemory, OutOfTime, contained
+from data.sample_limits import OutOfMemory, OutOfTime, SampleLimits, SampleTimeout, guarded
 from data.types import ImageRef, MediaError, VideoRef
 
 THREADS = 16  # files that are opened at once
@@ -28,7 +28,7 @@ Header: TypeAlias = VideoInfo | tuple[int, int] | MediaError
 _known: dict[tuple[Ref, str], Header] = {}  # across the chunks that a worker makes
 
 
-def read_headers(refs: Sequence[Ref], limits: Limits) -> dict[Ref, Header]:
+def read_headers(refs: Sequence[Ref], limits: SampleLimits) -> dict[Ref, Header]:
     """The header of each, or why it cannot be used."""
     found = _read_together(refs, limits)
     found |= _read_together(_where(found, OutOfTime), limits)  # once more, since a disk may have been busy
@@ -39,7 +39,7 @@ def read_headers(refs: Sequence[Ref], limits: Limits) -> dict[Ref, Header]:
     return found
 
 
-def _read_together(refs: Sequence[Ref], limits: Limits) -> dict[Ref, Header]:
+def _read_together(refs: Sequence[Ref], limits: SampleLimits) -> dict[Ref, Header]:
     with _bounded(limits.room):
         return _Reading(refs, limits.seconds).headers()
 
@@ -93,7 +93,7 @@ def _header(ref: Ref, seconds: float) -> Header:
     if (known := _known.get(_key(ref))) is not None:
         return known
     try:
-        with contained(ref.path, seconds):
+        with guarded(ref.path, seconds):
             return probe(ref) if isinstance(ref, VideoRef) else probe_image(ref)
     except MediaError as error:
         return error
@@ -101,8 +101,8 @@ def _header(ref: Ref, seconds: float) -> Header:
 
 def _given_up(ref: Ref, seconds: float) -> Header:
     try:
-        with contained(ref.path, seconds):
-            raise Late
+        with guarded(ref.path, seconds):
+            raise SampleTimeout
     except MediaError as error:
         return error
 

@@ -16,7 +16,7 @@ import xxhash
 from data.batching.sizes import Sizes, joined, ragged
 from data.encoding.encoder import Encoder
 from data.sources.chunks import ROWS, Chunk
-from data.sources.collection import VERSION, Collection, Reading
+from data.sources.collection import VERSION, Collection, ReadOptions
 from data.sources.headers import stat
 from data.sources.shared import complete
 from data.sources.versions import remove_earlier, versioned
@@ -49,7 +49,7 @@ class Index:
         return xxhash.xxh3_64_hexdigest(self.digests_S.tobytes())
 
 
-def build_index(collection: Collection, encoder: Encoder | None, reading: Reading) -> Index:
+def build_index(collection: Collection, encoder: Encoder | None, reading: ReadOptions) -> Index:
     """The index of all rows; without an encoder media are not looked at and every size is 0.
 
     ValueError where nothing is usable.
@@ -68,7 +68,7 @@ def build_index(collection: Collection, encoder: Encoder | None, reading: Readin
     return index
 
 
-def _chunks(collection: Collection, encoder: Encoder | None, reading: Reading) -> Iterator[Chunk]:
+def _chunks(collection: Collection, encoder: Encoder | None, reading: ReadOptions) -> Iterator[Chunk]:
     how = (asdict(reading.format), reading.media_root, None if encoder is None else encoder.identity)
     for samples in collection.samples.parts:
         for begin in range(0, len(samples), ROWS):

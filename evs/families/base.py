@@ -53,7 +53,7 @@ class Adapter(Protocol):
     """One per model family, duck-typed on the Hugging Face model object, which it neither owns nor changes.
 
     `lay`, `see` and `read` are a forward pass in three steps: what was laid out and seen once can be pruned at several
-    rates, each read on its own. A family whose frames are no uint8 pixels has neither `pixels` nor `see_kept`.
+    rates, each read on its own. A family whose frames are no uint8 pixels has neither `pixels` nor `encode_kept`.
     """
 
     schemes: ClassVar[tuple[str, ...]]
@@ -68,8 +68,8 @@ class Adapter(Protocol):
         """The merged grid of every video of the batch."""
         ...
 
-    def lay(self, batch: MediaBatch) -> DecoderInputs:
-        """The unpruned prompts, every token in its place, media not yet looked at: their rows are placeholders'."""
+    def embed_prompt(self, batch: MediaBatch) -> DecoderInputs:
+        """The unpruned prompts. Rows of media hold the embeddings of their placeholder tokens."""
         ...
 
     def positions(self, batch: MediaBatch, *, pruned: bool = True) -> Tensor:
@@ -79,19 +79,19 @@ class Adapter(Protocol):
         """
         ...
 
-    def see(self, batch: MediaBatch, laid: DecoderInputs) -> tuple[DecoderInputs, Tensor]:
-        """What was laid out with its media seen by the vision tower, and their [M, C] features, videos only."""
+    def encode_media(self, batch: MediaBatch, embedded: DecoderInputs) -> tuple[DecoderInputs, Tensor]:
+        """The prompts with their media encoded by the vision tower, and the [M, C] features of the video tokens."""
         ...
 
     def pixels(self, batch: MediaBatch) -> Tensor:
         """[M, C] uint8 pixels of the videos' tokens before the tower, on the CPU."""
         ...
 
-    def see_kept(self, batch: MediaBatch, laid: DecoderInputs, keep_N: Tensor, depth: int) -> DecoderInputs:
-        """The survivors of what was laid out, seen by a tower that drops the others before its block `depth`."""
+    def encode_kept(self, batch: MediaBatch, embedded: DecoderInputs, keep_N: Tensor, depth: int) -> DecoderInputs:
+        """The kept tokens of the prompts, encoded by a tower that drops the others before block `depth`."""
         ...
 
-    def read(self, x: DecoderInputs) -> Tensor:
+    def decode(self, x: DecoderInputs) -> Tensor:
         """[N, D] hidden states after the final norm, in the packed order of `x`."""
         ...
 
@@ -103,7 +103,7 @@ def check_scheme(adapter: Any) -> None:
         raise ValueError(f"scheme {adapter.scheme!r} is unknown for {family}: use {known}")
 
 
-def rows_in_prompt_order(laid: DecoderInputs) -> Tensor:
+def rows_in_prompt_order(embedded: DecoderInputs) -> Tensor:
     """[M] for every visual token in order, its row in (all images' rows, then all videos' rows)."""
-    video_M = laid.video_N[laid.visual_N] >= 0
+    video_M = embedded.video_N[embedded.visual_N] >= 0
     return torch.where(video_M, (~video_M).sum() + video_M.cumsum(0), (~video_M).cumsum(0)) - 1

@@ -31,7 +31,7 @@ SIZES = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 
 
 @dataclass(frozen=True)
-class Departure:
+class Mismatch:
     """A value of the server that is not the trained one, and what to say to the server instead."""
 
     name: str
@@ -125,7 +125,7 @@ def _refuse_before_the_tower(model_config: Any, policy: Policy) -> None:
         raise ValueError(f"{place}, which scores pixels before normalisation: leave --mm-device-do-normalize on")
 
 
-def departures(model_config: Any, policy: Policy) -> Iterator[Departure]:
+def departures(model_config: Any, policy: Policy) -> Iterator[Mismatch]:
     multimodal = model_config.multimodal_config
     if pruning := multimodal.get_video_pruning_spec():
         yield from _tokens(pruning[0], str(model_config.dtype).removeprefix("torch."), policy)
@@ -135,32 +135,32 @@ def departures(model_config: Any, policy: Policy) -> Iterator[Departure]:
     yield from _processor({**kwargs, **kwargs.get("videos_kwargs", {})}, model_config, policy)
 
 
-def _tokens(method: str, dtype: str, policy: Policy) -> Iterator[Departure]:
+def _tokens(method: str, dtype: str, policy: Policy) -> Iterator[Mismatch]:
     if method != policy.method and policy.prune_at == "merger":
-        yield Departure("method", method, policy.method, f"--video-pruning-method {policy.method}")
+        yield Mismatch("method", method, policy.method, f"--video-pruning-method {policy.method}")
     if policy.scheme != "preserve":
-        yield Departure("scheme", "preserve", policy.scheme, "EVS_VLLM_PLUGIN=0, for stock positions")
+        yield Mismatch("scheme", "preserve", policy.scheme, "EVS_VLLM_PLUGIN=0, for stock positions")
     if policy.scorer_dtype not in (None, dtype):
-        yield Departure("dtype of scores", dtype, policy.scorer_dtype, f"--dtype {policy.scorer_dtype}")
+        yield Mismatch("dtype of scores", dtype, policy.scorer_dtype, f"--dtype {policy.scorer_dtype}")
 
 
-def _frames(loader: dict[str, Any], policy: Policy, architecture: str) -> Iterator[Departure]:
+def _frames(loader: dict[str, Any], policy: Policy, architecture: str) -> Iterator[Mismatch]:
     trained = loader_options(policy, architecture)
     unsaid = {option: default for option, _, default in LOADERS.get(architecture, LOADER)}
     wanted = {name: value for name, value in trained.items() if value != unsaid[name]}
     flag = f"--media-io-kwargs '{json.dumps({'video': wanted})}'" if wanted else "leave it out of --media-io-kwargs"
     for name, value in trained.items():
         if (served := loader.get(name, unsaid[name])) != value:
-            yield Departure(name, served, value, flag)
+            yield Mismatch(name, served, value, flag)
     if "video_backend" in loader:
-        yield Departure("video_backend", loader["video_backend"], "the family's own", "leave it out")
+        yield Mismatch("video_backend", loader["video_backend"], "the family's own", "leave it out")
     if policy.times != "server":
-        yield Departure("frame times", "index / rate", policy.times, "none: train with data.times=server")
+        yield Mismatch("frame times", "index / rate", policy.times, "none: train with data.times=server")
 
 
-def _processor(kwargs: dict[str, Any], model_config: Any, policy: Policy) -> Iterator[Departure]:
+def _processor(kwargs: dict[str, Any], model_config: Any, policy: Policy) -> Iterator[Mismatch]:
     if kwargs.get("do_sample_frames"):
-        yield Departure("do_sample_frames", True, False, "leave it out of --mm-processor-kwargs")
+        yield Mismatch("do_sample_frames", True, False, "leave it out of --mm-processor-kwargs")
     size = kwargs.get("size") or {}
     given = {edge: kwargs.get(pixels, size.get(edge)) for pixels, edge in SIZES.items()}
     if not any(given.values()):
@@ -170,4 +170,4 @@ def _processor(kwargs: dict[str, Any], model_config: Any, policy: Policy) -> Ite
     own = cached_get_video_processor(model_config.model, revision=model_config.revision).size
     for edge, value in given.items():
         if value is not None and value != own[edge]:
-            yield Departure(f"size.{edge}", value, own[edge], "leave it out of --mm-processor-kwargs")
+            yield Mismatch(f"size.{edge}", value, own[edge], "leave it out of --mm-processor-kwargs")

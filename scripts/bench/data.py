@@ -17,7 +17,7 @@ from transformers import AutoProcessor
 from transformers.video_utils import load_video
 
 from data.batching.plans import TERA, Budget, BudgetPlan
-from data.batching.sample_cost import Price
+from data.batching.sample_cost import SampleCost
 from data.batching.sizes import SampleSize, Sizes, Views, gather
 from data.collate import collate
 from data.encoding.encoder import Encoder
@@ -79,7 +79,7 @@ def _rates(world: int) -> Callable[[int], Sequence[Views]]:
     return [drawn(step) for step in range(STEPS)].__getitem__
 
 
-def _planned(plan: BudgetPlan, price: Price) -> dict[str, float]:
+def _planned(plan: BudgetPlan, price: SampleCost) -> dict[str, float]:
     begin = time.process_time()
     for number in range(STEPS):
         plan.micro_batches(number)

@@ -11,7 +11,7 @@ import torch
 from scripts.bench import models
 from scripts.bench.step import Setting
 from scripts.bench.timing import alternate, table
-from train.task import Asked
+from train.task import EvalRequest
 
 
 @torch.no_grad()
@@ -20,9 +20,9 @@ def evaluate(setting: Setting) -> dict[str, Any]:
     task = models.our_task(setting.model()).eval()
     batch, rates = models.build_batch(setting.shape), tuple(setting.rates)
     ways: dict[str, Callable[[], Any]] = {
-        f"rate {rates[0]:g} alone": partial(task, batch, Asked(rates[:1])),
-        f"{len(rates)} rates, one look": partial(task, batch, Asked(rates)),
-        f"{len(rates)} rates, a look each": lambda: [task(batch, Asked((rate,))) for rate in rates],
+        f"rate {rates[0]:g} alone": partial(task, batch, EvalRequest(rates[:1])),
+        f"{len(rates)} rates, one look": partial(task, batch, EvalRequest(rates)),
+        f"{len(rates)} rates, a look each": lambda: [task(batch, EvalRequest((rate,))) for rate in rates],
     }
     times = alternate(ways, setting.rounds)
     alone = next(iter(times.values()))

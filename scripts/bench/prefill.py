@@ -24,8 +24,8 @@ def prefill(setting: Setting) -> dict[str, Any]:
     frames, height, width = setting.shape.grid
     shape = replace(setting.shape, clips=1, grid=(4 * frames, height, width))
     batch = models.build_batch(shape)
-    grids, laid = adapter.grids(batch), adapter.lay(batch)
-    full, features = adapter.see(batch, laid)
+    grids, embedded = adapter.grids(batch), adapter.embed_prompt(batch)
+    full, features = adapter.encode_media(batch, embedded)
     inputs = {k: v for k, v in models.stock_inputs(batch, setting.device).items() if k != "labels"}
 
     def language(rate: float) -> Callable[[], Any]:
@@ -33,7 +33,7 @@ def prefill(setting: Setting) -> dict[str, Any]:
 
         def run() -> None:
             keep_N = keep_mask(full, features, grids, [rate], models.PLACES["after"])
-            model.lm_head(adapter.read(prune(full, keep_N))[-1:])
+            model.lm_head(adapter.decode(prune(full, keep_N))[-1:])
 
         return run
 
@@ -41,14 +41,14 @@ def prefill(setting: Setting) -> dict[str, Any]:
         """From patches on: the choice, the tower on what is kept."""
 
         def run() -> None:
-            keep_N = keep_mask(laid, adapter.pixels(batch), grids, [rate], models.PLACES["before"])
-            adapter.see_kept(batch, laid, keep_N, 0)
+            keep_N = keep_mask(embedded, adapter.pixels(batch), grids, [rate], models.PLACES["before"])
+            adapter.encode_kept(batch, embedded, keep_N, 0)
 
         return run
 
     things = {f"language {rate:g}": language(rate) for rate in setting.rates}
     things |= {f"tower {rate:g}": tower(rate) for rate in setting.rates if rate > 0}
-    things["tower"] = lambda: adapter.see(batch, laid)
+    things["tower"] = lambda: adapter.encode_media(batch, embedded)
     things["stock"] = lambda: stock(**inputs, use_cache=False, logits_to_keep=1)
     times = alternate(things, setting.rounds)
     print(f"prefill of {shape.grid} tokens and {models.PROMPT + models.ANSWER} of text, seconds")

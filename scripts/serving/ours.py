@@ -13,7 +13,7 @@ from data.types import Batch
 from evs.families import adapter_for
 from evs.generate import Decoding, Generation, generate, next_positions
 from evs.methods import Method
-from evs.pipeline import Look
+from evs.pipeline import EncodedBatch
 from scripts.serving.ties import ServersChoice
 
 TOP, STEPS = 5, 8
@@ -50,6 +50,6 @@ class Ours:
     @torch.no_grad()
     def _positions(self, batch: Batch, rate: float, kept: Sequence[Sequence[int]]) -> list[list[int]]:
         rates_V = [rate] * len(self.adapter.grids(batch))
-        out = Look(self.adapter, batch, ServersChoice(kept, self.method)).at(rates_V, pruned=rate > 0)
-        following = int(next_positions(self.adapter.scheme, out.laid, out.x)) + torch.arange(STEPS - 1)
+        out = EncodedBatch(self.adapter, batch, ServersChoice(kept, self.method)).prune(rates_V, pruned=rate > 0)
+        following = int(next_positions(self.adapter.scheme, out.embedded, out.x)) + torch.arange(STEPS - 1)
         return torch.cat([out.x.positions_PN.cpu(), following.expand(len(out.x.positions_PN), -1)], dim=1).tolist()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from data.formats.rows import Format
-from data.sources.collection import Collection, Reading, collect
+from data.sources.collection import Collection, ReadOptions, collect
 from data.sources.spec import parts_of
 
 
 def collected(given: Any, format: str = "auto", columns: Any = None, **reading: Any) -> Collection:
     how = Format(format) if columns is None else Format(format, columns)
-    return collect(parts_of("data.train", given), Reading(how, **reading, progress=False))
+    return collect(parts_of("data.train", given), ReadOptions(how, **reading, progress=False))
 
 
 def read(given: Any, **how: Any) -> Any:

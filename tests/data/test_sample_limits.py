@@ -11,8 +11,8 @@ from data.batching.plans import Plan
 from data.encoding.encoder import Encoder
 from data.loader import shard_loader, step_loader
 from data.media.container import probe
-from data.sample_limits import Late, Limits, OutOfTime, contained
-from data.sources.collection import Reading
+from data.sample_limits import OutOfTime, SampleLimits, SampleTimeout, guarded
+from data.sources.collection import ReadOptions
 from data.sources.index import build_index
 from data.types import ImageRef, MediaError, RowError, Sample, Turn, VideoRef
 from tests.data.conftest import POLICY
@@ -43,7 +43,7 @@ def test_a_picture_that_the_processor_refuses_is_left_out_of_the_index(wide, enc
     rows = [{"id": name, "image": f"{name}.png", "conversations": turns} for name in ("wide", "square")]
     Image.new("RGB", (64, 64)).save(tmp_path / "square.png")
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    index = build_index(collected(str(tmp_path / "rows.json")), encoder, Reading(progress=False))
+    index = build_index(collected(str(tmp_path / "rows.json")), encoder, ReadOptions(progress=False))
     assert [lost.id for lost in index.lost] == ["wide"] and "aspect ratio" in index.lost[0].reason
 
 
@@ -53,14 +53,14 @@ def test_a_picture_that_the_processor_refuses_is_left_out_of_the_index(wide, enc
     ids=lambda error: type(error).__name__,
 )
 def test_every_exception_becomes_one_line_with_its_class(error):
-    with pytest.raises(MediaError) as reason, contained("a"):
+    with pytest.raises(MediaError) as reason, guarded("a"):
         raise error
     assert str(reason.value).startswith(f"a: {type(error).__name__}") and "\n" not in str(reason.value)
 
 
 def test_what_says_why_goes_through_and_an_interrupt_is_none(samples):
     for error in (RowError("row 3: is empty"), MediaError("a.mp4: is empty"), KeyboardInterrupt()):
-        with pytest.raises(type(error)) as reason, contained("a"):
+        with pytest.raises(type(error)) as reason, guarded("a"):
             raise error
         assert reason.value is error
 
@@ -71,7 +71,7 @@ def test_a_sample_that_takes_too_long_is_left_out_and_the_next_has_its_own_time(
         samples[0], turns=(Turn("user", (VideoRef(str(footage["bigbuckbunny"])), "What?")), *samples[0].turns[1:])
     )
     quick = Sample("quick", (Turn("user", ("What?",)), Turn("assistant", ("yes",))))
-    encoder = Encoder(processor, replace(POLICY, fps=30, max_frames=200), limits=Limits(seconds=0.05))
+    encoder = Encoder(processor, replace(POLICY, fps=30, max_frames=200), limits=SampleLimits(seconds=0.05))
     loader = shard_loader([slow, quick], encoder, [[0, 1, 1]], workers=workers)
     (step,) = loader
     assert step.batches[0].ids == ("quick", "quick")
@@ -80,7 +80,7 @@ def test_a_sample_that_takes_too_long_is_left_out_and_the_next_has_its_own_time(
 
 
 def test_an_interruption_that_a_library_swallows_comes_again():
-    with pytest.raises(MediaError, match="took longer"), contained("a", 0.01):
+    with pytest.raises(MediaError, match="took longer"), guarded("a", 0.01):
         for _ in range(2):
             with contextlib.suppress(Exception):
                 signal.pause()
@@ -88,10 +88,10 @@ def test_an_interruption_that_a_library_swallows_comes_again():
 
 
 def test_what_a_library_says_when_it_is_interrupted_is_not_the_reason():
-    with pytest.raises(OutOfTime, match=r"^a: took longer"), contained("a", 0.01), contained("file"):
+    with pytest.raises(OutOfTime, match=r"^a: took longer"), guarded("a", 0.01), guarded("file"):
         try:
             signal.pause()
-        except Late:
+        except SampleTimeout:
             raise OSError("Invalid data found") from None
 
 
@@ -99,7 +99,7 @@ def test_media_that_together_take_more_memory_than_a_sample_may_are_left_out(cli
     film = VideoRef(str(clip))
     both = Sample("both", (Turn("user", (film, film, "What?")), Turn("assistant", ("yes",))))
     one = Sample("one", (Turn("user", (film, "What?")), Turn("assistant", ("yes",))))
-    encoder = Encoder(processor, POLICY, limits=Limits(gib=1.5 * 4 * 48 * 64 * 3 / 2**30))
+    encoder = Encoder(processor, POLICY, limits=SampleLimits(gib=1.5 * 4 * 48 * 64 * 3 / 2**30))
     headers = {film: probe(film)}
     planned, refused = encoder.costs([one, both], headers)
     assert len(encoder.encode(one).input_ids_N) and planned.frames == 4

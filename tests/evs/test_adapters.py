@@ -17,7 +17,7 @@ from tests.evs.models import MIXED, QWEN, alone, prompts, stock_inputs, unclampe
 
 
 def pruned(adapter, batch, rate):
-    x, features = adapter.see(batch, adapter.lay(batch))
+    x, features = adapter.encode_media(batch, adapter.embed_prompt(batch))
     grids = adapter.grids(batch)
     return prune(x, keep_mask(x, features, grids, [rate] * len(grids), FrameDelta()))
 
@@ -26,10 +26,10 @@ def pruned(adapter, batch, rate):
 def test_the_stock_forward_is_reproduced_given_the_same_positions(family, model, batch, sample):
     one = alone(batch, family, MIXED, sample)
     stock, adapter = unclamped(copy.deepcopy(model)), adapter_for(model)
-    x, _ = adapter.see(one, adapter.lay(one))
+    x, _ = adapter.encode_media(one, adapter.embed_prompt(one))
     if (inputs := stock_inputs(family, one)) is None:
         pytest.skip("the library takes no prompt with both videos and images")
-    ours = towers_of(model).head(adapter.read(x))
+    ours = towers_of(model).head(adapter.decode(x))
     positions = x.positions_PN[:, None] if len(x.positions_PN) > 1 else x.positions_PN
     theirs = stock(**vars(inputs), position_ids=positions).logits[0]
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-4)
@@ -37,7 +37,7 @@ def test_the_stock_forward_is_reproduced_given_the_same_positions(family, model,
 
 def test_rate_zero_is_the_identity(model, batch):
     adapter = adapter_for(model)
-    x, features = adapter.see(batch, adapter.lay(batch))
+    x, features = adapter.encode_media(batch, adapter.embed_prompt(batch))
     grids = adapter.grids(batch)
     same = prune(x, keep_mask(x, features, grids, [0.0] * len(grids), FrameDelta()))
     for name, value in vars(x).items():
@@ -49,27 +49,27 @@ def test_rate_zero_is_the_identity(model, batch):
 def test_a_pack_equals_its_samples_one_at_a_time(family, model, batch, rate):
     adapter = adapter_for(model)
     x = pruned(adapter, batch, rate)
-    packed = adapter.read(x)
+    packed = adapter.decode(x)
     for sample in range(len(MIXED)):
         one = pruned(adapter, alone(batch, family, MIXED, sample), rate)
         assert torch.equal(one.positions_PN, x.positions_PN[:, x.segment_N == sample])
-        torch.testing.assert_close(adapter.read(one), packed[x.segment_N == sample], atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(adapter.decode(one), packed[x.segment_N == sample], atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_packed_and_padded_agree(model, batch, attention, monkeypatch):
     adapter = adapter_for(model)
     x = pruned(adapter, batch, 0.5)
-    padded = adapter.read(x)
+    padded = adapter.decode(x)
     towers_of(model).language.set_attn_implementation(attention)
     monkeypatch.setattr("evs.packing.MASK_FREE", (attention,))
-    torch.testing.assert_close(adapter.read(x), padded, atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(adapter.decode(x), padded, atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.4, 0.9])
 def test_counts_are_the_servers_and_targets_never_change(model, batch, rate):
     adapter = adapter_for(model)
-    full, x = adapter.lay(batch), pruned(adapter, batch, rate)
+    full, x = adapter.embed_prompt(batch), pruned(adapter, batch, rate)
     for video, grid in enumerate(adapter.grids(batch)):
         assert int((x.video_N == video).sum()) == keep_count(grid, rate)
     assert torch.equal(x.labels_N[x.labels_N >= 0], full.labels_N[full.labels_N >= 0])
@@ -78,7 +78,7 @@ def test_counts_are_the_servers_and_targets_never_change(model, batch, rate):
 
 def test_gradients_reach_the_vision_tower_through_retained_rows(model, batch):
     adapter = adapter_for(model)
-    adapter.read(pruned(adapter, batch, 0.7)).square().mean().backward()
+    adapter.decode(pruned(adapter, batch, 0.7)).square().mean().backward()
     for name, parameter in towers_of(model).vision.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
@@ -88,9 +88,9 @@ def test_a_batch_without_media_still_calls_the_tower(family, model):
     calls = []
     towers_of(model).vision.register_forward_hook(lambda *_: calls.append(1))
     batch = prompts(family, [[4], [5]])
-    x, features = adapter.see(batch, adapter.lay(batch))
+    x, features = adapter.encode_media(batch, adapter.embed_prompt(batch))
     assert calls == [1] and len(features) == 0
-    adapter.read(x).sum().backward()
+    adapter.decode(x).sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in towers_of(model).vision.parameters())
 
 
@@ -132,7 +132,7 @@ def test_more_placeholders_than_videos_is_an_error(family, model):
     )
     broken = type(one)(**{**vars(one), "input_ids_N": two.input_ids_N, "segment_N": two.segment_N})
     with pytest.raises(ValueError, match=r"placeholders .*: remove a mark or add a file"):
-        adapter.lay(broken)
+        adapter.embed_prompt(broken)
 
 
 def test_an_unsupported_family_names_the_supported_ones():
@@ -149,12 +149,15 @@ def test_uint8_pixels_are_seen_as_what_a_processor_makes_of_them(model, batch):
     pixels = {kind: torch.randint(0, 256, size, dtype=torch.uint8, generator=random) for kind, size in sizes.items()}
     raw = replace(batch, **pixels, **normals)
     ready = replace(batch, **{kind: normalised(pixels[kind], normals[name]) for kind, name in kinds.items()})
-    laid = adapter.lay(batch)
-    keep_N = (torch.rand(len(laid.segment_N), generator=random) < 0.5) | ~laid.visual_N
-    for look in (lambda each: adapter.see(each, laid)[0], lambda each: adapter.see_kept(each, laid, keep_N, 0)):
+    embedded = adapter.embed_prompt(batch)
+    keep_N = (torch.rand(len(embedded.segment_N), generator=random) < 0.5) | ~embedded.visual_N
+    for look in (
+        lambda each: adapter.encode_media(each, embedded)[0],
+        lambda each: adapter.encode_kept(each, embedded, keep_N, 0),
+    ):
         assert torch.equal(look(raw).embeds_ND, look(ready).embeds_ND)
     with pytest.raises(ValueError, match="uint8 pixels cannot be normalised without their mean and std"):
-        adapter.see(replace(raw, image_normal=None), laid)
+        adapter.encode_media(replace(raw, image_normal=None), embedded)
 
 
 @pytest.mark.parametrize("family", QWEN)

@@ -33,7 +33,7 @@ def test_rate_zero_is_the_library_s_greedy_generation(model, family, sample) -> 
 def test_cached_decoding_equals_decoding_the_whole_sequence_again(model, batch, rate) -> None:
     adapter = adapter_for(model)
     outs = generate(model, adapter, batch, rate, Decoding(STEPS, eos_ids=(), logprobs=3))
-    x, features = adapter.see(batch, adapter.lay(batch))
+    x, features = adapter.encode_media(batch, adapter.embed_prompt(batch))
     grids = adapter.grids(batch)
     pruned = prune(x, keep_mask(x, features, grids, [rate] * len(grids), FrameDelta()))
     following = next_positions("preserve", x, pruned)
@@ -117,4 +117,4 @@ def _teacher_forced(adapter, x, sample: int, tokens: tuple[int, ...], next_posit
         deepstack=tuple(rows[before : before + visual] for rows in x.deepstack),
     )
     with torch.no_grad():
-        return towers_of(adapter.model).head(adapter.read(whole))[-len(tokens) :]
+        return towers_of(adapter.model).head(adapter.decode(whole))[-len(tokens) :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,12 @@ DTYPES = {"fp32": torch.float32, "float32": torch.float32, "bf16": torch.bfloat1
 DTYPES |= {"fp16": torch.float16, "float16": torch.float16}
 
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "evs_golden.npz"  # layout: README.md beside it
+
+
 @pytest.fixture(scope="module")
-def golden(golden_file):
-    with np.load(golden_file) as z:
+def golden():
+    with np.load(GOLDEN) as z:
         arrays = dict(z)
     return arrays, json.loads(bytes(arrays["index_json"]).decode())
 

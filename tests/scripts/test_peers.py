@@ -71,7 +71,7 @@ def test_a_record_is_taken_again_only_while_nothing_it_depends_on_changes(tmp_pa
         (job.folder / "record.json").write_text(json.dumps({"steps": []}))
 
     monkeypatch.setattr(runs, "_run", run)
-    made = material.Material(tmp_path, tmp_path, tmp_path)
+    made = material.BenchmarkData(tmp_path, tmp_path, tmp_path)
     job = Job(MODES[0], 3, made, "sdpa", 1, True, tmp_path / "a", tmp_path)
     for threads in (1, 1, 2):
         runs.record(PEERS["trl"], job, runs.Settings(threads, cpu=True))
@@ -91,9 +91,9 @@ def test_a_failed_contender_is_a_row_and_is_not_tried_again(tmp_path, monkeypatc
         raise runs.Failed("ImportError: gone")
 
     monkeypatch.setattr(runs, "record", fail)
-    made = material.Material(tmp_path, tmp_path, tmp_path)
+    made = material.BenchmarkData(tmp_path, tmp_path, tmp_path)
     options = race.Options(folder=str(tmp_path), rounds=2, modes=["batch 1", "packed"])
-    contest = race.Race(options, made, cpu=True)
+    contest = race.Comparison(options, made, cpu=True)
     contest.build([PEERS["trainer"]])
     contest.run([PEERS["trainer"]])
     assert tried == ["transformers' Trainer"]
@@ -102,7 +102,7 @@ def test_a_failed_contender_is_a_row_and_is_not_tried_again(tmp_path, monkeypatc
 
 
 def test_peers_read_the_rows_in_the_order_in_which_our_run_takes_them(tmp_path):
-    made = material.Material(tmp_path, tmp_path / "ours.jsonl", tmp_path / "peers.jsonl")
+    made = material.BenchmarkData(tmp_path, tmp_path / "ours.jsonl", tmp_path / "peers.jsonl")
     material._write_rows(made, [{"video": f"{i}.mp4", "q": "?", "a": "!"} for i in range(6)])
     ours_rows, peers_rows = ([json.loads(x) for x in p.read_text().splitlines()] for p in (made.ours, made.peers))
     plan = Plan(6, 2, 1, world=1, rank=0, seed=0)

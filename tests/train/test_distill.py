@@ -19,7 +19,7 @@ from train.checks import check
 from train.config import TOWERS, DistillConfig
 from train.cost import operations as cost
 from train.export.card import in_views
-from train.losses.objective import objective
+from train.losses.objective import build_objective
 from train.task import UptrainTask
 from train.views import Views
 
@@ -136,7 +136,7 @@ def test_distill_costs_a_forward_pass_of_the_language_model_for_its_teacher(teac
     trained = {"lora": True, "frozen": TOWERS} if lora else {}
     once, taught = (
         cost.training_in_views(plain.adapter.model.config, works, course, **trained).total
-        for course in (cost.ONE_VIEW, cost.Course(alone=teacher == "view", base=teacher == "base"))
+        for course in (cost.ONE_VIEW, cost.StepSchedule(alone=teacher == "view", base=teacher == "base"))
     )
     assert (once < taught) == (teacher == "base")
     assert counted(teaching) / counted(plain) == pytest.approx(taught / once, rel=0.03)
@@ -153,8 +153,8 @@ def test_distill_under_autocast_gives_every_weight_its_gradient():
 def test_distill_refuses_a_teacher_that_is_pruned_more_than_its_student():
     for rates in ((0.5, 0.4), ([0.5, 0.1], [0.6, 0.0])):
         with pytest.raises(ValueError, match=r"is pruned more than its student"):
-            objective(DistillConfig(weight=1.0), rates)
-    assert len(objective(DistillConfig(weight=1.0), ([0.1, 0.5], [0.1, 0.6])).lessons) == 1
+            build_objective(DistillConfig(weight=1.0), rates)
+    assert len(build_objective(DistillConfig(weight=1.0), ([0.1, 0.5], [0.1, 0.6])).pairs) == 1
 
 
 @pytest.mark.parametrize(

@@ -86,10 +86,10 @@ def test_a_frozen_tower_keeps_no_activations(family):
     try:
         freeze(model, ["vision", "merger"])
         adapter = adapter_for(model)
-        laid = adapter.lay(batch)
-        laid = replace(laid, embeds_ND=laid.embeds_ND.detach())
+        embedded = adapter.embed_prompt(batch)
+        embedded = replace(embedded, embeds_ND=embedded.embeds_ND.detach())
         with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape[0]) or x, lambda x: x):
-            adapter.see(batch, laid)
+            adapter.encode_media(batch, embedded)
     finally:
         model.requires_grad_(True)
     assert not kept

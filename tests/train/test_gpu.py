@@ -15,7 +15,7 @@ from evs.methods.pixels import PixelDelta
 from scripts.bench import models
 from tests.runs import ended, rows, started
 from train.losses.head import fused_losses
-from train.losses.objective import mean_over
+from train.losses.objective import mean_objective
 
 pytestmark = pytest.mark.gpu
 GRID, RATES = Grid(16, 12, 12), (0.25, 0.5, 0.75, 0.9)
@@ -63,7 +63,7 @@ def test_the_fused_head_is_the_plain_one(tokens):
     labels = torch.randint(0, 4096, (tokens,), device="cuda")
     logits = (hidden[0] @ weight.T).float()
     plain = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-    ours, _, correct_K, _ = fused_losses(hidden, weight, labels, mean_over(1))
+    ours, _, correct_K, _ = fused_losses(hidden, weight, labels, mean_objective(1))
     torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-3)
     assert correct_K.sum() == (logits.argmax(-1) == labels).sum()
     for a, b in zip(torch.autograd.grad(ours, (hidden, weight)), torch.autograd.grad(plain, (hidden, weight))):

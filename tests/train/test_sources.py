@@ -102,7 +102,7 @@ def shared(plan: Any, world: int, rank: int) -> Any:
 
 def planned(ready: Prepared, plan: Any, first: int, last: int) -> list[list[tuple[str, ...]]]:
     """[step][turn] ids of rows, read from their sources, from a start at `first`."""
-    samples = ready.learned.samples
+    samples = ready.train_set.samples
     return [
         [tuple(samples[place].id for place in batch) for batch in plan.micro_batches(step)]
         for step in range(first, last)
@@ -111,7 +111,7 @@ def planned(ready: Prepared, plan: Any, first: int, last: int) -> list[list[tupl
 
 def sent(ready: Prepared, plan: Any, first: int, last: int) -> list[list[tuple[str, ...]]]:
     """The same as a data worker sends them, decoded."""
-    loader = step_loader(ready.learned.samples, ready.encoder, plan, first_step=first, last_step=last, workers=1)
+    loader = step_loader(ready.train_set.samples, ready.encoder, plan, first_step=first, last_step=last, workers=1)
     return [[batch.ids for batch in step.batches] for step in loader]
 
 

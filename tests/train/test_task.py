@@ -13,7 +13,7 @@ from evs.families import adapter_for
 from evs.generate import Decoding
 from tests.evs.models import BUILDERS, MIXED, alone, prompts, stock_inputs, tiny_model
 from train.evaluation.grades import answer_lengths
-from train.task import Asked, UptrainTask, answer_begins, count_targets
+from train.task import EvalRequest, UptrainTask, answer_begins, count_targets
 
 
 @pytest.fixture(params=BUILDERS)
@@ -34,7 +34,7 @@ def batch(family):
 
 def test_the_loss_is_the_stock_models_summed_over_labels(family, task, batch):
     one = alone(batch, family, MIXED, 0)
-    positions = task.adapter.lay(one).positions_PN[:, None]
+    positions = task.adapter.embed_prompt(one).positions_PN[:, None]
     logits = tiny_model(family)(**vars(stock_inputs(family, one)), position_ids=positions).logits[0]
     expected = cross_entropy(logits[:-1], one.labels_N[1:], reduction="sum", ignore_index=-100)
     torch.testing.assert_close(task(one, 0.0).loss_sum, expected, atol=1e-3, rtol=1e-4)
@@ -78,7 +78,7 @@ def test_views_of_one_look_equal_a_pass_at_each_rate(task, batch, monkeypatch):
     rates, looks = (0.0, 0.5, 0.9), []
     tower = type(task.adapter)._tower
     monkeypatch.setattr(type(task.adapter), "_tower", lambda *args: looks.append(1) or tower(*args))
-    views = task.eval()(batch, Asked(rates))
+    views = task.eval()(batch, EvalRequest(rates))
     assert len(looks) == 1
     for rate, view in zip(rates, views):
         out = task(batch, rate)
@@ -90,7 +90,7 @@ def test_an_answer_written_in_a_conversation_is_the_one_that_its_beginning_gets(
     """Greedy, so where the model is right token by token it goes on writing what teacher forcing predicts."""
     decoding = Decoding(max_new_tokens=1, eos_ids=())
     answers = tuple(range(len(answer_begins(batch.labels_N))))
-    for view in task.eval()(batch, Asked((0.0, 0.5), answers, decoding)):
+    for view in task.eval()(batch, EvalRequest((0.0, 0.5), answers, decoding)):
         lengths = answer_lengths(batch.labels_N)
         firsts = [sum(lengths[:i]) for i in range(len(lengths))]
         assert [tokens[0] for tokens in view.written] == view.logits_TV[firsts].argmax(-1).tolist()

@@ -92,7 +92,7 @@ class Checkpoints:
             scratch = self.folder / "universal.partial"
             load_resharded(self.engine, self.task, self.optimizer, folder, scratch)
 
-    def let_go(self) -> None:
+    def delete_superseded(self) -> None:
         """Remove all but the newest and the best, once the weights of the newest have proven themselves."""
         if self.engine.is_main_process:
             for old in outdated(self.folder, self.keep):

@@ -1,6 +1,6 @@
 """Operations of a forward or training pass, counted from a Hugging Face configuration and the sizes of samples.
 
-A multiply-add counts as two. Attention counts the pairs it looks at: under the causal mask in the language model,
+A multiply-add counts as two. Attention counts query-key pairs: under the causal mask in the language model,
 within windows and temporal grids in the vision tower. Norms, activations and rotations count nothing. An operation of
 the vision tower counts as much as one of the language model, though devices do not do all of them equally fast.
 """
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.batching.sample_cost import Price, Reading, Spared
+from data.batching.sample_cost import DecoderFlops, SampleCost, TowerSavings
 from data.batching.sizes import Sizes
 from evs.packing import recurrent_layers
 
@@ -39,12 +39,12 @@ class Work:
     patches: Any  # that the vision tower reads
     pairs: Any  # of patches that share a temporal grid, or an image
     tokens: Any  # that the language model reads
-    looks: Any  # from a token to one of its own sample that it sees
+    token_pairs: Any  # (query, key) pairs of the language model's causal attention, within samples
     targets: Any  # tokens that the head predicts
 
 
 @dataclass(frozen=True)
-class Course:
+class StepSchedule:
     """How a step goes through its views."""
 
     sees_once: bool = True  # one pass of the vision tower serves all views
@@ -53,7 +53,7 @@ class Course:
     base_sees: bool = False  # by a pass of the vision tower of its own
 
 
-ONE_VIEW = Course()
+ONE_VIEW = StepSchedule()
 
 
 def batch_work(grids: Sequence[tuple[int, int, int]], lengths: Sequence[int], targets: int) -> Work:
@@ -62,7 +62,7 @@ def batch_work(grids: Sequence[tuple[int, int, int]], lengths: Sequence[int], ta
         patches=sum(t * h * w for t, h, w in grids),
         pairs=sum(t * (h * w) ** 2 for t, h, w in grids),
         tokens=sum(lengths),
-        looks=sum(map(causal, lengths)),
+        token_pairs=sum(map(causal, lengths)),
         targets=targets,
     )
 
@@ -83,7 +83,7 @@ def before_tower(config: Any, work: Work, dropped: Any, block: int) -> Work:
 
 
 def causal(length: Any) -> Any:
-    """Looks within a sample of so many tokens."""
+    """Query-key pairs of causal attention within a sample of `length` tokens."""
     return length * (length + 1) / 2
 
 
@@ -142,7 +142,7 @@ def training(
     )
 
 
-def training_in_views(config: Any, works: Sequence[Work], course: Course, **trained: Any) -> Operations:
+def training_in_views(config: Any, works: Sequence[Work], course: StepSchedule, **trained: Any) -> Operations:
     """Operations of forward and backward of a batch read several times, given the work of each view alone."""
     parts = [training(config, work, **trained) for work in works]
     once = forward(config, works[0])
@@ -156,8 +156,13 @@ def training_in_views(config: Any, works: Sequence[Work], course: Course, **trai
 
 
 def price(
-    config: Any, sizes: Sizes, before: int | None = None, views: int = 1, course: Course = ONE_VIEW, **trained: Any
-) -> Price:
+    config: Any,
+    sizes: Sizes,
+    before: int | None = None,
+    views: int = 1,
+    course: StepSchedule = ONE_VIEW,
+    **trained: Any,
+) -> SampleCost:
     """What training on each sample costs, by the tokens that are left of it in each of the views; the tower drops the
     others before its block `before` (None: after it). `trained` as in `training`."""
     course = replace(course, sees_once=before is None)
@@ -167,7 +172,7 @@ def price(
     all_media = training_in_views(config, [seen] * views, course, **trained).total
     readings = tuple(_reading(config, view, views, course, **trained) for view in range(views))
     if before is None:
-        return Price(all_media, readings)
+        return SampleCost(all_media, readings)
     tokens_S = sizes.unpruned()
     most_S = tokens_S - sizes.fixed_S
     half_S, whole_S = (
@@ -176,20 +181,20 @@ def price(
     )
     least_S = np.maximum(most_S, 1)  # where there is no video, nothing is spared
     line_S, square_S = (4 * half_S - whole_S) / least_S, (4 * half_S - 2 * whole_S) / least_S**2
-    return Price(all_media, readings, Spared(tokens_S, line_S, square_S))
+    return SampleCost(all_media, readings, TowerSavings(tokens_S, line_S, square_S))
 
 
-def _reading(config: Any, view: int, views: int, course: Course, **trained: Any) -> Reading:
-    """What the language model's tokens and looks cost in one of the views."""
+def _reading(config: Any, view: int, views: int, course: StepSchedule, **trained: Any) -> DecoderFlops:
+    """What the language model's tokens and token pairs cost in one of the views."""
     nothing = Work(0, 0, 0, 0, 0)
-    token, look = (
+    per_token, per_pair = (
         training_in_views(config, [unit if each == view else nothing for each in range(views)], course, **trained).total
-        for unit in (replace(nothing, tokens=1), replace(nothing, looks=1))
+        for unit in (replace(nothing, tokens=1), replace(nothing, token_pairs=1))
     )
-    return Reading(float(token), float(look))
+    return DecoderFlops(float(per_token), float(per_pair))
 
 
-def budget(price: Price, tokens: np.ndarray, token_budget: int) -> float:
+def budget(price: SampleCost, tokens: np.ndarray, token_budget: int) -> float:
     """Operations that suit a budget of tokens, [views, S] being those of every sample at the lowest rates: what so many
     cost on average there, less a tenth, so that tokens seldom bind; never less than the dearest sample alone."""
     cost_S = price(np.arange(tokens.shape[1]), tokens)
@@ -254,7 +259,7 @@ def state_shape(text: Any) -> tuple[int, int, int]:
 def _causal_attention(text: Any, work: Work) -> Any:
     recurrent = recurrent_layers(text)
     attending = text.layer_types.count("full_attention") if recurrent else text.num_hidden_layers
-    return 4 * work.looks * _head(text) * text.num_attention_heads * attending
+    return 4 * work.token_pairs * _head(text) * text.num_attention_heads * attending
 
 
 def _head(text: Any) -> int:

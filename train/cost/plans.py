@@ -11,14 +11,14 @@ from accelerate import Accelerator
 from torch import nn
 
 from data.batching.plans import TERA, Budget, BudgetPlan, Plan
-from data.batching.sample_cost import Price
+from data.batching.sample_cost import SampleCost
 from data.batching.sizes import KeptCounts, Sizes
 from evs.methods import Method
 from evs.methods.base import depth
 from evs.rates import FrameBeta
 from train.config import TOWERS, Config
 from train.cost import operations as cost
-from train.datasets import Usable
+from train.datasets import AuditedData
 from train.model import base_model
 from train.optim import trained_towers
 from train.views import StepRates
@@ -27,7 +27,7 @@ from train.views import StepRates
 def build_plan(
     config: Config,
     engine: Accelerator,
-    learned: Usable,
+    train_set: AuditedData,
     *,
     rates: StepRates,
     method: Method,
@@ -36,9 +36,9 @@ def build_plan(
     """Which samples share a step: to a budget if there is one, else by number."""
     train, world, rank = config.train, engine.num_processes, engine.process_index
     if train.token_budget is None:
-        samples = len(learned.samples)
-        return Plan(samples, train.batch_size, train.accumulation, world, rank, config.seed, mixture=learned.mixture)
-    sizes, allowed, price, kept = learned.index.sizes, None, None, build_kept(method, rates)
+        samples = len(train_set.samples)
+        return Plan(samples, train.batch_size, train.accumulation, world, rank, config.seed, mixture=train_set.mixture)
+    sizes, allowed, price, kept = train_set.index.sizes, None, None, build_kept(method, rates)
     if train.cost_budget is not None:
         price = build_price(config, empty, sizes, method)
         tokens = sizes.in_views(np.arange(len(sizes)), rates.lowest(), kept)
@@ -46,12 +46,12 @@ def build_plan(
         allowed = cost.budget(price, tokens, train.token_budget) if automatic else TERA * float(train.cost_budget)
     budget = Budget(train.token_budget, train.patch_budget, allowed, train.lookahead)
     freed = freed_patches(method, base_model(empty).config)
-    plan = BudgetPlan(sizes, budget, rates, kept, world, rank, config.seed, learned.mixture, price, freed)
-    plan.check(rates.lowest(), lambda place: learned.samples[place].id)
+    plan = BudgetPlan(sizes, budget, rates, kept, world, rank, config.seed, train_set.mixture, price, freed)
+    plan.check(rates.lowest(), lambda place: train_set.samples[place].id)
     return plan
 
 
-def build_price(config: Config, empty: nn.Module, sizes: Sizes, method: Method) -> Price:
+def build_price(config: Config, empty: nn.Module, sizes: Sizes, method: Method) -> SampleCost:
     """What every sample costs in a step as it is trained. `empty`: the model, without weights."""
     model, lora = config.model, config.model.lora.r is not None
     return cost.price(
@@ -59,18 +59,18 @@ def build_price(config: Config, empty: nn.Module, sizes: Sizes, method: Method) 
         sizes,
         depth(method),
         config.train.views,
-        course_of(config, method, empty),
+        schedule_of(config, method, empty),
         frozen=TOWERS if lora else model.freeze,
         lora=lora,
         recomputed=model.recomputed,
     )
 
 
-def course_of(config: Config, method: Method, model: nn.Module) -> cost.Course:
+def schedule_of(config: Config, method: Method, model: nn.Module) -> cost.StepSchedule:
     """How the run's steps go through their views. `model` as it is trained."""
     distill = config.train.distill
     base_sees = distill.needs_base and trained_towers(model) != {"language"}
-    return cost.Course(depth(method) is None, distill.alone, distill.needs_base, base_sees)
+    return cost.StepSchedule(depth(method) is None, distill.alone, distill.needs_base, base_sees)
 
 
 def freed_patches(method: Method, architecture: Any) -> int | None:

@@ -30,7 +30,7 @@ from train.evaluation.answers import Answer, Answers
 from train.evaluation.grades import grades
 from train.evaluation.questions import Question, questions
 from train.evaluation.scores import Score, scores
-from train.task import Asked, View, answer_begins
+from train.task import EvalOutput, EvalRequest, answer_begins
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,11 @@ class Evaluation:
         free = tuple(
             i for i, (question, choices) in enumerate(zip(asked, batch.choices)) if question.metric and not choices
         )
-        views = task(batch, Asked(rates, free, self.decoding, self._together()))
+        views = task(batch, EvalRequest(rates, free, self.decoding, self._together()))
         return [answer for rate, view in zip(rates, views) for answer in self._read(batch, asked, free, rate, view)]
 
     def _read(
-        self, batch: Batch, asked: list[Question], free: tuple[int, ...], rate: float, view: View
+        self, batch: Batch, asked: list[Question], free: tuple[int, ...], rate: float, view: EvalOutput
     ) -> Iterator[Answer]:
         """The batch's answers at one rate."""
         written = dict(zip(free, view.written))

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoVideoProcessor
 from transformers.utils import cached_file
 
 from data.media.frames import FramePolicy
-from data.media.processor import configuration, in_our_terms
+from data.media.processor import configuration, wrap_processor
 from evs.policy import FILE, Policy, loader_options, read
 from train.config import Config, frame_policy
 
@@ -83,7 +83,7 @@ def write_processor(folder: Path, policy: Policy) -> None:
 
     What a server reads in the model's configuration instead, as the patches of Nemotron's frames, goes there too.
     """
-    entries = configuration(in_our_terms(AutoVideoProcessor.from_pretrained(folder)), frames_of(policy))
+    entries = configuration(wrap_processor(AutoVideoProcessor.from_pretrained(folder)), frames_of(policy))
     model = json.loads((folder / "config.json").read_text())
     if also := entries.keys() & model["vision_config"].keys():
         model["vision_config"] |= {name: entries[name] for name in also}

@@ -16,7 +16,7 @@ FEW = 3  # audited rows that no small file is refused for
 
 
 @dataclass
-class Tolerance:
+class BadSampleLimit:
     """Judges what only decoding shows. Samples are counted over all ranks, reasons on this one."""
 
     fraction: float

@@ -1,7 +1,7 @@
 """What a run does about numbers that are not finite: skip the step, name the samples, and stop before it is ruined.
 
 The gradient norm is the one thing to look at. Every engine reduces it over ranks, so that all decide alike, and a loss
-that is not finite makes it so (`poisoned`).
+that is not finite makes it so (`nan_grads_if_nonfinite`).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Health:
             append_lines(self.file, [row])
 
 
-def poisoned(loss: Tensor) -> Tensor:
+def nan_grads_if_nonfinite(loss: Tensor) -> Tensor:
     """`loss`, with a gradient that is not finite wherever the loss is not."""
     return loss * torch.where(loss.isfinite(), 1.0, math.nan)
 

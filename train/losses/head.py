@@ -33,34 +33,34 @@ def fuse_loss(head: nn.Module) -> bool:
     return True
 
 
-def _head(head: nn.Linear, hidden: Tensor, *about: Any) -> Tensor | Losses:
-    return fused_losses(hidden, head.weight, *about) if about else linear(hidden, head.weight)
+def _head(head: nn.Linear, hidden: Tensor, *objective: Any) -> Tensor | Losses:
+    return fused_losses(hidden, head.weight, *objective) if objective else linear(hidden, head.weight)
 
 
 def fused_losses(
-    hidden_RTD: Tensor, weight_VD: Tensor, labels_T: Tensor, about: Objective, chunk: int = CHUNK
+    hidden_RTD: Tensor, weight_VD: Tensor, labels_T: Tensor, objective: Objective, chunk: int = CHUNK
 ) -> Losses:
     """The losses of logits `hidden @ weight.T`; at most `chunk` stand at once, what is made of them included."""
     rows = len(hidden_RTD)
-    standing = rows + (len(about.lessons) + 2 if about.lessons else 0)
+    standing = rows + (len(objective.pairs) + 2 if objective.pairs else 0)
     size = max(1, chunk // (standing * len(weight_VD)))
-    return Losses(*_FusedLosses.apply(hidden_RTD, weight_VD, labels_T.split(size), about))
+    return Losses(*_FusedLosses.apply(hidden_RTD, weight_VD, labels_T.split(size), objective))
 
 
 class _FusedLosses(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_RTD: Tensor, weight_VD: Tensor, chunks: Sequence[Tensor], about: Objective
+        ctx: Any, hidden_RTD: Tensor, weight_VD: Tensor, chunks: Sequence[Tensor], objective: Objective
     ) -> tuple[Tensor, ...]:
         dtype, wanted = _compute_dtype(hidden_RTD), ctx.needs_input_grad[:2]
-        weight, given = weight_VD.to(dtype), about.given
+        weight, given = weight_VD.to(dtype), objective.no_grad_rows
         entropy_R, correct_R = torch.zeros(2, len(hidden_RTD), device=hidden_RTD.device).unbind()
-        divergence_L = entropy_R.new_zeros(len(about.lessons))
+        divergence_L = entropy_R.new_zeros(len(objective.pairs))
         hidden_grads: list[Tensor] = []
         weight_grad: Tensor | None = None
         states = hidden_RTD.to(dtype).split([len(labels) for labels in chunks], dim=1)
         for hidden, labels in zip(states, chunks):
-            *sums, errors = _errors((hidden @ weight.T).float(), labels, about)
+            *sums, errors = _errors((hidden @ weight.T).float(), labels, objective)
             error = errors.to(dtype)
             for total, part in zip((entropy_R, correct_R, divergence_L), sums):
                 total += part
@@ -71,8 +71,8 @@ class _FusedLosses(torch.autograd.Function):
                 weight_grad = part if weight_grad is None else weight_grad.add_(part)
         ctx.grads = (_padded(hidden_grads, hidden_RTD, given) if wanted[0] else None, weight_grad)
         ctx.mark_non_differentiable(entropy_R, correct_R, divergence_L)
-        parts = [share * each for share, each in zip(about.weights, entropy_R) if share]
-        parts += [lesson.weight * each for lesson, each in zip(about.lessons, divergence_L)]
+        parts = [share * each for share, each in zip(objective.weights, entropy_R) if share]
+        parts += [pair.weight * each for pair, each in zip(objective.pairs, divergence_L)]
         return torch.stack(parts).sum(), entropy_R, correct_R, divergence_L
 
     @staticmethod
@@ -83,21 +83,21 @@ class _FusedLosses(torch.autograd.Function):
         return hidden, weight, None, None
 
 
-def _errors(logits_RCV: Tensor, labels_C: Tensor, about: Objective) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(cross-entropy and correct tokens by row, divergence by lesson, gradient of the objective in the logits of rows
+def _errors(logits_RCV: Tensor, labels_C: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(cross-entropy and correct tokens by row, divergence by pair, gradient of the objective in the logits of rows
     that have one); the logits are overwritten."""
-    rows, given = len(logits_RCV), about.given
+    rows, given = len(logits_RCV), objective.no_grad_rows
     picked = labels_C[:, None].expand(rows, -1, 1)
     correct_R = (logits_RCV.argmax(-1) == labels_C).sum(1)
     norms = logits_RCV.logsumexp(-1, keepdim=True)
     entropy_R = torch.stack([each.sum() for each in norms - logits_RCV.gather(2, picked)])
-    taught = [divergence(logits_RCV[each.student], logits_RCV[each.teacher], about) for each in about.lessons]
+    taught = [divergence(logits_RCV[each.student], logits_RCV[each.teacher], objective) for each in objective.pairs]
     divergence_L = torch.stack([value for value, _ in taught]) if taught else entropy_R.new_zeros(0)
     error = logits_RCV.sub_(norms).exp_().scatter_add_(2, picked, -torch.ones_like(norms))
-    for row, share in zip(error, about.weights):
+    for row, share in zip(error, objective.weights):
         row.mul_(share)
-    for lesson, (_, pull) in zip(about.lessons, taught):
-        error[lesson.student].add_(pull, alpha=lesson.weight)
+    for pair, (_, pull) in zip(objective.pairs, taught):
+        error[pair.student].add_(pull, alpha=pair.weight)
     return entropy_R, correct_R, divergence_L, error[given:]
 
 

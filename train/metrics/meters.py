@@ -35,7 +35,7 @@ class Meter:
     memory: Memory
     frozen: Sequence[str] = ()
     lora: bool = False
-    course: cost.Course = cost.ONE_VIEW
+    course: cost.StepSchedule = cost.ONE_VIEW
     _spans: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
     _begin: float = field(default_factory=time.perf_counter)
     _steps: int = 0

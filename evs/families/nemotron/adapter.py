@@ -46,7 +46,7 @@ class Nemotron:
     def grids(self, batch: MediaBatch) -> list[Grid]:
         return self._merged(batch.video_grid_thw_V3)
 
-    def lay(self, batch: MediaBatch) -> DecoderInputs:
+    def embed_prompt(self, batch: MediaBatch) -> DecoderInputs:
         embeds_ND = self.model.get_input_embeddings()(batch.input_ids_N.to(self.model.device))
         device = embeds_ND.device
         visual_N = batch.input_ids_N == self.model.config.image_token_id
@@ -63,16 +63,18 @@ class Nemotron:
         """Never read: there are no rotary ones."""
         return index_in_segment(batch.segment_N)[None]
 
-    def see(self, batch: MediaBatch, laid: DecoderInputs) -> tuple[DecoderInputs, Tensor]:
+    def encode_media(self, batch: MediaBatch, embedded: DecoderInputs) -> tuple[DecoderInputs, Tensor]:
         rows = self._tower(batch)
-        order = rows_in_prompt_order(laid)
-        embeds_ND = laid.embeds_ND.masked_scatter(laid.visual_N[:, None], rows[order].to(laid.embeds_ND.dtype))
+        order = rows_in_prompt_order(embedded)
+        embeds_ND = embedded.embeds_ND.masked_scatter(
+            embedded.visual_N[:, None], rows[order].to(embedded.embeds_ND.dtype)
+        )
         if not len(order):  # the tower saw a blank patch, so that every rank calls the same modules
             embeds_ND = embeds_ND + 0 * rows.sum()
         of_videos = sum(grid.tokens for grid in self.grids(batch))
-        return replace(laid, embeds_ND=embeds_ND), rows[len(rows) - of_videos :]
+        return replace(embedded, embeds_ND=embeds_ND), rows[len(rows) - of_videos :]
 
-    def read(self, x: DecoderInputs) -> Tensor:
+    def decode(self, x: DecoderInputs) -> Tensor:
         return decode_packed(self.model.language_model.model, x)
 
     def _video_index(self, batch: MediaBatch, visual_N: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class QwenVL:
     def grids(self, batch: MediaBatch) -> list[Grid]:
         return self._merged(batch.video_grid_thw_V3)
 
-    def lay(self, batch: MediaBatch) -> DecoderInputs:
+    def embed_prompt(self, batch: MediaBatch) -> DecoderInputs:
         video_N = batch.input_ids_N == self.model.config.video_token_id
         visual_N = video_N | (batch.input_ids_N == self.model.config.image_token_id)
         embeds_ND = self.model.get_input_embeddings()(batch.input_ids_N.to(self.model.device))
@@ -55,23 +55,23 @@ class QwenVL:
             visual_N=visual_N.to(device),
         )
 
-    def see(self, batch: MediaBatch, laid: DecoderInputs) -> tuple[DecoderInputs, Tensor]:
-        levels = self._tower(batch, laid.embeds_ND.device)
+    def encode_media(self, batch: MediaBatch, embedded: DecoderInputs) -> tuple[DecoderInputs, Tensor]:
+        levels = self._tower(batch, embedded.embeds_ND.device)
         of_videos = sum(grid.tokens for grid in self.grids(batch))
-        return _filled(laid, levels), torch.cat(levels, dim=-1)[len(levels[0]) - of_videos :]
+        return _filled(embedded, levels), torch.cat(levels, dim=-1)[len(levels[0]) - of_videos :]
 
-    def see_kept(self, batch: MediaBatch, laid: DecoderInputs, keep_N: Tensor, depth: int) -> DecoderInputs:
-        kept_U = keep_N.new_empty(int(laid.visual_N.sum()))
-        kept_U[rows_in_prompt_order(laid)] = keep_N[laid.visual_N]
+    def encode_kept(self, batch: MediaBatch, embedded: DecoderInputs, keep_N: Tensor, depth: int) -> DecoderInputs:
+        kept_U = keep_N.new_empty(int(embedded.visual_N.sum()))
+        kept_U[rows_in_prompt_order(embedded)] = keep_N[embedded.visual_N]
         units = Units(kept_U.cpu(), depth) if len(kept_U) else None
-        return _filled(prune(laid, keep_N), self._tower(batch, laid.embeds_ND.device, units))
+        return _filled(prune(embedded, keep_N), self._tower(batch, embedded.embeds_ND.device, units))
 
     def pixels(self, batch: MediaBatch) -> Tensor:
         tokens = sum(grid.tokens for grid in self.grids(batch))
         levels = levels_of(batch.pixel_values_videos, batch.video_normal)
         return levels.to(self.model.device, non_blocking=True).reshape(tokens, -1)
 
-    def read(self, x: DecoderInputs) -> Tensor:
+    def decode(self, x: DecoderInputs) -> Tensor:
         return decode_packed(self.model.model.language_model, x)
 
     def positions(self, batch: MediaBatch, *, pruned: bool = True) -> Tensor:
@@ -147,11 +147,11 @@ class QwenVL:
         return index
 
 
-def _filled(laid: DecoderInputs, levels: tuple[Tensor, ...]) -> DecoderInputs:
-    """What was laid out, with the rows of the tower in their places."""
-    order, embeds_ND = rows_in_prompt_order(laid), laid.embeds_ND
+def _filled(embedded: DecoderInputs, levels: tuple[Tensor, ...]) -> DecoderInputs:
+    """The prompts with the rows of the vision tower scattered to the visual tokens."""
+    order, embeds_ND = rows_in_prompt_order(embedded), embedded.embeds_ND
     rows, *deepstack = (level[order].to(embeds_ND.dtype) for level in levels)
-    embeds_ND = embeds_ND.masked_scatter(laid.visual_N[:, None], rows)
+    embeds_ND = embeds_ND.masked_scatter(embedded.visual_N[:, None], rows)
     if not len(order):  # the tower saw a blank patch, so that every rank calls the same modules
         embeds_ND = embeds_ND + 0 * sum(level.sum() for level in levels)
-    return replace(laid, embeds_ND=embeds_ND, deepstack=tuple(deepstack))
+    return replace(embedded, embeds_ND=embeds_ND, deepstack=tuple(deepstack))

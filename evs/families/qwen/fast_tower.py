@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad, scaled_dot_product_attention
 
-from evs.families.qwen.pruned_tower import Units, borders, on_device, see_units
+from evs.families.qwen.pruned_tower import Units, borders, encode_units, on_device
 
 GATED = ("gate_proj", "up_proj", "down_proj")
 ALIGNED = 8  # numbers of half precision in the 16 bytes that a GPU's matrix units load at once
@@ -96,7 +96,7 @@ def normalised(rows_RP: Tensor, normal: tuple[Sequence[float], Sequence[float]] 
 def _forward(visual: Any, pixels_RP: Tensor, grid_thw: Tensor, units: Units | None = None, **options: Any) -> Any:
     """The library's forward; on some merge units alone, a tuple of rows."""
     if units is not None:
-        return see_units(visual, pixels_RP, grid_thw, units)
+        return encode_units(visual, pixels_RP, grid_thw, units)
     if not on_device(visual):
         options |= borders(visual, grid_thw)
     return type(visual).forward(visual, pixels_RP, grid_thw=grid_thw.to(pixels_RP.device), **options)

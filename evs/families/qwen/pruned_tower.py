@@ -1,7 +1,7 @@
 """A Qwen vision tower on those merge units that survive: the others are dropped before one of its blocks.
 
-Survivors keep the rotary tables and position embeddings of their original places; temporal grids and windows shrink to
-them, and empty ones vanish. The tables are the library's own, from the module that defines the tower, so that with
+Survivors keep the rotary tables and position embeddings of their original places; temporal grids and windows shrink
+to them, and empty ones vanish. The tables are the library's own, from the module that defines the tower, so that with
 every unit kept nothing differs.
 """
 
@@ -43,7 +43,7 @@ class Order:
         return Order(self.unit_U[kept], grids_B, windows_B)
 
 
-def see_units(visual: Any, pixels_RP: Tensor, grid_thw: Tensor, units: Units) -> tuple[Tensor, ...]:
+def encode_units(visual: Any, pixels_RP: Tensor, grid_thw: Tensor, units: Units) -> tuple[Tensor, ...]:
     """(merged rows of the survivors by unit, the same of every deepstack level); `grid_thw` on the CPU."""
     cell, whole = visual.spatial_merge_size**2, torch.ones_like(units.kept_U)
     order = _order(visual, grid_thw)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.peers.material import Material
+from scripts.bench.peers.material import BenchmarkData
 from scripts.bench.timing import ROOT
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -25,7 +25,7 @@ class Job:
 
     mode: str  # of MODES
     steps: int
-    material: Material
+    material: BenchmarkData
     attention: str
     workers: int
     cpu: bool
@@ -38,7 +38,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Contender:
+class Framework:
     """A framework: `words` is the command line of a job in it."""
 
     name: str
@@ -49,9 +49,9 @@ class Contender:
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
-def ours(name: str) -> Contender:
+def ours(name: str) -> Framework:
     """`python train/run.py` at one of RATES."""
-    return Contender(name, lambda job: _our_words(job, *RATES[name]))
+    return Framework(name, lambda job: _our_words(job, *RATES[name]))
 
 
 def _our_words(job: Job, distribution: str, rate: float | None) -> list[str]:
@@ -140,19 +140,19 @@ def _text(value: object) -> str:
 
 
 PEERS = {
-    "trl": Contender(
+    "trl": Framework(
         *("TRL", _program("train_trl.py"), ("trl==1.16.0",)),
         lacks={PACKED: "TRL refuses packing and padding_free for vision data"},
     ),
-    "llamafactory": Contender(
+    "llamafactory": Framework(
         *("LLaMA-Factory", _llamafactory, ("llamafactory==0.9.5",)),
         empty=("torchaudio",),  # its newest release refuses newer builds of torch at import
     ),
-    "ms_swift": Contender(
+    "ms_swift": Framework(
         *("ms-swift", _ms_swift, ("ms-swift==4.6.0", "qwen-vl-utils", "decord")),
         variables={"FORCE_QWENVL_VIDEO_READER": "decord", "FPS": "2", "VIDEO_MIN_TOKEN_NUM": "4"},
     ),
-    "trainer": Contender(
+    "trainer": Framework(
         *("transformers' Trainer", _program("train_plain.py")),
         lacks={PACKED: "transformers' Trainer packs text alone"},
     ),

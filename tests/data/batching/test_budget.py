@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.batching.plans import Budget, BudgetPlan
-from data.batching.sample_cost import Price, Reading
+from data.batching.sample_cost import DecoderFlops, SampleCost
 from data.batching.sizes import SampleSize, gather
 
 
@@ -140,7 +140,7 @@ def test_a_budget_below_one_sample_names_it_and_the_least_budget():
 @pytest.mark.parametrize(("places", "views"), [(1, 1), (8, 1), (64, 1), (8, 3)])
 def test_micro_batches_cost_the_same_whatever_their_rates_and_views(places, views):
     sizes = mixture(20000)
-    price = Price(2.0 * sizes.patches_S + sizes.pairs_S / 400, (Reading(5.0, 0.002),) * views)
+    price = SampleCost(2.0 * sizes.patches_S + sizes.pairs_S / 400, (DecoderFlops(5.0, 0.002),) * views)
     budget = Budget(16384 * views, cost=120_000)
     each = BudgetPlan(sizes, budget, partial(rates, places=places, views=views), kept, 1, 0, 0, price=price)
     for step in range(20):
@@ -153,7 +153,7 @@ def test_micro_batches_cost_the_same_whatever_their_rates_and_views(places, view
 
 def test_where_a_cap_keeps_one_rank_from_its_cost_the_others_do_not_run_ahead():
     sizes = mixture(20000)
-    price = Price(2.0 * sizes.patches_S, (Reading(5.0, 0.0),))
+    price = SampleCost(2.0 * sizes.patches_S, (DecoderFlops(5.0, 0.0),))
     each = BudgetPlan(sizes, Budget(16384, 30_000, 120_000.0), partial(rates, places=4), kept, 1, 0, 0, price=price)
     for step in range(20):
         samples = [np.array(batch) for batch in each.micro_batches(step)]
@@ -166,7 +166,7 @@ def test_where_patches_bind_at_high_rates_these_get_the_samples_of_fewest():
     """Average samples everywhere would keep the places at .9, and with them all, at .39 of the budget."""
     video, picture = SampleSize(20, ((20, 10),), 800, 40, 10, 0), SampleSize(200, (), 720, 0, 10, 0)
     sizes = gather([*[video] * 1200, *[picture] * 800])
-    price = Price(1.0 * sizes.patches_S, (Reading(12.0, 0.0),))
+    price = SampleCost(1.0 * sizes.patches_S, (DecoderFlops(12.0, 0.0),))
     high_and_low = [(0.9,), (0.9,), (0.1,), (0.1,)]
     each = BudgetPlan(sizes, Budget(20_000, 30_000, 200_000.0), lambda _: high_and_low, kept, 1, 0, 0, price=price)
     levels = []

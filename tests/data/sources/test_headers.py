@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.encoding.encoder import Encoder
 from data.media.container import demuxed, probe
-from data.sample_limits import Limits, OutOfMemory
+from data.sample_limits import OutOfMemory, SampleLimits
 from data.sources.headers import read_headers
 from data.types import ImageRef, MediaError, Sample, Turn, VideoRef
 from tests.data import videos
@@ -38,7 +38,7 @@ def stuffed(tmp_path):
 
 def test_a_header_that_takes_too_long_is_left_out_and_the_others_are_not(endless, clip):
     begin = time.monotonic()
-    found = read_headers([endless, VideoRef(str(clip)), endless], Limits(seconds=0.3))
+    found = read_headers([endless, VideoRef(str(clip)), endless], SampleLimits(seconds=0.3))
     assert "took longer than data.sample_seconds=0.3" in str(found[endless])
     assert found[VideoRef(str(clip))] == probe(VideoRef(str(clip))) and time.monotonic() - begin < 20
 
@@ -47,7 +47,7 @@ def test_a_call_of_the_decoder_that_does_not_come_back_is_interrupted(endless, p
     film = Sample("film", (Turn("user", (endless, "What?")), Turn("assistant", ("nothing",))))
     begin = time.monotonic()
     with pytest.raises(MediaError, match=r"took longer than data\.sample_seconds"):
-        Encoder(processor, POLICY, limits=Limits(seconds=0.3)).encode(film)
+        Encoder(processor, POLICY, limits=SampleLimits(seconds=0.3)).encode(film)
     assert time.monotonic() - begin < 20
 
 
@@ -65,10 +65,10 @@ def _grown(function, *arguments):
 
 def test_a_header_that_takes_too_much_memory_is_left_out_and_those_beside_it_are_not(stuffed, clip):
     refs = [stuffed, VideoRef(str(clip))]
-    found, grown = forked(read_headers, refs, Limits(gib=0.06))
+    found, grown = forked(read_headers, refs, SampleLimits(gib=0.06))
     assert isinstance(found[stuffed], OutOfMemory) and "data.sample_gib" in str(found[stuffed])
     assert found[refs[1]] == probe(refs[1]) and grown < 300  # of 400
-    assert read_headers(refs, Limits())[stuffed] == (32, 32)
+    assert read_headers(refs, SampleLimits())[stuffed] == (32, 32)
 
 
 def test_a_film_is_never_held_whole(tmp_path):

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from data.encoding.encoder import Encoder
 from data.media.container import probe
 from data.sources import chunks
-from data.sources.collection import VERSION, Reading
+from data.sources.collection import VERSION, ReadOptions
 from data.sources.index import build_index
 from data.types import IGNORE, MediaError, RowError, Sample, Turn, VideoRef
 from tests.data.conftest import POLICY
 from tests.data.reading import collected
 
-QUIET = Reading(progress=False)
+QUIET = ReadOptions(progress=False)
 
 
 def row(video, number):

@@ -4,7 +4,7 @@ import pytest
 
 from data.types import Quarantined
 from tests.runs import trained
-from train.faults.bad_sample_limit import Tolerance
+from train.faults.bad_sample_limit import BadSampleLimit
 
 LOST = [Quarantined("a", "a.mp4: ends at 3 s"), Quarantined("b", "b.mp4: ends at 7 s"), Quarantined("c", "c.jpg: gone")]
 
@@ -14,7 +14,7 @@ def step(good, bad):
 
 
 def test_a_few_bad_samples_at_the_beginning_prove_nothing(tmp_path):
-    tolerance = Tolerance(0.1, tmp_path)
+    tolerance = BadSampleLimit(0.1, tmp_path)
     for _ in range(4):
         tolerance.look(step(0, 1))
     for _ in range(100):
@@ -22,7 +22,7 @@ def test_a_few_bad_samples_at_the_beginning_prove_nothing(tmp_path):
 
 
 def test_too_many_bad_samples_stop_the_run_with_the_commonest_reason(tmp_path):
-    tolerance = Tolerance(0.1, tmp_path / "quarantine.jsonl")
+    tolerance = BadSampleLimit(0.1, tmp_path / "quarantine.jsonl")
     tolerance.note(LOST)
     tolerance.look(step(97, 3))
     with pytest.raises(ValueError, match=r"^13 of the 110 samples so far .*\(2\): ends at N s; .*quarantine.jsonl"):
@@ -31,7 +31,7 @@ def test_too_many_bad_samples_stop_the_run_with_the_commonest_reason(tmp_path):
 
 def test_a_mistake_that_strikes_every_sample_stops_the_run_at_once(tmp_path):
     with pytest.raises(ValueError, match="11 of the 11 samples"):
-        Tolerance(0.1, tmp_path).look(step(0, 11))
+        BadSampleLimit(0.1, tmp_path).look(step(0, 11))
 
 
 def audited(words, questions, bad, *more):

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from tests.faulty import mark, with_nan, with_overflow
 from tests.runs import trained
 from train.checkpoint.checkpoint import complete
-from train.faults.nonfinite import Health, poisoned, weights_are_finite
+from train.faults.nonfinite import Health, nan_grads_if_nonfinite, weights_are_finite
 
 
 def lines(path) -> list[dict]:
@@ -21,7 +21,7 @@ def lines(path) -> list[dict]:
 def test_a_loss_that_is_not_finite_has_no_finite_gradient():
     for value in (1.0, float("inf"), float("nan")):
         x = torch.tensor(value, requires_grad=True)
-        poisoned(x).backward()
+        nan_grads_if_nonfinite(x).backward()
         assert torch.isfinite(x.grad) == (value == 1.0)
 
 

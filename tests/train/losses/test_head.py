@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, linear
 
 from train.losses.head import fuse_loss, fused_losses
-from train.losses.objective import Lesson, Objective, from_logits, mean_over
+from train.losses.objective import DistillationPair, Objective, from_logits, mean_objective
 
 
 def problem(rows, views=1, words=37):
@@ -23,7 +23,7 @@ def test_loss_and_gradients_are_those_of_the_whole_logits(rows, chunk, views):
     hidden, weight, labels = problem(rows, views)
     each = [cross_entropy(linear(view, weight), labels, reduction="sum") for view in hidden]
     plain = sum(each) / views
-    ours, losses_K, correct_K, _ = fused_losses(hidden, weight, labels, mean_over(views), chunk)
+    ours, losses_K, correct_K, _ = fused_losses(hidden, weight, labels, mean_objective(views), chunk)
     torch.testing.assert_close(ours, plain)
     torch.testing.assert_close(losses_K, torch.stack(each))
     assert torch.equal(correct_K, (linear(hidden, weight).argmax(-1) == labels).sum(1).float())
@@ -35,7 +35,7 @@ def test_autocast_and_a_frozen_weight_are_respected():
     hidden, weight, labels = problem(6)
     with torch.autocast("cpu", torch.bfloat16):
         plain = cross_entropy(linear(hidden[0], weight.detach()).float(), labels, reduction="sum")
-        ours, *_ = fused_losses(hidden, weight.detach(), labels, mean_over(1), 74)
+        ours, *_ = fused_losses(hidden, weight.detach(), labels, mean_objective(1), 74)
     torch.testing.assert_close(ours, plain, rtol=1e-3, atol=0)
     grads = [torch.autograd.grad(loss, hidden)[0] for loss in (ours, plain)]
     assert grads[0].dtype == torch.float32
@@ -46,7 +46,7 @@ def test_logits_are_never_kept_whole():
     hidden, weight, labels = problem(64, words=1000)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
-        fused_losses(hidden, weight, labels, mean_over(1), 4000)[0].backward()
+        fused_losses(hidden, weight, labels, mean_objective(1), 4000)[0].backward()
     assert max(saved, default=0) < 64 * 1000
 
 
@@ -57,15 +57,17 @@ def test_a_head_keeps_its_keys_and_its_logits():
     assert fuse_loss(head) and list(head.state_dict()) == ["weight"]
     assert torch.equal(head(hidden), before)
     torch.testing.assert_close(
-        head(hidden, labels, mean_over(1)).total, cross_entropy(before[0], labels, reduction="sum")
+        head(hidden, labels, mean_objective(1)).total, cross_entropy(before[0], labels, reduction="sum")
     )
     assert not fuse_loss(nn.Linear(8, 37))
 
 
 LESSONS = {
-    "view": Objective((0.5, 0.5), (Lesson("view", 0, 1, 0.7),), 2.0),
-    "teacher without gradient": Objective((0.0, 1.0), (Lesson("view", 0, 1, 0.7),), 0.5, reverse=True),
-    "base and view": Objective((0.0, 0.5, 0.5), (Lesson("view", 1, 2, 3.0), Lesson("base", 0, 1, 0.2)), base=True),
+    "view": Objective((0.5, 0.5), (DistillationPair("view", 0, 1, 0.7),), 2.0),
+    "teacher without gradient": Objective((0.0, 1.0), (DistillationPair("view", 0, 1, 0.7),), 0.5, reverse=True),
+    "base and view": Objective(
+        (0.0, 0.5, 0.5), (DistillationPair("view", 1, 2, 3.0), DistillationPair("base", 0, 1, 0.2)), base=True
+    ),
 }
 
 
@@ -74,9 +76,11 @@ LESSONS = {
 def test_distill_in_chunks_is_distill_on_whole_logits(name, chunk):
     about = LESSONS[name]
     hidden, weight, labels = problem(5, len(about.weights))
-    states = torch.cat([hidden[: about.given].detach(), hidden[about.given :]])
+    states = torch.cat([hidden[: about.no_grad_rows].detach(), hidden[about.no_grad_rows :]])
     plain = from_logits(
-        [linear(row, weight if i >= about.given else weight.detach()) for i, row in enumerate(states)], labels, about
+        [linear(row, weight if i >= about.no_grad_rows else weight.detach()) for i, row in enumerate(states)],
+        labels,
+        about,
     )
     ours = fused_losses(hidden, weight, labels, about, chunk)
     for a, b in zip(ours, plain):

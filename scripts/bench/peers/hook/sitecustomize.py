@@ -53,9 +53,9 @@ class Recorder:
         def called(this: Any, *args: Any, **kwargs: Any) -> Any:
             name = type(this).__name__
             if name == "UptrainTask":
-                self.see(vars(args[0]), this.model.config)
+                self.encode_media(vars(args[0]), this.model.config)
             elif name == "Qwen2_5_VLForConditionalGeneration" and "labels" in kwargs:
-                self.see(kwargs, this.config)
+                self.encode_media(kwargs, this.config)
             if name not in TOWERS or not this.training:
                 return call(this, *args, **kwargs)
             return self.span(TOWERS[name], call, this, *args, **kwargs)
@@ -79,7 +79,7 @@ class Recorder:
         self.spans.append((len(self.ends), name, begin, self.now()))
         return result
 
-    def see(self, inputs: dict[str, Any], config: Any) -> None:
+    def encode_media(self, inputs: dict[str, Any], config: Any) -> None:
         """What one micro-batch holds; sums stay on the device until the end."""
         ids = inputs["input_ids_N"] if "input_ids_N" in inputs else inputs["input_ids"]
         labels = inputs["labels_N"] if "labels_N" in inputs else inputs["labels"]
