@@ -77,15 +77,17 @@ class Steps(Dataset[Step]):
     def _batch(self, places: Sequence[int], lost: list[Quarantined], resized: list[str]) -> Batch:
         encodings: list[Encoding] = []
         for place in places:
-            sample = self.samples[place]
+            name = f"sample {place}"
             try:
+                sample = self.samples[place]
+                name = sample.id
                 encoding = self.encoder.encode(sample)
                 if self.planned is not None and self.planned.differs(place, encoding):
                     resized.append(sample.id)
                     self.planned.check(place, encoding)
                 encodings.append(encoding)
             except (MediaError, RowError) as error:
-                lost.append(Quarantined(sample.id, str(error)))
+                lost.append(Quarantined(name, str(error)))
         return collate(encodings, filler_token=self.encoder.filler_token)
 
 

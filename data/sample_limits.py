@@ -71,6 +71,17 @@ def guarded(name: str, seconds: float | None = None) -> Iterator[None]:
         raise MediaError(f"{name}: {first_line(error)}") from error
 
 
+@contextmanager
+def row_errors(where: str) -> Iterator[None]:
+    """Raise every exception inside as a RowError that begins with `where`, whatever library it comes from."""
+    try:
+        yield
+    except RowError:
+        raise
+    except Exception as error:
+        raise RowError(f"{where}: cannot be read ({first_line(error)}); correct or remove the row") from error
+
+
 def remaining() -> float | None:
     """Seconds left to the sample that this thread is at, for a library that can limit itself; None: no limit.
 

@@ -68,10 +68,21 @@ class Sample:
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A sample that was left out, and why in one line."""
+    """A sample that was left out, and why in one printable line."""
 
     id: str
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", printable(self.reason))
+
+
+def printable(text: str, most: int = 500) -> str:
+    """The text as one line, with control characters escaped and the middle of a text longer than `most` left out."""
+    line = " ".join(text.split())
+    if len(line) > most:
+        line = f"{line[: most // 2]} ... {line[-most // 2 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import numpy as np
 
 from data.formats.roots import Root
 from data.formats.rows import Format
-from data.types import Sample
+from data.sample_limits import row_errors
+from data.types import RowError, Sample
 
 
 class Rows(Protocol):
@@ -50,7 +51,27 @@ class Samples(Sequence[Sample]):
         if isinstance(place, slice):
             return [self[i] for i in range(*place.indices(len(self)))]
         place = range(len(self))[place]  # negative places, IndexError
-        return self.format.sample(self.rows[place], self.rows.root(place), self.rows.where(place))
+        where = self.rows.where(place)
+        with row_errors(where):
+            sample = self.format.sample(self.rows[place], self.rows.root(place), where)
+            check_text(sample, where)
+            return sample
+
+
+def check_text(sample: Sample, where: str) -> None:
+    """RowError for text that cannot be written as UTF-8, and for a path that no file can have."""
+    texts = [part for turn in sample.turns for part in turn.parts if isinstance(part, str)]
+    paths = [ref.path for ref in sample.media]
+    for text in (sample.id, sample.kind, *sample.answers, *texts, *paths):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            surrogate = text[error.start]
+            raise RowError(
+                f"{where}: holds the lone surrogate {surrogate!r}, which is not Unicode; correct it"
+            ) from None
+    if broken := next((path for path in paths if "\0" in path), None):
+        raise RowError(f"{where}: the path {broken!r:.60} holds a NUL character; correct the path")
 
 
 @dataclass(frozen=True)

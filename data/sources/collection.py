@@ -22,7 +22,7 @@ from data.sources.spec import Part, is_dataset
 from data.sources.tables import Hub, ParquetFile, Stream
 from data.sources.versions import remove_earlier, versioned
 
-VERSION = 3  # of everything that is kept in a cache
+VERSION = 4  # of everything that is kept in a cache
 Origin: TypeAlias = "JsonFile | TarFile | ParquetFile | Stream | Hub"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,10 @@ import numpy as np
 
 from data.formats.roots import Folder
 from data.types import RowError
+
+ESCAPE = "surrogateescape"  # for bytes that are not UTF-8, so that only the row that holds them is lost
+DECODER = json.JSONDecoder(parse_int=str)  # finds where a value ends; long integers are not converted
+NESTING = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -84,20 +89,33 @@ def _lines(file: Path) -> Iterator[tuple[int, int, int]]:
 def _elements(file: Path) -> Iterator[tuple[int, int, int]]:
     """(begin, end, index) of each element of one JSON array, one element at a time in memory beside the text."""
     try:
-        text = file.read_text(encoding="utf-8")
-        decoder, place, byte, index = json.JSONDecoder(), _skip(text, 0, ""), 0, 0
+        text = file.read_bytes().decode(errors=ESCAPE)  # read_text would change line ends, and so the bytes counted
+        place, byte, index = _skip(text, 0, ""), 0, 0
         if text[place : place + 1] != "[":
             raise ValueError(f"{file}: is no list of rows; write [row, row, ...] or use .jsonl")
         place = _skip(text, place + 1, "")
         seen = 0
         while text[place : place + 1] != "]":
-            _, end = decoder.raw_decode(text, place)
-            begin_byte = byte + len(text[seen:place].encode())
-            byte, seen = begin_byte + len(text[place:end].encode()), end
+            end = _end(text, place)
+            begin_byte = byte + len(text[seen:place].encode(errors=ESCAPE))
+            byte, seen = begin_byte + len(text[place:end].encode(errors=ESCAPE)), end
             yield begin_byte, byte, index
             index, place = index + 1, _skip(text, end, ",")
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except json.JSONDecodeError as error:
         raise ValueError(f"{file}: is no valid JSON ({error}); correct it there") from None
+
+
+def _end(text: str, place: int) -> int:
+    """Where the element that begins at `place` ends. JSONDecodeError for one that does not."""
+    try:
+        return DECODER.raw_decode(text, place)[1]
+    except RecursionError:  # nested too deep for the decoder, which only its own row is to suffer from
+        depth = 0
+        for token in NESTING.finditer(text, place):
+            depth += (token[0] in "[{") - (token[0] in "]}")
+            if not depth:
+                return token.end()
+        raise json.JSONDecodeError("an element does not end", text, place) from None
 
 
 def _skip(text: str, place: int, also: str) -> int:

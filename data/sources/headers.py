@@ -90,10 +90,10 @@ class _Reading:
 
 
 def _header(ref: Ref, seconds: float) -> Header:
-    if (known := _known.get(_key(ref))) is not None:
-        return known
     try:
         with guarded(ref.path, seconds):
+            if (known := _known.get(_key(ref))) is not None:
+                return known
             return probe(ref) if isinstance(ref, VideoRef) else probe_image(ref)
     except MediaError as error:
         return error
@@ -140,6 +140,6 @@ def stat(file: str) -> list[int] | None:
     """Size and time of change."""
     try:
         found = Path(file).stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         return None
     return [found.st_size, found.st_mtime_ns]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from data.formats.roots import Members
-from data.sources.files import parsed
+from data.sources.files import ESCAPE, parsed
 from data.types import RowError, Span
 
 VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".gif")
@@ -39,8 +39,8 @@ class TarFile:
                 file,
                 first_R=np.cumsum([0, *runs]),
                 spans_M2=np.array([span for _, *span in members], dtype=np.int64).reshape(-1, 2),
-                name_M=np.cumsum([0, *(len(name.encode()) for name, *_ in members)]),
-                names=np.frombuffer("".join(name for name, *_ in members).encode(), dtype=np.uint8),
+                name_M=np.cumsum([0, *(len(name.encode(errors=ESCAPE)) for name, *_ in members)]),
+                names=np.frombuffer("".join(name for name, *_ in members).encode(errors=ESCAPE), dtype=np.uint8),
             )
 
     def rows(self) -> TarRows:
@@ -82,7 +82,7 @@ class TarRows:
         return Members(archive, {self._name(m): Span(archive, *self.spans_M2[m].tolist()) for m in members})
 
     def _name(self, member: int) -> str:
-        return self.names[self.name_M[member] : self.name_M[member + 1]].tobytes().decode()
+        return self.names[self.name_M[member] : self.name_M[member + 1]].tobytes().decode(errors=ESCAPE)
 
 
 def _members(file: Path) -> list[tuple[str, int, int]]:
@@ -105,7 +105,7 @@ def _members(file: Path) -> list[tuple[str, int, int]]:
 
 def _key(name: str) -> str:
     path = PurePosixPath(name)
-    return str(path.with_name(path.name.split(".", 1)[0]))
+    return str(path.parent / path.name.partition(".")[0])
 
 
 def _unlisted(text: bytes, members: dict[str, Span] | Any) -> dict[str, list[str]]:

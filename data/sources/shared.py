@@ -83,7 +83,7 @@ def _watched(tasks: Sequence[Task], processes: Sequence[Any], failures: Any, wha
         if not failures.empty():
             raise ValueError(failures.get())
         if dead := [process for process in processes if process.exitcode]:
-            raise RuntimeError(f"{what}: index worker (pid {dead[0].pid}) ended with status {dead[0].exitcode}")
+            raise RuntimeError(f"{what}: index worker (pid {dead[0].pid}) {_ended(dead[0].exitcode)}")
         still = [task for task in left if not task.path.exists()]
         if len(still) < len(left):
             moved = begin
@@ -93,6 +93,13 @@ def _watched(tasks: Sequence[Task], processes: Sequence[Any], failures: Any, wha
             print(f"{what}: {len(left)} parts are still missing, the first is {left[0].path}", flush=True)
         left = still
         time.sleep(max(POLL, 5 * (time.monotonic() - begin)))  # a slow file system is not to be kept busy with this
+
+
+def _ended(code: int) -> str:
+    """How a process of this exit code ended, in the words of torch's DataLoader."""
+    if code < 0:
+        return f"is killed by signal: {signal.strsignal(-code)}. "
+    return f"exited unexpectedly with exit code {code}. "
 
 
 def _work(tasks: Sequence[Task], parent: int, failures: Any) -> None:

@@ -115,6 +115,6 @@ class Last(Note):
 
 
 def test_a_worker_that_is_killed_ends_all_with_a_line_that_names_it(tmp_path):
-    with pytest.raises(RuntimeError, match=r"notes: index worker \(pid \d+\) ended") as error:
+    with pytest.raises(RuntimeError, match=r"notes: index worker \(pid \d+\) is killed by signal: Killed") as error:
         complete([Last(tmp_path / str(i)) for i in range(2)], "notes", workers=1, progress=False)
     assert "was killed, most likely because the machine's memory was full" in str(explained(error.value))

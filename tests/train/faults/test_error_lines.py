@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
     ("error", "message"),
     [
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "data worker (pid 7) was killed"),
-        (RuntimeError("DataLoader worker (pid(s) 7, 9) exited unexpectedly"), "data worker (pid 7, 9) was killed"),
+        (RuntimeError("DataLoader worker (pid(s) 7, 9) exited unexpectedly"), "data worker (pid 7, 9) ended"),
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has"),
             "the GPU's memory is full (Tried to allocate 20.00 GiB): lower train.batch_size",
@@ -35,6 +35,31 @@ ROOT = Path(__file__).parents[3]
 def test_a_known_failure_is_explained(error, message):
     line = explained(error)
     assert line is not None and message in line and "\n" not in line
+
+
+WORKER = "DataLoader worker (pid 7) "
+HOSTILE = {
+    WORKER + "is killed by signal: Segmentation fault. ": "was ended by a signal (Segmentation fault)",
+    WORKER + "is killed by signal: Bus error. It is possible that": "shared memory",
+    WORKER + "is killed by signal: Terminated. ": "was ended by a signal (Terminated)",
+    WORKER + "exited unexpectedly with exit code 3. Details are lost due to": "ended with exit code 3",
+    "measuring: index worker (pid 7) exited unexpectedly with exit code 1. ": "ended with exit code 1",
+    "measuring: index worker (pid 7) is killed by signal: Segmentation fault. ": "(Segmentation fault)",
+}
+
+
+@pytest.mark.parametrize("said", HOSTILE)
+def test_a_hostile_end_of_a_worker_is_named_and_not_blamed_on_full_memory(said):
+    line = explained(RuntimeError(said))
+    assert line is not None and "data worker (pid 7) " in line and HOSTILE[said] in line
+    assert "machine's memory" not in line
+
+
+def test_a_hostile_end_of_a_worker_is_found_in_the_cause():
+    error = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+    error.__cause__ = RuntimeError(WORKER + "is killed by signal: Killed. ")
+    line = explained(error)
+    assert line is not None and "the machine's memory was full" in line
 
 
 def test_an_unknown_error_keeps_its_trace():
