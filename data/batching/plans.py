@@ -145,7 +145,6 @@ class _Planner:
     def _rewind(self) -> None:
         self.next = self.epoch = self.read = 0  # the step, and the next sample's place in the stream of epochs
         self.last: tuple[tuple[int, ...], ...] = ()
-        self.gain = 1.0  # see Packed
         self.waiting = np.zeros((2, 0), dtype=np.int64)  # [sample and its epoch, M] in order of age
 
     def step(self, step: int) -> tuple[tuple[int, ...], ...]:
@@ -160,8 +159,7 @@ class _Planner:
     def _fill(self, rates: Sequence[Views]) -> tuple[tuple[int, ...], ...]:
         loads = self.loads.at(rates)
         self._look_ahead((1 / loads.mean_KP[0]).sum() + self.plan.budget.lookahead)
-        packed = pack(loads, self.waiting[0], self.waiting[1], self.next, self.gain)
-        place_M, self.gain = packed.place_M, packed.gain
+        place_M = pack(loads, self.waiting[0], self.waiting[1], self.next)
         by_place = np.argsort(place_M, kind="stable")
         ends = np.searchsorted(place_M[by_place], np.arange(len(rates) + 1)).tolist()
         taken = self.waiting[0, by_place].tolist()

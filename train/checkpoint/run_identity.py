@@ -12,7 +12,7 @@ from torch import nn
 
 from train.config import Config, LoraConfig
 
-PACKING = 2  # raised whenever data/batching/bin_packing.py would fill the same steps with other samples
+PACKING = 3  # raised whenever data/batching/bin_packing.py would fill the same steps with other samples
 FIXED = ("model", "average", "engine")  # a checkpoint cannot be loaded into another one of these
 
 

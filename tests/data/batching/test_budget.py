@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from data.batching.plans import Budget, BudgetPlan
 from data.batching.sample_cost import DecoderFlops, SampleCost
 from data.batching.sizes import SampleSize, gather
+from data.sources.mixture import order
 
 
 def kept(grids, tokens, rate):
@@ -110,10 +111,20 @@ def test_before_the_tower_a_patch_budget_holds_what_is_kept(rate, seed):
     after = BudgetPlan(mixture(1000), Budget(40_000, 60_000), lambda step: [(rate,)], kept, 1, 0, seed)
     before = replace(after, freed=4)
     (batch,), (small,) = before.micro_batches(0), after.micro_batches(0)
+    assert after.sizes.patches_S[list(small)].sum() <= 60_000
     sizes, samples = before.sizes, np.array(batch)
     entering = 4 * (sizes.tokens(samples, rate, kept) - sizes.fixed_S[samples]).sum()
-    assert 0.5 * 60_000 <= entering <= 60_000 < sizes.patches_S[samples].sum()
-    assert len(batch) > 1.2 * len(small)
+    assert 0.5 * 60_000 <= entering <= 60_000 < sizes.patches_S[samples].sum() / 1.2
+
+
+def test_every_step_takes_the_oldest_waiting_sample_and_not_always_in_the_same_micro_batch():
+    each = replace(plan(samples=3000), world=1, rates=partial(rates, places=4))
+    waiting, numbers = order(3000, 0, 0).tolist(), []
+    for step in range(20):
+        batches = each.micro_batches(step)
+        numbers.append([waiting[0] in batch for batch in batches].index(True))
+        waiting = [sample for sample in waiting if sample not in set(chain.from_iterable(batches))]
+    assert set(numbers) == {0, 1, 2, 3}
 
 
 def test_a_resumed_plan_is_the_unbroken_one():
