@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import floor
+from typing import BinaryIO
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.error import ExitError, FFmpegError
+from av.error import ArgumentError, ExitError, FFmpegError
 from av.packet import Packet
 from av.video.stream import VideoStream
 
@@ -20,6 +21,14 @@ from data.types import MediaError, VideoRef
 
 SEEK_BACK = 16  # frames before the end to which OpenCV seeks to see whether a header counts right
 STREAMED = ("mpeg", "mpegts")  # FFmpeg's names of containers without an index
+# Containers that hold all of their data, by FFmpeg's names; playlists, lists of files and descriptions of streams are
+# not among them, since FFmpeg opens whatever they name.
+CONTAINERS = (
+    "mov", "matroska", "avi", "flv", "asf", "ogg", "gif", "apng", "mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc",
+    "obu", "ivf", "mjpeg", "yuv4mpegpipe", "mxf", "nut", "wtv", "dv", "rm",
+)  # fmt: skip
+# No other address either, even if one of these could name it; a MOV's external tracks ("dref") stay closed.
+OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file", "enable_drefs": "0"}
 FEW = 0.5  # of the frames a header counts; with fewer readable ones a server samples a video's head only
 
 
@@ -60,7 +69,7 @@ def opened(ref: VideoRef) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The file's container and first moving picture; every decoder failure becomes a MediaError, but for time and
     memory that are used up (data.sample_limits)."""
     try:
-        with content(ref) as file, av.open(file, "r", timeout=remaining()) as container:
+        with content(ref) as file, av.open(_named(file), "r", options=OPTIONS, timeout=remaining()) as container:
             streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
             if not streams:
                 raise MediaError(f"{ref.path}: holds no video stream; leave its rows out")
@@ -80,8 +89,18 @@ def opened(ref: VideoRef) -> Iterator[tuple[InputContainer, VideoStream]]:
         raise
     except ExitError:  # FFmpeg's word for an interrupted call
         raise SampleTimeout from None
+    except ArgumentError:  # what FFmpeg says of a format that is not among its whitelist
+        raise MediaError(
+            f"{ref.path}: not a video container that is opened here (playlists and other files that refer to further "
+            "files are refused), or its header is damaged; convert it (ffmpeg -i ... a.mp4)"
+        ) from None
     except FFmpegError as error:
         raise MediaError(f"{ref.path}: {error.strerror}; get the whole file or leave its rows out") from None
+
+
+def _named(file: str | BinaryIO) -> str | BinaryIO:
+    """A path as an address of a file, so that a colon in its name does not select another protocol."""
+    return f"file:{file}" if isinstance(file, str) else file
 
 
 def info(ref: VideoRef, container: InputContainer, stream: VideoStream) -> VideoInfo:

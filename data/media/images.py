@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -12,14 +12,17 @@ from data.media.content import content
 from data.sample_limits import check_room
 from data.types import ImageRef, MediaError
 
+# Formats that Pillow decodes by itself and servers open too. Others are refused: it hands PostScript to Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
 ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on bad files
 
 
 def load_image(ref: ImageRef, room: int | None = None) -> np.ndarray:
-    """[H, W, 3] uint8 RGB, turned upright. MediaError if the file is missing, damaged, or of more than `room` bytes."""
+    """[H, W, 3] uint8 RGB, turned upright, transparency over white. MediaError if the file is missing, damaged, or of
+    more than `room` bytes."""
     with _opened(ref) as image:
         check_room(ref.path, image.height * image.width, room)
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        return np.array(_on_white(_upright(image)).convert("RGB"))
 
 
 def probe_image(ref: ImageRef) -> tuple[int, int]:
@@ -28,12 +31,29 @@ def probe_image(ref: ImageRef) -> tuple[int, int]:
         return image.height, image.width
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF data says; as it is stored if they cannot be read, as servers leave it."""
+    with suppress(Exception):
+        return ImageOps.exif_transpose(image)
+    return image
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Without transparency: servers composite pictures on white."""
+    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
+        return image
+    layer = image.convert("RGBA")
+    opaque = Image.new("RGB", layer.size, "white")
+    opaque.paste(layer, mask=layer.getchannel("A"))
+    return opaque
+
+
 @contextmanager
 def _opened(ref: ImageRef) -> Iterator[Image.Image]:
     """An opened image; every failure of Pillow inside becomes a MediaError."""
     with content(ref) as file:
         try:
-            with Image.open(file) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 yield image
         except MediaError:
             raise
