@@ -33,17 +33,39 @@ class Span:
 
 
 @dataclass(frozen=True)
+class ImageRef:
+    path: str
+    content: Span | bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class FrameList:
+    """A video that is given as pictures, in the order in which they are shown."""
+
+    pictures: tuple[ImageRef, ...]
+    times: tuple[float, ...] | None = None  # seconds at which each was taken; None = at a constant rate
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """What a row asks for one of its videos, by the names of qwen-vl-utils; None = as the run's frame policy says."""
+
+    fps: float | None = None  # frames per second to sample; of a FrameList, those per second at which it was sampled
+    nframes: int | None = None  # exact number of frames to sample
+    min_frames: int | None = None
+    max_frames: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    total_pixels: int | None = None
+
+
+@dataclass(frozen=True)
 class VideoRef:
     path: str  # of the file; of a medium that lies elsewhere, its name there
     start: float | None = None  # seconds; None = the file's beginning
     end: float | None = None  # seconds; None = the file's end
-    content: Span | bytes | None = field(default=None, repr=False)  # None = the file at `path`
-
-
-@dataclass(frozen=True)
-class ImageRef:
-    path: str
-    content: Span | bytes | None = field(default=None, repr=False)
+    content: Span | bytes | FrameList | None = field(default=None, repr=False)  # None = the file at `path`
+    settings: VideoSettings | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -64,6 +86,11 @@ class Sample:
     def media(self) -> tuple[VideoRef | ImageRef, ...]:
         """All of its videos and images, in the order of the prompt."""
         return tuple(part for turn in self.turns for part in turn.parts if not isinstance(part, str))
+
+    @property
+    def has_own_settings(self) -> bool:
+        """True if a video is sampled or resized by settings of its row."""
+        return any(isinstance(ref, VideoRef) and ref.settings is not None for ref in self.media)
 
 
 @dataclass(frozen=True)

@@ -200,11 +200,13 @@ def build_average(task: nn.Module, optimizer: Any, decay: float | None) -> Avera
 
 
 def check_datasets(config: Config, train_set: AuditedData, eval_set: AuditedData | None) -> None:
-    """Raise ValueError if too many rows of a file that is trained or evaluated on cannot be used."""
+    """Print what is special about the rows. Raise ValueError if too many of a file cannot be used."""
     file = Path(config.run_dir) / "quarantine.jsonl"
     for name, found in (("data.train", train_set), ("data.eval", eval_set)):
         if found is not None:
             check_audited(name, found.rows, found.lost, config.data.max_bad_fraction, file)
+            if own := int(found.index.own_settings_S.sum()):
+                print(f"{name}: {own} of {found.rows} rows set the frames or pixels of their videos themselves")
 
 
 def build_meter(engine: Accelerator, config: Config, model: Any, memory: Memory, method: Method) -> Meter:

@@ -19,11 +19,12 @@ from data.batching.sizes import SampleSize
 from data.collate import grids_of, joined
 from data.encoding.labels import Labeller
 from data.media.decode import decode, places
-from data.media.frames import FramePolicy, Sampler
+from data.media.frame_list import load_frames, places_of, timed
+from data.media.frames import FramePolicy
 from data.media.images import load_image
-from data.media.processor import CALL, LEVELS, configured, frame_patches, normal, wrap_processor
+from data.media.processor import CALL, LEVELS, VideoRule, frame_patches, normal, rule_of, wrap_processor
 from data.sample_limits import LIMITS, SampleLimits, check_room, guarded
-from data.types import IGNORE, Clip, Encoding, ImageRef, MediaError, RowError, Sample, VideoRef
+from data.types import IGNORE, Clip, Encoding, FrameList, ImageRef, MediaError, RowError, Sample, VideoRef
 
 
 class TooLong(RowError):
@@ -65,8 +66,7 @@ class Encoder:
         self.labeller = Labeller(processor.tokenizer)
         tokenizer = processor.tokenizer
         self.filler_token: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self.video_processor = configured(processor.video_processor, policy)
-        self.sample = Sampler(self.video_processor)
+        self.video_processor = rule_of(processor.video_processor, policy).processor
         self.temporal_patch: int = self.video_processor.temporal_patch_size
         self.merge: int = self.video_processor.merge_size
         self.placeholder = re.compile(
@@ -108,18 +108,32 @@ class Encoder:
         room = self.limits.room
         for ref in sample.media:
             if isinstance(ref, VideoRef):
-                clips.append(decode(ref, self.sample, room))
+                clips.append(self._clip(ref, room))
                 room -= clips[-1].frames_THWC.nbytes
             else:
                 images.append(load_image(ref, room))
                 room -= images[-1].nbytes
         return clips, images
 
+    def _clip(self, ref: VideoRef, room: int) -> Clip:
+        rule = self._rule(ref)
+        if isinstance(ref.content, FrameList):
+            return load_frames(ref, ref.content, rule.policy.fps, rule.policy.max_frames, room)
+        return decode(ref, rule.sample, room)
+
+    def _rule(self, ref: VideoRef) -> VideoRule:
+        """How a video is sampled and resized. RowError if its row asks for what cannot be had."""
+        try:
+            return rule_of(self.processor.video_processor, self.policy, ref.settings)
+        except ValueError as error:
+            raise RowError(f"{ref.path}: {error}") from None
+
     def encode_clips(
         self, sample: Sample, clips: Sequence[Clip], images: Sequence[np.ndarray], *, generate: bool = False
     ) -> Encoding:
         """The sample with media that are already decoded; with `generate`, open for an answer and without labels."""
-        videos = [self._video(clip) for clip in clips]
+        refs = [ref for ref in sample.media if isinstance(ref, VideoRef)]
+        videos = [self._video(clip, self._rule(ref)) for clip, ref in zip(clips, refs, strict=True)]
         pictures = [self._image(image) for image in images]
         text = self._expand(
             sample,
@@ -137,7 +151,9 @@ class Encoder:
             labels_N=self.labeller.labels(ids_N, answers, sample.id),
             pixel_values_videos=joined([video["pixel_values_videos"] for video in videos]),
             video_grid_thw_V3=grids_of([video["video_grid_thw"] for video in videos]),
-            second_per_grid_V=torch.tensor([self._second_per_grid(c) for c in clips], dtype=torch.float64),
+            second_per_grid_V=torch.tensor(
+                [self._second_per_grid(clip, ref) for clip, ref in zip(clips, refs)], dtype=torch.float64
+            ),
             pixel_values=joined([picture["pixel_values"] for picture in pictures]),
             image_grid_thw_I3=grids_of([picture["image_grid_thw"] for picture in pictures]),
             video_M=torch.tensor([isinstance(part, VideoRef) for part in sample.media], dtype=torch.bool),
@@ -187,11 +203,16 @@ class Encoder:
             return _Sketch(
                 self.processor.replace_image_token(picture, 0), 1, self._image_tokens(*header), 0, math.prod(header)
             )
-        places_T = places(ref, header, self.sample)
+        rule = self._rule(ref)
+        if isinstance(ref.content, FrameList):
+            header = timed(header, ref.content, rule.policy.fps)
+            places_T = places_of(ref, ref.content, rule.policy.fps, rule.policy.max_frames)
+        else:
+            places_T = places(ref, header, rule.sample)
         grids = -(-len(places_T) // self.temporal_patch)
         metadata = SimpleNamespace(fps=header.fps, frames_indices=places_T.tolist())
         video = {"video_grid_thw": torch.tensor([[grids, self.merge, self.merge]]), "video_metadata": [metadata]}
-        patches = frame_patches(self.video_processor, len(places_T), header.height, header.width)
+        patches = frame_patches(rule.processor, len(places_T), header.height, header.width)
         pixels = len(places_T) * header.height * header.width
         text = self.processor.replace_video_token(video, 0)
         return _Sketch(text, grids, patches // self.merge**2, len(places_T), pixels)
@@ -250,18 +271,18 @@ class Encoder:
                 )
         return self.placeholder.sub(lambda match: next(runs[str(match.lastgroup)]), text)
 
-    def _video(self, clip: Clip) -> Any:
+    def _video(self, clip: Clip, rule: VideoRule) -> Any:
         """pixel_values_videos [R, patch], video_grid_thw [1, 3] and the metadata that timestamps are made of."""
         metadata = {"total_num_frames": clip.frames, "duration": clip.duration}
         if self.policy.times == "server":
             metadata |= {"fps": clip.fps, "frames_indices": clip.places_T.tolist()}
         else:  # an index is a time: the processor's timestamps are index / fps
             metadata |= {"fps": 1.0, "frames_indices": clip.times_T.tolist()}
-        return self.video_processor(
+        return rule.processor(
             torch.from_numpy(clip.frames_THWC).permute(0, 3, 1, 2),
             video_metadata=[metadata],
-            size=_edges(self.video_processor.size),
-            cap_pixels_per_frame=self.video_processor.cap_pixels_per_frame,
+            size=_edges(rule.processor.size),
+            cap_pixels_per_frame=rule.processor.cap_pixels_per_frame,
             **CALL,
         )
 
@@ -276,13 +297,13 @@ class Encoder:
             return_tensors="pt",
         )
 
-    def _second_per_grid(self, clip: Clip) -> float:
+    def _second_per_grid(self, clip: Clip, ref: VideoRef) -> float:
         """Seconds from one temporal grid to the next.
 
         The server's: the sampled part of the source's rate. The real one: the stretch that the frames stand for, up to
         the end of the last one, shared among them.
         """
-        if self.policy.times == "server":
+        if self.policy.times == "server" or isinstance(ref.content, FrameList):
             return self.temporal_patch / (len(clip.places_T) / clip.frames * clip.fps)
         stretch = clip.times_T[-1] - clip.times_T[0] + 1 / clip.fps
         return float(self.temporal_patch * stretch / len(clip.times_T))

@@ -10,6 +10,13 @@ from xxhash import xxh3_64_hexdigest
 
 from data.answer_metrics import METRICS
 from data.formats.roots import Root
+from data.formats.video_settings import (
+    frame_list,
+    is_picture,
+    picture_names,
+    refuse_picture_settings,
+    settings_of,
+)
 from data.types import ImageRef, RowError, Sample, Span, VideoRef
 
 MARK = re.compile(r"\s*<(video|image)>\s*")  # white space around a mark is layout, not text
@@ -21,9 +28,11 @@ class Media:
     """The media that a row lists beside its text, handed out in order as their marks come up."""
 
     def __init__(self, row: Mapping[str, Any], root: Root, where: str) -> None:
-        self.where = where
-        self.videos = [video(entry, row, root, where) for entry in _listed(row, "video", "videos")]
+        self.where, self.row = where, row
+        self.videos = [video(entry, row, root, where) for entry in _listed_videos(row)]
         self.images = [image(entry, root, where) for entry in _listed(row, "image", "images")]
+        if self.images:
+            refuse_picture_settings(row, where)
         self.taken = {"video": 0, "image": 0}
 
     def split(self, text: str) -> tuple[Part, ...]:
@@ -58,13 +67,25 @@ def video(entry: Any, row: Mapping[str, Any], root: Root, where: str) -> VideoRe
     seconds, in the entry or for all videos of the row."""
     fields = entry if isinstance(entry, Mapping) else {"video": entry}
     start, end = (_seconds(fields.get(key, row.get(key)), key, where) for key in ("video_start", "video_end"))
-    path, content = _found(fields, "video", root, where)
-    return VideoRef(path, start, end, content)
+    listed = picture_names(fields, root, where)
+    settings = settings_of(fields, row, where, listed=listed is not None)
+    if listed is None:
+        if fields.get("timestamps") is not None:
+            raise RowError(f"{where}: timestamps belong to a list of frames; remove them from the video file's entry")
+        path, content = _found(fields, "video", root, where)
+        return VideoRef(path, start, end, content, settings)
+    if start is not None or end is not None:
+        raise RowError(f"{where}: video_start and video_end cannot cut a list of frames; list fewer of them")
+    names, folder = listed
+    pictures = [image(name, root, where) for name in names]
+    frames = frame_list(pictures, fields, row, where)
+    return VideoRef(folder or f"{pictures[0].path} and {len(pictures) - 1} more", content=frames, settings=settings)
 
 
 def image(entry: Any, root: Root, where: str) -> ImageRef:
     """A reference from a path or {"image" | "path" | "url": path}, or {"bytes": content}."""
     fields = entry if isinstance(entry, Mapping) else {"image": entry}
+    refuse_picture_settings(fields, where)
     return ImageRef(*_found(fields, "image", root, where))
 
 
@@ -118,6 +139,13 @@ def turns_of(row: Mapping[str, Any], key: str, where: str) -> Iterable[Mapping[s
 def _listed(row: Mapping[str, Any], *keys: str) -> list[Any]:
     values = [row[key] for key in keys if row.get(key) is not None]
     return [entry for value in values for entry in (value if isinstance(value, list) else [value])]
+
+
+def _listed_videos(row: Mapping[str, Any]) -> list[Any]:
+    """A list of pictures is one video."""
+    values = [row[key] for key in ("video", "videos") if row.get(key) is not None]
+    several = (isinstance(value, list) and not (value and all(map(is_picture, value))) for value in values)
+    return [entry for value, many in zip(values, several) for entry in (value if many else [value])]
 
 
 def _found(fields: Mapping[str, Any], kind: str, root: Root, where: str) -> tuple[str, Span | bytes | None]:

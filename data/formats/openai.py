@@ -16,6 +16,7 @@ from typing import Any
 
 from data.formats.conversation import Media, Part, finished, graded, image, role, text_of, turns_of, video
 from data.formats.roots import Root
+from data.formats.video_settings import refuse_picture_settings
 from data.types import RowError, Sample, Turn
 
 ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
@@ -45,7 +46,8 @@ def _parts(item: Any, media: Media, root: Root, name: str) -> tuple[Part, ...]:
     if kind in ("video", "video_url"):
         inner = item.get(kind)
         entry = {**item, **inner} if isinstance(inner, Mapping) else {**item, "video": inner}
-        return (video(entry, {}, root, media.where),)
+        return (video(entry, media.row, root, media.where),)
     if kind in ("image", "image_url"):
+        refuse_picture_settings(item, media.where)
         return (image(item.get(kind), root, media.where),)
     raise RowError(f"{media.where}: content part of type {kind!r}; use text, video, video_url, image or image_url")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from data.media.container import VideoInfo
+from data.types import VideoSettings
 
 MOST_FPS, MOST_FRAMES = 30, 768  # the most that servers allow a request, whatever their settings
 TIMES = ("server", "real")
@@ -45,6 +46,20 @@ class FramePolicy:
                 raise ValueError(f"{name}={value} must be at least 1, or null for the checkpoint's own")
         if self.min_pixels and self.max_pixels and self.max_pixels < self.min_pixels:
             raise ValueError(f"max_pixels={self.max_pixels} is below min_pixels={self.min_pixels}: raise it")
+
+    def with_settings(self, settings: VideoSettings) -> FramePolicy:
+        """The policy of a video whose row has settings of its own. ValueError, naming the key, if they contradict it.
+
+        As in a request to a server, the row's limits win over this policy's where both cannot hold.
+        """
+        own: dict[str, Any] = {name: value for name, value in vars(settings).items() if value is not None}
+        if (frames := own.pop("nframes", None)) is not None:
+            own |= {"min_frames": frames, "max_frames": frames}
+        if "max_frames" in own:
+            own.setdefault("min_frames", min(self.min_frames, own["max_frames"]))
+        if "max_pixels" in own and self.min_pixels is not None:
+            own.setdefault("min_pixels", min(self.min_pixels, own["max_pixels"]))
+        return replace(self, **own)
 
 
 class Sampler:

@@ -55,6 +55,7 @@ class NemotronVideos:
     size: ClassVar[dict[str, int]] = {"shortest_edge": 0, "longest_edge": 0}
     cap_pixels_per_frame = False
     resample = None
+    unsupported = ("nframes", "min_frames")  # settings of one video that its server does not take
 
     def __init__(self, processor: Any) -> None:
         self.own = processor

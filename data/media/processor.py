@@ -6,15 +6,16 @@ Everything is expressed in options that hold for clips of any length, so that an
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from data.media.frames import FramePolicy
+from data.media.frames import FramePolicy, Sampler
 from data.media.nemotron import NemotronProcessor, NemotronVideos
-from data.types import Normal
+from data.types import Normal, VideoSettings
 
 FLOOR = 1.05  # of the smallest frame: the library's bounds on a frame never go below
 LEVELS = {"do_rescale": False, "do_normalize": False}  # patches stay uint8; the device normalises them
@@ -54,6 +55,27 @@ def configuration(video_processor: Any, policy: FramePolicy) -> dict[str, Any]:
     frames = {"num_frames": None, "fps": policy.fps, "min_frames": policy.min_frames, "max_frames": policy.max_frames}
     bounds = _of_video if _bounds_the_video(video_processor) else _of_frames
     return frames | bounds(video_processor, policy)
+
+
+@dataclass(frozen=True)
+class VideoRule:
+    """How a video is sampled and resized: by a policy, or by the settings of its row."""
+
+    processor: Any
+    sample: Sampler
+    policy: FramePolicy
+
+
+@lru_cache(256)
+def rule_of(video_processor: Any, policy: FramePolicy, settings: VideoSettings | None = None) -> VideoRule:
+    """The rule of videos with these settings. ValueError, naming the key, for what cannot be asked of a server."""
+    if settings is not None:
+        for name in getattr(video_processor, "unsupported", ()):
+            if (value := getattr(settings, name)) is not None:
+                raise ValueError(f"{name}={value} cannot be asked of this family's server; use fps and max_frames")
+        policy = policy.with_settings(settings)
+    processor = configured(video_processor, policy)
+    return VideoRule(processor, Sampler(processor), policy)
 
 
 @lru_cache(2**16)  # a few milliseconds each, and data sets repeat sizes

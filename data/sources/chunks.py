@@ -7,7 +7,7 @@ name that says so too.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from data.encoding.encoder import Encoder
 from data.sources.base import Samples
 from data.sources.headers import THREADS, Header, Ref, read_headers, stat
 from data.sources.versions import version_after
-from data.types import Quarantined, RowError, Sample
+from data.types import FrameList, ImageRef, Quarantined, RowError, Sample
 
 ROWS = 2048  # of a chunk
 BATCH = 64  # rows whose media are in memory together, where they are bytes of the rows
@@ -106,7 +106,15 @@ def digest(sample: Sample) -> int:
 
 
 def seen_part(part: str | Ref) -> Any:
-    return part if isinstance(part, str) else replace(part, path=part.path.rsplit("/", 1)[-1])
+    """What training sees of a part; unlike `repr`, of a video also its settings and its list of frames."""
+    if isinstance(part, str):
+        return part
+    name = replace(part, path=part.path.rsplit("/", 1)[-1])
+    if isinstance(part, ImageRef):
+        return name
+    frames = part.content if isinstance(part.content, FrameList) else None
+    listed = frames and ([seen_part(picture) for picture in frames.pictures], frames.times)
+    return (name, part.settings, listed) if part.settings or listed else name
 
 
 def _arrays(found: list[Sample | Quarantined], sizes: list[SampleSize], stats: Stats) -> dict[str, np.ndarray]:
@@ -116,6 +124,7 @@ def _arrays(found: list[Sample | Quarantined], sizes: list[SampleSize], stats: S
     return vars(gather(sizes[place] for place in usable)) | {
         "usable": np.array(usable, dtype=np.int64),
         "digests": np.array([digest(sample) for sample in _usable(found)], dtype=np.uint64),
+        "own_settings": np.array([sample.has_own_settings for sample in _usable(found)], dtype=bool),
         "media": np.array([name for names in media for name in names], dtype=np.uint64),
         "media_counts": np.array([len(names) for names in media], dtype=np.int64),
         "notes": np.frombuffer(json.dumps({"lost": lost, "media": stats}).encode(), dtype=np.uint8),
@@ -136,16 +145,23 @@ def _usable(found: Iterable[Sample | Quarantined]) -> Iterable[Sample]:
 def _lightened(sample: Sample) -> Sample:
     """The sample without its media's bytes, which are named by their digest."""
     turns = (replace(turn, parts=tuple(map(_light, turn.parts))) for turn in sample.turns)
-    held = any(isinstance(ref.content, bytes) for ref in sample.media)
-    return replace(sample, turns=tuple(turns)) if held else sample
+    return replace(sample, turns=tuple(turns))
 
 
 def _light(part: Any) -> Any:
-    return replace(part, content=None) if isinstance(getattr(part, "content", None), bytes) else part
+    content = getattr(part, "content", None)
+    if isinstance(content, FrameList):
+        return replace(part, content=replace(content, pictures=tuple(map(_light, content.pictures))))
+    return replace(part, content=None) if isinstance(content, bytes) else part
 
 
-def _files(sample: Sample) -> Iterable[str]:
-    return (ref.path for ref in sample.media if ref.content is None)
+def _files(sample: Sample) -> Iterator[str]:
+    """The files of a sample's media, and the folders that it names, in which further frames may appear."""
+    for ref in sample.media:
+        if isinstance(ref.content, FrameList):
+            yield from (picture.path for picture in ref.content.pictures if picture.content is None)
+        if ref.content is None or isinstance(ref.content, FrameList):
+            yield ref.path
 
 
 def _stats(files: Iterable[str]) -> Stats:

@@ -14,9 +14,10 @@ from threading import Thread
 from typing import TypeAlias
 
 from data.media.container import VideoInfo, probe
+from data.media.frame_list import probe_frames
 from data.media.images import probe_image
 from data.sample_limits import OutOfMemory, OutOfTime, SampleLimits, SampleTimeout, guarded
-from data.types import ImageRef, MediaError, VideoRef
+from data.types import FrameList, ImageRef, MediaError, VideoRef
 
 THREADS = 16  # files that are opened at once
 POLL = 0.5  # seconds, at most, between two looks for files that take too long
@@ -94,7 +95,9 @@ def _header(ref: Ref, seconds: float) -> Header:
         with guarded(ref.path, seconds):
             if (known := _known.get(_key(ref))) is not None:
                 return known
-            return probe(ref) if isinstance(ref, VideoRef) else probe_image(ref)
+            if isinstance(ref, ImageRef):
+                return probe_image(ref)
+            return probe_frames(ref, ref.content) if isinstance(ref.content, FrameList) else probe(ref)
     except MediaError as error:
         return error
 
@@ -110,7 +113,7 @@ def _given_up(ref: Ref, seconds: float) -> Header:
 def _remember(ref: Ref, header: Header) -> None:
     if len(_known) >= REMEMBERED:
         _known.clear()
-    if not isinstance(ref.content, bytes):
+    if not isinstance(ref.content, bytes | FrameList):  # whose files are many
         _known[_key(ref)] = header
 
 

@@ -6,7 +6,7 @@ Made in chunks that ranks, workers and other runs share, and kept beside the dat
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Index:
     sizes: Sizes
     first_S: np.ndarray
     media_M: np.ndarray  # uint64, of a medium's name
+    own_settings_S: np.ndarray  # bool: whether the row says how its videos are sampled or resized
     lost: tuple[Quarantined, ...]
 
     def __len__(self) -> int:
@@ -41,7 +42,15 @@ class Index:
         """Those of some of the usable samples, in the given order."""
         media, first_S = ragged(self.first_S, chosen)
         sizes = self.sizes.select(chosen)
-        return Index(self.places_S[chosen], self.digests_S[chosen], sizes, first_S, self.media_M[media], self.lost)
+        return replace(
+            self,
+            places_S=self.places_S[chosen],
+            digests_S=self.digests_S[chosen],
+            sizes=sizes,
+            first_S=first_S,
+            media_M=self.media_M[media],
+            own_settings_S=self.own_settings_S[chosen],
+        )
 
     @property
     def digest(self) -> str:
@@ -93,7 +102,9 @@ def _merged(chunks: list[Chunk]) -> Index:
         first += len(chunk.rows)
     of = {name: np.concatenate(values) for name, values in parts.items() if name != "sizes"}
     first_S = np.append(0, of["media_counts"].cumsum())
-    return Index(of["usable"], of["digests"], joined(parts["sizes"]), first_S, of["media"], tuple(lost))
+    return Index(
+        of["usable"], of["digests"], joined(parts["sizes"]), first_S, of["media"], of["own_settings"], tuple(lost)
+    )
 
 
 def _report_other_version(folder: Path) -> None:

@@ -18,7 +18,15 @@ def rows(videos: list[list[int]]) -> Index:
     first_S = np.cumsum([0, *map(len, videos)])
     digests = np.array([hash((tuple(each), videos[:i].count(each))) for i, each in enumerate(videos)])
     sizes = gather([SampleSize(1, (), 0, 0, 0, 0)] * len(videos))
-    return Index(np.arange(len(videos)), digests, sizes, first_S, np.array(media, dtype=np.uint64), ())
+    return Index(
+        np.arange(len(videos)),
+        digests,
+        sizes,
+        first_S,
+        np.array(media, dtype=np.uint64),
+        np.zeros(len(videos), bool),
+        (),
+    )
 
 
 @given(

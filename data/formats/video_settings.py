@@ -1,0 +1,131 @@
+"""What a row asks for its own videos, by the keys of qwen-vl-utils, and videos that are given as pictures.
+
+{"type": "video", "video": "a.mp4", "fps": 4, "max_frames": 64, "max_pixels": 200704}
+{"type": "video", "video": ["0.jpg", "1.jpg"], "sample_fps": 2}         pictures, or a folder of them, as one video
+{"type": "video", "video": "frames/7", "timestamps": [0, 0.5, 2.25]}    with the second of each
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from data.formats.roots import Root
+from data.types import FrameList, ImageRef, RowError, VideoSettings
+
+PIXELS = ("min_pixels", "max_pixels", "total_pixels")
+FRAMES = ("nframes", "min_frames", "max_frames")
+RESIZED = ("resized_height", "resized_width")
+REFUSED = {  # key -> remedy
+    **dict.fromkeys(RESIZED, "servers choose the size of a frame; use max_pixels"),
+    "num_frames": "use nframes",
+    "raw_fps": "use sample_fps",
+}
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+SHORTEST_GAP = 0.001  # seconds; servers are given the times of frames in milliseconds
+
+
+def settings_of(fields: Mapping[str, Any], row: Mapping[str, Any], where: str, *, listed: bool) -> VideoSettings | None:
+    """What a medium's `fields`, or else the `row`, ask for; `listed`: of a video that is given as pictures.
+
+    None if they ask for nothing. RowError for a key or a value that no server can be asked for.
+    """
+    for key, remedy in REFUSED.items():
+        if fields.get(key) is not None or (key in RESIZED and row.get(key) is not None):
+            raise RowError(f"{where}: {key} cannot be set for a video; {remedy}, or remove {key}")
+    numbers = {key: _number(_given(fields, row, key), key, where) for key in ("fps", "sample_fps", *FRAMES, *PIXELS)}
+    given = {key: value for key, value in numbers.items() if value is not None}
+    if listed:
+        _check_listed(given, where)
+        given |= {"fps": given.pop("sample_fps")} if "sample_fps" in given else {}
+    elif "sample_fps" in given:
+        raise RowError(f"{where}: sample_fps is the rate of a list of frames; use fps for a video file")
+    if "nframes" in given and (other := given.keys() & {"fps", "min_frames", "max_frames"}):
+        raise RowError(f"{where}: nframes and {sorted(other)[0]} contradict each other; remove one of them")
+    return VideoSettings(**given) if given else None
+
+
+def refuse_picture_settings(fields: Mapping[str, Any], where: str) -> None:
+    """RowError if `fields` ask for the size of a picture, which a checkpoint's own processor decides here."""
+    for key in (*PIXELS, *RESIZED):
+        if fields.get(key) is not None:
+            raise RowError(f"{where}: {key} cannot be set for a single image; remove {key} or resize the file")
+
+
+def picture_names(fields: Mapping[str, Any], root: Root, where: str) -> tuple[list[Any], str | None] | None:
+    """The pictures that a video's fields list, and the folder if they name one; None for a video file."""
+    value = next((fields[key] for key in ("video", "path", "url", "frames") if fields.get(key) is not None), None)
+    if isinstance(value, list):
+        return value, None
+    name = value.removeprefix("file://") if isinstance(value, str) else ""
+    if not name or ":" in name or "\0" in name:
+        return None
+    path, content = root.find(name, where)
+    if content is not None or not os.path.isdir(path):  # noqa: PTH112  a tenth of what Path costs, for every row
+        return None
+    names = sorted((entry for entry in os.listdir(path) if is_picture(entry)), key=_natural)  # noqa: PTH208
+    if not names:
+        raise RowError(f"{where}: the folder {name[:60]!r} holds no pictures; put the frames there or name a file")
+    return [f"{name}/{entry}" for entry in names], path
+
+
+def is_picture(entry: Any) -> bool:
+    """True for the name of a picture, or a mapping that names one."""
+    if isinstance(entry, Mapping):
+        entry = next((entry[key] for key in ("image", "path", "url") if entry.get(key) is not None), None)
+    return isinstance(entry, str) and entry.lower().endswith(PICTURES) and not os.path.basename(entry).startswith(".")  # noqa: PTH119
+
+
+def frame_list(
+    pictures: Sequence[ImageRef], fields: Mapping[str, Any], row: Mapping[str, Any], where: str
+) -> FrameList:
+    """The pictures with the times that the row states. RowError if these do not fit."""
+    if not pictures:
+        raise RowError(f"{where}: the video is an empty list; name its frames or remove it")
+    times = _given(fields, row, "timestamps")
+    if times is None:
+        return FrameList(tuple(pictures))
+    if any(_given(fields, row, key) is not None for key in ("fps", "sample_fps")):
+        raise RowError(f"{where}: timestamps and a frame rate contradict each other; remove one of them")
+    if not isinstance(times, list) or len(times) != len(pictures):
+        raise RowError(f"{where}: timestamps must be a list of {len(pictures)} numbers, one for each frame")
+    seconds = [_number(time, "timestamps", where, least=0.0) for time in times]
+    if any(b - a < SHORTEST_GAP - 1e-9 for a, b in pairwise(seconds)):
+        raise RowError(f"{where}: timestamps must rise by at least {SHORTEST_GAP:g} s from frame to frame; sort them")
+    return FrameList(tuple(pictures), tuple(map(float, seconds)))
+
+
+def _given(fields: Mapping[str, Any], row: Mapping[str, Any], key: str) -> Any:
+    return row.get(key) if fields.get(key) is None else fields[key]
+
+
+def _check_listed(given: dict[str, Any], where: str) -> None:
+    for key in FRAMES:
+        if key in given:
+            raise RowError(f"{where}: {key} cannot be set for a list of frames, all are used; shorten the list instead")
+    if given.keys() >= {"fps", "sample_fps"} and given.pop("fps") != given["sample_fps"]:
+        raise RowError(f"{where}: fps and sample_fps of a list of frames differ; remove one of them")
+
+
+def _number(value: Any, key: str, where: str, least: float | None = None) -> Any:
+    """`value` as a number, None if there is none; counts as int. A number as text is accepted too."""
+    if value is None:
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    whole = key in (*FRAMES, *PIXELS)
+    low = number < least if least is not None else number <= 0
+    if not math.isfinite(number) or low or (whole and number != int(number)):
+        raise RowError(f"{where}: {key}={value!r:.40}; give a positive {'whole number' if whole else 'number'}")
+    return int(number) if whole else number
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts frame2 before frame10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
