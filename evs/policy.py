@@ -14,11 +14,26 @@ from typing import Any
 FILE = "evs.json"
 MARK = "evs_prune_at"  # in config.json, of weights that no server may prune without their evs.json
 VERSION = 1
-# Of a server's loader of videos: its option, the field of Policy that says it, what holds where nothing is said.
-LOADER = (("fps", "fps", 2.0), ("min_frames", "min_frames", 4), ("max_frames", "max_frames", 768))
-EVEN_LOADER = (("fps", "fps", -1), ("num_frames", "max_frames", 32))
 NEMOTRON = "NemotronH_Omni_Reasoning_V3"
-LOADERS = {NEMOTRON: EVEN_LOADER}  # by architecture, where it is another than Qwen's
+QWEN2_5 = "Qwen2_5_VLForConditionalGeneration"
+QWEN3 = ("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration")
+QWEN3_5 = ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration")
+# Options of vLLM's video loaders: name, the field of Policy that gives its value, the server's default.
+LOADER = (
+    ("fps", "fps", 2.0),
+    ("min_frames", "min_frames", 4),
+    ("max_frames", "max_frames", 768),
+    ("num_frames", None, 32),  # read for lists of frames only, which vLLM cuts to so many; files are sampled by fps
+)
+EVEN_LOADER = (("fps", "fps", -1), ("num_frames", "max_frames", 32))
+LOADERS = {NEMOTRON: EVEN_LOADER}  # by architecture; Qwen's have LOADER
+ALL_FRAMES = -1
+# (method, prune_at) -> vLLM's --video-pruning-method and the architectures that it serves so.
+SERVED: dict[tuple[str, str | int], tuple[str, tuple[str, ...]]] = {
+    ("evs", "merger"): ("evs", (QWEN2_5, *QWEN3, *QWEN3_5, NEMOTRON)),
+    ("vidcom2", "merger"): ("vidcom2", (*QWEN3, *QWEN3_5)),
+    ("pixel_delta", "input"): ("evs", (QWEN2_5, *QWEN3)),
+}
 
 
 @dataclass(frozen=True)
@@ -50,8 +65,47 @@ class Policy:
 
 
 def loader_options(policy: Policy, architecture: str) -> dict[str, Any]:
-    """What the server's loader must be given so that it samples the frames of the training."""
-    return {option: getattr(policy, field) for option, field, _ in LOADERS.get(architecture, LOADER)}
+    """The options of the server's video loader with which it samples the frames of the training."""
+    options = LOADERS.get(architecture, LOADER)
+    return {option: getattr(policy, field) if field else ALL_FRAMES for option, field, _ in options}
+
+
+def served_method(policy: Policy, architecture: str) -> str | None:
+    """The `--video-pruning-method` with which vLLM and its plugin prune as in training; None if none does.
+
+    An empty `architecture` stands for any that the method is served with.
+    """
+    if policy.scheme != "preserve" and (policy.method, policy.prune_at) != ("evs", "merger"):
+        return None  # such positions are a stock server's, which prunes by EVS
+    method, architectures = SERVED.get((policy.method, policy.prune_at), ("", ()))
+    return method if method and architecture in ("", *architectures) else None
+
+
+def highest_rate(rates: dict[str, Any]) -> float | None:
+    """The highest pruning rate that a distribution draws, from its configuration; None if that does not bound it."""
+    if parts := rates.get("components") or rates.get("stages"):
+        bounds = [highest_rate(part) for part in parts]
+        return None if None in bounds else max(bound for bound in bounds if bound is not None)
+    return max(rates["rates"]) if rates.get("rates") else rates.get("high", rates.get("rate"))
+
+
+def load_policy(model: str, revision: str | None = None) -> Policy | None:
+    """The policy of a local folder or of a repository on the Hub; errors as in `read`.
+
+    None if there is no evs.json, or the Hub cannot be reached and its cache holds none.
+    """
+    if Path(model).is_dir():
+        return read(model)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    folder = None
+    for name in ("config.json", FILE):  # the first is marked if the weights need the second
+        try:
+            folder = Path(hf_hub_download(model, name, revision=revision)).parent
+        except (OSError, HFValidationError):
+            continue
+    return read(folder) if folder else None
 
 
 def read(folder: str | Path) -> Policy | None:

@@ -28,8 +28,8 @@ from train.checkpoint.manifest import NAME
 from train.config import Config
 from train.export.card import About, Measured, about_base, is_hub_id, model_card
 from train.export.hub import push
-from train.export.serving_metadata import policy_of, serve_command, write_processor
-from train.export.weights import check_shapes, copy_companions, write_adapter, write_weights
+from train.export.serving_metadata import lora_flags, not_pruned, policy_of, serve_command, write_processor
+from train.export.weights import ADAPTER, check_shapes, copy_companions, write_adapter, write_weights
 from train.removed import without_removed
 from train.reports.curve import evaluations, from_results, plot
 
@@ -68,14 +68,14 @@ def main(options: Options) -> None:
     measured = measured_by(run, checkpoint, options)
     policy = replace(policy_of(config, options.method), weights=identity(checkpoint, options), curve=by_rate(measured))
     trained = Trained(config, checkpoint, weights_of(checkpoint, options.ema), base_folder(config))
-    about = about_of(options, trained)
+    about = about_of(options, trained, policy)
     if not exported(out, policy):
         write(trained, policy, out, about)
     if measured.curves:
         plot(measured.curves, out / "curve.png", "Accuracy by pruning rate")
     model_card(config, policy, checkpoint.name, measured, about).save(out / "README.md")
     policy.write(out)
-    explain(policy, measured, options, checkpoint, about)
+    explain(policy, measured, options, trained, about)
     if options.push:
         print(f"pushed: {push(out, options.push, options.private)}")
 
@@ -170,25 +170,43 @@ def write(trained: Trained, policy: Policy, out: Path, about: About) -> None:
     write_processor(out, policy)
 
 
-def about_of(options: Options, trained: Trained) -> About:
+def about_of(options: Options, trained: Trained, policy: Policy) -> About:
     """What is known of the base, and what was given in its place."""
     known = about_base(trained.base, trained.config.model.path)
     about = replace(known, datasets=tuple(options.datasets), adapter=options.adapter)
+    if options.adapter:
+        about = replace(about, lora_flags=adapter_flags(trained, policy))
     if options.license:
         about = replace(about, license=options.license, license_name=None, license_link=None)
     return replace(about, base_model=options.base_model or about.base_model)
 
 
-def explain(policy: Policy, measured: Measured, options: Options, checkpoint: Path, about: About) -> None:
+def adapter_flags(trained: Trained, policy: Policy) -> str:
+    """vLLM's flags for the adapter; empty, with the reason printed, if it cannot be served as one."""
+    if not (trained.weights / ADAPTER).is_file():
+        raise ValueError("adapter=true: this run trained without LoRA (model.lora.r): leave it out")
+    try:
+        return lora_flags(trained.weights, trained.base, policy)
+    except ValueError as error:
+        print(f"the adapter cannot be served: {error}")
+        return ""
+
+
+def explain(policy: Policy, measured: Measured, options: Options, trained: Trained, about: About) -> None:
     """Print what is there, how to serve it, and what is missing."""
-    out = shlex.quote(options.out)
-    print(f"checkpoint: {options.out} (from {checkpoint})")
-    print(f"serve it: {serve_command(policy, out, measured.recommended, about.architecture)}")
+    out, rate = shlex.quote(options.out), measured.recommended
+    print(f"checkpoint: {options.out} (from {trained.checkpoint})")
+    if not about.adapter:
+        print(f"serve it: {serve_command(policy, out, rate, about.architecture)}")
+    elif about.lora_flags:
+        model, lora = shlex.quote(trained.config.model.path), f"{about.lora_flags} --lora-modules evs={out}"
+        print(f"serve it: {serve_command(policy, model, rate, about.architecture, lora)}")
+        print('requests name the adapter: "model": "evs"')
+    if reason := not_pruned(policy, about.architecture):
+        print(reason)
     if measured.own is None:
         print(f"not evaluated: python scripts/evaluate.py model={out} data=FILE out=curve.json, then add the curve:")
         print(f"  python scripts/export.py run={shlex.quote(options.run)} out={out} results=[curve.json]")
-    if isinstance(policy.prune_at, int):
-        print(f"trained on method.prune_at={policy.prune_at}, where no server drops tokens: it is to be served without")
     if policy.times == "real":
         print(
             "trained on data.times=real: servers give the model index / average rate, which differs at a variable rate"

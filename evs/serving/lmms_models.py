@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,14 +20,13 @@ from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
 from torch import Tensor
 from tqdm import tqdm
-from transformers.utils import cached_file
 from transformers.video_utils import VideoMetadata, load_video
 
 from evs.families import adapter_for, check_family
 from evs.generate import Decoding, generate
 from evs.methods import method_named
 from evs.pipeline import check_place
-from evs.policy import FILE, Policy, read
+from evs.policy import Policy, load_policy
 from evs.selection import check_rate
 
 FRAMES = ("fps", "min_frames", "max_frames")
@@ -76,7 +74,7 @@ class Pruned(lmms):
             known = ("pruning_rate", "scheme", "method", "dtype", "attn_implementation", *FRAMES)
             raise ValueError(f"--model_args {min(unknown)}= is unknown: use pretrained, {', '.join(known)}")
         self.rate, self.batch_size = check_rate(pruning_rate), int(batch_size)
-        policy = _policy(pretrained)
+        policy = load_policy(pretrained) or Policy()
         check_family(hf.AutoConfig.from_pretrained(pretrained).model_type)
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -180,13 +178,6 @@ def _prompt(inputs: Any, seconds: Sequence[float], videos: Sequence[bool], norma
         video_M=torch.tensor(videos, dtype=torch.bool),
         video_normal=normal,
     )
-
-
-def _policy(pretrained: str) -> Policy:
-    found = cached_file(
-        pretrained, FILE, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
-    return read(Path(found).parent if found else pretrained) or Policy()
 
 
 def _configure(processor: Any, policy: Policy, given: dict[str, Any]) -> None:

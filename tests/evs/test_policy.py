@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from evs.policy import FILE, Policy, read
+from evs.policy import FILE, Policy, highest_rate, read
 
 
 def test_what_was_written_is_read(tmp_path):
@@ -29,3 +29,21 @@ def test_a_file_that_cannot_be_followed_is_named(tmp_path, text, reason):
 def test_the_file_is_flat_json_with_its_version(tmp_path):
     values = json.loads(Policy().write(tmp_path).read_text())
     assert (values["version"], values["method"], values["fps"], values["max_frames"]) == (1, "evs", 2.0, 768)
+
+
+@pytest.mark.parametrize(
+    ("rates", "highest"),
+    [
+        ({"name": "Constant", "rate": 0.5}, 0.5),
+        ({"name": "Uniform", "low": 0.0, "high": 0.9}, 0.9),
+        ({"name": "Beta", "mode": 0.75, "low": 0.0, "high": 0.95}, 0.95),
+        ({"name": "Choice", "rates": [0.0, 0.75, 0.25], "weights": None}, 0.75),
+        ({"name": "Mixture", "components": [{"rate": 0.3}, {"low": 0.0, "high": 0.6}]}, 0.6),
+        ({"name": "Curriculum", "stages": [{"high": 0.8}, {"components": [{"rate": 0.85}]}], "steps": [0, 9]}, 0.85),
+        ({"name": "FrameBeta", "mode": 0.75}, None),
+        ({"name": "Mixture", "components": [{"rate": 0.3}, {"mode": 0.5}]}, None),
+        ({}, None),
+    ],
+)
+def test_the_highest_rate_of_every_distribution_is_in_its_configuration(rates, highest):
+    assert highest_rate(rates) == highest

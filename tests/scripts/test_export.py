@@ -76,7 +76,12 @@ def test_what_was_trained_travels_with_the_export(words, tmp_path, capsys, famil
     assert policy.rates["name"] == "Uniform" and policy.weights.startswith("step_00000001 ") and policy.package
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("serve it: "))
     told = json.loads(re.search(r"--media-io-kwargs '(.*)'", line)[1])
-    assert f"vllm serve {out} " in line and told == {"video": {"fps": 1.0, "min_frames": 4, "max_frames": 8}}
+    assert f"vllm serve {out} " in line and told["video"] == {
+        "fps": 1.0,
+        "min_frames": 4,
+        "max_frames": 8,
+        "num_frames": -1,
+    }
     assert "--media-io-kwargs '{" in (out / "README.md").read_text()
     fresh = AutoProcessor.from_pretrained(out).video_processor
     grid = fresh(torch.zeros(8, 3, 300, 400, dtype=torch.uint8), **CALL)["video_grid_thw"][0]
@@ -139,15 +144,39 @@ def test_the_export_answers_as_the_trained_model_does(words, tmp_path, lora):
     assert torch.equal(logits, trained_logits) if not lora else torch.allclose(logits, trained_logits, atol=1e-4)
 
 
-def test_an_adapter_is_exported_alone(words, tmp_path):
+def test_an_adapter_is_exported_alone_and_served_on_its_base(words, checkpoint, tmp_path, capsys):
     trained(*words("train.steps=1", "model.lora.r=4"))
     options = {"run": str(tmp_path / "run"), "out": str(tmp_path / "out"), "base_model": "user/base"}
     export.main(export.Options(**options, adapter=True))
     weights = [path.name for path in (tmp_path / "out").glob("*.safetensors")]
     settings = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert weights == ["adapter_model.safetensors"] and settings["base_model_name_or_path"] == "user/base"
-    data = ModelCard.load(tmp_path / "out" / "README.md").data
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    data = card.data
     assert (data.library_name, data.base_model, data.base_model_relation) == ("peft", "user/base", "adapter")
+    base, flags = checkpoint("qwen2_5_vl"), "--enable-lora --max-lora-rank 8 --mm-processor-kwargs"
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("serve it: "))
+    assert line.startswith(f"serve it: vllm serve {base} {flags}") and f"--lora-modules evs={tmp_path / 'out'} " in line
+    assert f"vllm serve user/base {flags}" in card.text and "--lora-modules evs=<this adapter> " in card.text
+
+
+def test_an_adapter_that_no_server_takes_is_said_to_be_so(words, tmp_path, capsys):
+    trained(*words("train.steps=1", "model.lora.r=4", "model.lora.dora=true"))
+    export.main(export.Options(run=str(tmp_path / "run"), out=str(tmp_path / "out"), adapter=True))
+    said = capsys.readouterr().out
+    assert "the adapter cannot be served: vLLM has no DoRA" in said and "serve it: " not in said
+    assert "vllm serve" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_method_that_no_server_prunes_by_is_said_to_be_so(words, tmp_path, capsys):
+    trained(*words("train.steps=1", "method=random_tokens"))
+    export.main(export.Options(run=str(tmp_path / "run"), out=str(tmp_path / "out")))
+    said = capsys.readouterr().out
+    card = (tmp_path / "out" / "README.md").read_text()
+    for text in (said, card):
+        assert "No server prunes Qwen2_5_VLForConditionalGeneration by random" in text
+        assert "vllm serve" in text and "--video-pruning-rate" not in text
+    assert "or later" not in card and "needs vLLM 0.31.0 or 0.32.0; it refuses other versions" in card
 
 
 def test_a_curve_is_added_to_an_export_that_is_there(words, checkpoint, tmp_path, capsys):

@@ -14,7 +14,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from evs.policy import NEMOTRON, Policy
 from evs.serving.vllm import SUPPORTED
 from train.config import Config, TrainConfig
-from train.export.serving_metadata import architecture, serve_command
+from train.export.serving_metadata import architecture, not_pruned, serve_command
 from train.reports.curve import POINT, Curve, table
 
 BODY = Template("""
@@ -41,15 +41,20 @@ SERVING = Template("""\
     $install
     $serve
 
-Without the plugin, vLLM $without. The plugin needs vLLM
-$first or later (tested: $versions). `evs.json` holds the frames, pixels, rates, scores and curve of the training;
-frame rate and limits are given on the command line, since servers read them from no file.""")
-WITHOUT = {NEMOTRON: "does not find the width of the vision tower and does not start"}
+$notes The plugin needs vLLM $versions; it refuses other versions at start. `evs.json` holds the frames, pixels, rates,
+scores and curve of the training; frame rate and limits are given on the command line, since servers read them from no
+file.""")
+WITHOUT: dict[str | int, str] = {  # by prune_at
+    "merger": "Without the plugin, vLLM keeps the same tokens and puts them at other positions than in training.",
+    "input": "Without the plugin, vLLM prunes other tokens, after the vision tower and by EVS.",
+}
+STOCK_POSITIONS = "The checkpoint was trained at the positions of stock vLLM: the command turns the plugin off."
+NEMOTRON_WITHOUT = "Without the plugin, vLLM does not find the width of the vision tower and does not start."
 TESTED = {NEMOTRON: SUPPORTED[1:]}  # where fewer versions have the family
 STOCK = "A stock checkpoint: the base model's keys, configuration and processor, its frame sizes those of the training."
 ADAPTER = (
     "This is a LoRA adapter: `AutoModelForImageTextToText.from_pretrained` loads it with its base model (peft). "
-    "Export the run without `adapter=true` to serve it."
+    "Requests to the server below name it `evs`."
 )
 UNKNOWN = """\
 Not evaluated yet. To measure this checkpoint and add its curve here, to `evs.json` and to the metadata:
@@ -68,6 +73,7 @@ class About:
     license_link: str | None = None
     datasets: tuple[str, ...] = ()  # Hub ids
     adapter: bool = False
+    lora_flags: str = ""  # with which vLLM serves the adapter on its base; empty: it does not
     architecture: str = ""  # as servers name it
 
 
@@ -93,7 +99,7 @@ def model_card(config: Config, policy: Policy, checkpoint: str, measured: Measur
         origin=f"[{about.base_model}](https://huggingface.co/{about.base_model})," if about.base_model else "A model",
         form=ADAPTER if about.adapter else STOCK,
         rate=advice(measured.own, best),
-        serving=_serving(policy, best, about.architecture),
+        serving=_serving(policy, best, about),
         checkpoint=checkpoint,
         steps=config.train.steps,
         rates=_call(config.rate),
@@ -121,14 +127,19 @@ def in_views(train: TrainConfig) -> str:
     return said
 
 
-def _serving(policy: Policy, rate: float | None, served: str) -> str:
-    versions = TESTED.get(served, SUPPORTED)
+def _serving(policy: Policy, rate: float | None, about: About) -> str:
+    served = about.architecture
+    if about.adapter and not about.lora_flags:
+        return "vLLM does not serve this adapter. Export the run without `adapter=true` to serve it."
+    lora = f"{about.lora_flags} --lora-modules evs=<this adapter>" if about.adapter else ""
+    model = (about.base_model or "<the base model>") if about.adapter else "<this checkpoint>"
+    without = NEMOTRON_WITHOUT if served == NEMOTRON else WITHOUT.get(policy.prune_at, "")
+    without = without if policy.scheme == "preserve" else STOCK_POSITIONS
     return SERVING.substitute(
         install=f"pip install vllm=={SUPPORTED[-1]} .    # the plugin, in a clone of evs-uptrain",
-        serve=serve_command(policy, rate=rate, architecture=served),
-        without=WITHOUT.get(served, "keeps the same tokens and puts them at other positions than in training"),
-        first=versions[0],
-        versions=" and ".join(versions),
+        serve=serve_command(policy, model, rate, served, lora),
+        notes=not_pruned(policy, served) or without,
+        versions=" or ".join(TESTED.get(served, SUPPORTED)),
     )
 
 

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.utils import get_class
+from safetensors import safe_open
 from transformers import AutoConfig, AutoVideoProcessor
-from transformers.utils import cached_file
 
 from data.media.frames import FramePolicy
 from data.media.processor import configuration, wrap_processor
-from evs.policy import FILE, Policy, loader_options, read
+from evs.policy import FILE, Policy, load_policy, loader_options, served_method
 from train.config import Config, frame_policy
 
 Options = TypeVar("Options")
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of vLLM's --max-lora-rank
 PROCESSOR, VIDEO_PROCESSOR = "processor_config.json", "video_preprocessor_config.json"
 
 
@@ -61,10 +62,7 @@ def frames_of(policy: Policy) -> FramePolicy:
 
 def beside(model: str) -> Policy:
     """The policy in a checkpoint's folder or on the Hub; without one, which is said in one line, the defaults."""
-    found = cached_file(
-        model, FILE, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
-    policy = read(Path(found).parent if found else model)
+    policy = load_policy(model)
     if policy is None:
         print(f"{model}: has no {FILE} (not exported here, or before it was written): defaults hold", file=sys.stderr)
     return policy or Policy()
@@ -103,18 +101,65 @@ def architecture(model: str | Path) -> str:
 
 
 def serve_command(
-    policy: Policy, model: str = "<this checkpoint>", rate: float | None = None, architecture: str = ""
+    policy: Policy,
+    model: str = "<this checkpoint>",
+    rate: float | None = None,
+    architecture: str = "",
+    lora: str = "",
 ) -> str:
-    """The shell line that serves a checkpoint as it was trained, `RATE` left open where no rate is given.
+    """The shell line that serves a checkpoint as it was trained, with `RATE` for a rate that is not given.
 
+    It prunes only if a server prunes by the checkpoint's method. `lora` holds the flags that put an adapter on `model`.
     Sizes are read from the checkpoint's own files.
     """
     off = "" if policy.scheme == "preserve" else "EVS_VLLM_PLUGIN=0 "
-    method = " --video-pruning-method vidcom2" if policy.method == "vidcom2" else ""  # EVS is the server's default
-    pruning = f" --video-pruning-rate {'RATE' if rate is None else f'{rate:g}'}{method}"
-    if isinstance(policy.prune_at, int):  # servers refuse to drop tokens before a block of the tower
-        pruning = ""
-    return f"{off}vllm serve {model}{pruning} --media-io-kwargs '{json.dumps(media_io(policy, architecture))}'"
+    method, pruning = served_method(policy, architecture), ""
+    if method:
+        pruning = f" --video-pruning-rate {'RATE' if rate is None else f'{rate:g}'}"
+        pruning += "" if method == "evs" else f" --video-pruning-method {method}"  # EVS is the server's default
+    return f"{off}vllm serve {model}{lora}{pruning} --media-io-kwargs '{json.dumps(media_io(policy, architecture))}'"
+
+
+def not_pruned(policy: Policy, architecture: str = "") -> str:
+    """Why the command of a checkpoint does not prune, in one sentence; empty if it does."""
+    if served_method(policy, architecture):
+        return ""
+    place = "" if policy.prune_at == "merger" else f" at prune_at={policy.prune_at}"
+    scheme = "" if policy.scheme == "preserve" else f" with scheme={policy.scheme}"
+    name = f"{policy.method}{place}{scheme}"
+    return f"No server prunes {architecture or 'this model'} by {name}: the command serves it without pruning."
+
+
+def lora_flags(adapter: Path, base: Path, policy: Policy) -> str:
+    """vLLM's flags that serve the LoRA adapter in a folder on its base, but for the adapter's own path.
+
+    ValueError if vLLM cannot serve the adapter, or would serve it otherwise than it was trained.
+    """
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
+        outside = next((name for name in file.keys() if "language_model" not in name), None)  # noqa: SIM118
+    rank = next((rank for rank in LORA_RANKS if rank >= settings["r"]), None)
+    if (policy.method, policy.prune_at) != ("evs", "merger"):
+        reason = f"the base has no {FILE}, which pruning by {policy.method} at {policy.prune_at} needs"
+    elif settings.get("use_dora"):
+        reason = "vLLM has no DoRA"
+    elif rank is None:
+        reason = f"its rank {settings['r']} is above vLLM's {LORA_RANKS[-1]}"
+    elif outside:
+        reason = f"vLLM puts adapters on the language model only, and this one has {outside}"
+    else:
+        sizes = _sizes(base, policy)
+        processor = f" --mm-processor-kwargs '{json.dumps({'videos_kwargs': sizes})}'" if sizes else ""
+        return f" --enable-lora --max-lora-rank {rank}{processor}"
+    raise ValueError(f"{reason}: export the run without adapter=true to serve it")
+
+
+def _sizes(base: Path, policy: Policy) -> dict[str, Any]:
+    """What the policy changes in the base's video processor, but for the frames, which the loader samples."""
+    own = AutoVideoProcessor.from_pretrained(base)
+    entries = configuration(wrap_processor(own), frames_of(policy))
+    sampling = {"fps", "num_frames", "min_frames", "max_frames"}
+    return {key: value for key, value in entries.items() if key not in sampling and value != own.to_dict().get(key)}
 
 
 def media_io(policy: Policy, architecture: str = "") -> dict[str, dict[str, Any]]:
