@@ -1,6 +1,6 @@
 """The harness behind every published figure: ours and the stock path side by side, in one process.
 
-python scripts/benchmark.py step|prefill|mask|evaluate [shape=small] [rates=[0,0.5]] [out=FILE.json]
+python scripts/benchmark.py step|prefill|mask|evaluate|profile [shape=small] [rates=[0,0.5]] [out=FILE.json]
 python scripts/benchmark.py batching|decode|forecast [out=FILE.json]
 python scripts/benchmark.py index [rows=200000] [files=2000] [ranks=2] [out=FILE.json]
 python scripts/benchmark.py media [count=1000] [workers=2] | worker [clips=2000] | ranks [shape=small] [steps=20]
@@ -35,13 +35,18 @@ from scripts.bench.forecast import forecast
 from scripts.bench.models import ANSWER, PROMPT, Shape, build_shape, model_config
 from scripts.bench.peers import race
 from scripts.bench.prefill import prefill
+from scripts.bench.profile import profile
+from scripts.bench.setting import EXTRAS, FROZEN, Setting
 from train import cli
 from train.config import ATTENTION
 from train.metrics.machine import machine
 from train.ranges import names, number, pruning_rates
 
 DATA = {"batching": bench_data.batching, "decode": bench_data.decode, "forecast": forecast}
-MODEL = {"step": bench_step.step, "prefill": prefill, "mask": bench_step.mask, "evaluate": evaluate}
+MODEL = {
+    **{"step": bench_step.step, "prefill": prefill, "mask": bench_step.mask, "evaluate": evaluate},
+    "profile": profile,
+}
 OWN: dict[str, tuple[Any, Any]] = {  # what has options of its own
     "index": (bench_index.Options, bench_index.index),
     "media": (bench_media.Options, bench_media.media),
@@ -61,6 +66,9 @@ class Options:
     clips: int | None = number(None, least=1)  # of the batch; null: as many as the shape has
     checkpointing: bool = False  # step: recompute activations, the library's too, as train/run.py does by default
     compile: bool = False  # step: torch.compile of the language model's layers, the library's too
+    towers: list[str] = names(list(FROZEN), *FROZEN)  # step: measure with a frozen vision tower, a trained one, or both
+    extras: list[str] = names(list(EXTRAS), *EXTRAS)  # step, prefill: what to measure besides our own step or prefill
+    tokens: int | None = number(None, least=1)  # prefill: video tokens of its clip; null: four times the shape's
     out: str | None = None  # JSON
 
 
@@ -71,12 +79,14 @@ def measure(what: str, options: Any) -> dict[str, Any]:
     if what in DATA:
         return DATA[what](options.rounds)
     shape, device = shape_of(options), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    setting = bench_step.Setting(
+    setting = Setting(
         *(shape, options.rates, options.rounds, device, DTYPES[options.dtype], options.attention),
-        checkpointing=options.checkpointing,
-        compile=options.compile,
+        *(options.checkpointing, options.compile, options.towers, options.extras, options.tokens),
     )
-    return MODEL[what](setting)
+    try:
+        return MODEL[what](setting)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(f"out of memory at shape={options.shape}: {str(error).splitlines()[0]}") from error
 
 
 def shape_of(options: Options) -> Shape:

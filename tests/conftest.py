@@ -21,7 +21,7 @@ NO_NEMOTRON = "Nemotron needs transformers 5.23"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if "nemotron" in item.nodeid and not NEMOTRON:
             item.add_marker(pytest.mark.skip(reason=NO_NEMOTRON))

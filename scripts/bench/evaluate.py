@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from scripts.bench import models
-from scripts.bench.step import Setting
+from scripts.bench.setting import Setting
 from scripts.bench.timing import alternate, table
 from train.task import EvalRequest
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -48,6 +49,11 @@ SHAPES = {
     "qwen2_5_vl_7b": Shape((28, 3584, 28, 4, 18944), (32, 1280, 16, 3420), grid=(32, 16, 16)),
 }
 PLACES: dict[str, Method] = {"after": FrameDelta("bfloat16"), "before": PixelDelta("input")}  # the tower
+KERNELS = {  # the module of each attention implementation that is installed separately
+    "flash_attention_2": "flash_attn",
+    "flash_attention_3": "flash_attn_interface",
+    "flash_attention_4": "flash_attn.cute",
+}
 PROMPT, ANSWER = 32, 32  # text tokens of every sample; the answer is what is learned
 
 
@@ -55,6 +61,17 @@ def build_shape(name: str) -> Shape:
     if name not in SHAPES:
         raise ValueError(f"shape={name} is unknown: use one of {', '.join(SHAPES)}")
     return SHAPES[name]
+
+
+def missing_kernel(attention: str, gpu: bool = True) -> str | None:
+    """Why this machine cannot train with an attention implementation, in one line; None if it can."""
+    if attention in (*KERNELS, "flex_attention") and not gpu:
+        return f"{attention} trains on a CUDA device only"
+    try:
+        installed = attention not in KERNELS or find_spec(KERNELS[attention]) is not None
+    except ModuleNotFoundError:  # the package that would hold the module
+        installed = False
+    return None if installed else f"{attention} needs the package {KERNELS[attention]}, which is not installed"
 
 
 def model_config(shape: Shape) -> Qwen2_5_VLConfig:
@@ -79,6 +96,9 @@ def model_config(shape: Shape) -> Qwen2_5_VLConfig:
 
 
 def build_model(shape: Shape, device: torch.device, dtype: torch.dtype, attention: str = "sdpa") -> Any:
+    """A model with random weights, in training mode. ValueError: this machine cannot run `attention`."""
+    if reason := missing_kernel(attention, device.type == "cuda"):
+        raise ValueError(reason)
     config = model_config(shape)
     config._attn_implementation = attention
     generator_state = torch.get_rng_state()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from evs import keep_mask, prune
 from evs.methods.base import depth
 from scripts.bench import models
-from scripts.bench.step import Setting
+from scripts.bench.setting import Setting
 from scripts.bench.timing import Timed, alternate, table
 from train.cost import operations as cost
 
@@ -20,13 +21,14 @@ from train.cost import operations as cost
 def prefill(setting: Setting) -> dict[str, Any]:
     """One clip: the vision tower on all units and on those that each rate leaves, the language model at every rate."""
     model = setting.model().eval()
-    stock, adapter = models.stock_twin(model), models.our_task(model).eval().adapter
+    stock = models.stock_twin(model) if "stock" in setting.extras else None
+    adapter = models.our_task(model).eval().adapter
     frames, height, width = setting.shape.grid
-    shape = replace(setting.shape, clips=1, grid=(4 * frames, height, width))
+    frames = 4 * frames if setting.tokens is None else max(1, setting.tokens // (height * width))
+    shape = replace(setting.shape, clips=1, grid=(frames, height, width))
     batch = models.build_batch(shape)
     grids, embedded = adapter.grids(batch), adapter.embed_prompt(batch)
     full, features = adapter.encode_media(batch, embedded)
-    inputs = {k: v for k, v in models.stock_inputs(batch, setting.device).items() if k != "labels"}
 
     def language(rate: float) -> Callable[[], Any]:
         """From features on: the choice, the language model, the head."""
@@ -49,11 +51,14 @@ def prefill(setting: Setting) -> dict[str, Any]:
     things = {f"language {rate:g}": language(rate) for rate in setting.rates}
     things |= {f"tower {rate:g}": tower(rate) for rate in setting.rates if rate > 0}
     things["tower"] = lambda: adapter.encode_media(batch, embedded)
-    things["stock"] = lambda: stock(**inputs, use_cache=False, logits_to_keep=1)
+    if stock is not None:
+        inputs = {k: v for k, v in models.stock_inputs(batch, setting.device).items() if k != "labels"}
+        things["stock"] = partial(stock, **inputs, use_cache=False, logits_to_keep=1)
     times = alternate(things, setting.rounds)
     print(f"prefill of {shape.grid} tokens and {models.PROMPT + models.ANSWER} of text, seconds")
     print(_table(setting, times))
-    print(f"stock in all {times['stock'].median:.3f}\n\n{_counted(setting.rates)}")
+    if stock is not None:
+        print(f"stock in all {times['stock'].median:.3f}\n\n{_counted(setting.rates)}")
     return {name: {"seconds": each.median, "rounds": each.seconds} for name, each in times.items()}
 
 

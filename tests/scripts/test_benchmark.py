@@ -9,20 +9,57 @@ import pytest
 import torch
 
 from scripts import benchmark
-from scripts.bench.models import SHAPES, build_shape, model_config, work
+from scripts.bench.models import SHAPES, build_shape, missing_kernel, model_config, work
 from scripts.bench.timing import Timed, alternate
 from train.cost import operations as cost
+
+
+def figures_of(monkeypatch, out, *words: str) -> dict:
+    """What `python scripts/benchmark.py WORDS` writes."""
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *words, f"out={out}"])
+    benchmark.main()
+    return json.loads(out.read_text())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["step", "prefill"])
 def test_it_runs_and_writes_its_figures(what, tmp_path, monkeypatch):
-    out = tmp_path / "figures.json"
-    words = [what, "shape=tiny", "rates=[0,0.75]", "rounds=1", f"out={out}"]
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", *words])
-    benchmark.main()
-    figures = json.loads(out.read_text())
+    figures = figures_of(monkeypatch, tmp_path / "figures.json", what, "shape=tiny", "rates=[0,0.75]", "rounds=1")
     assert figures["machine"]["torch"] == torch.__version__ and figures["result"]
+
+
+@pytest.mark.slow
+def test_a_step_is_broken_down_by_part_and_its_peak_memory_stands_next_to_the_forecast(tmp_path, monkeypatch):
+    words = ["step", "shape=tiny", "rates=[0,0.75]", "rounds=1", "towers=[frozen]", "extras=[]"]
+    result = figures_of(monkeypatch, tmp_path / "figures.json", *words)["result"]
+    assert list(result) == ["frozen"] and "stock_s" not in result["frozen"]
+    for place in ("after", "before"):
+        for row in result["frozen"][place].values():
+            parts = row["spans_s"]
+            assert set(parts) == {"vision", "language_model", "head", "backward", "optimizer"}
+            assert all(seconds > 0 for seconds in parts.values())
+            assert row["peak_gib"] > 0 and row["forecast_gib"] > 0 and row["tokens_per_s"] > 0
+
+
+@pytest.mark.slow
+def test_a_profile_lists_the_operations_that_take_longest(tmp_path, monkeypatch):
+    result = figures_of(monkeypatch, tmp_path / "figures.json", "profile", "shape=tiny", "rates=[0.75]")["result"]
+    seconds = [row["seconds"] for row in result["operations"]]
+    assert len(seconds) == 10 and seconds == sorted(seconds, reverse=True)
+    assert sum(seconds) <= result["seconds"] and "aten::mm" in [row["name"] for row in result["operations"]]
+
+
+@pytest.mark.parametrize("what", ["step", "profile"])
+def test_a_shape_that_the_device_cannot_hold_is_refused_in_one_line(what, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        figures_of(monkeypatch, tmp_path / "figures.json", what, "shape=tiny", "clips=10000000")
+    assert stop.value.code == 2 and "a training step of this shape needs about" in capsys.readouterr().err
+
+
+def test_an_attention_implementation_that_cannot_train_here_is_named():
+    assert missing_kernel("sdpa", gpu=False) is None and missing_kernel("kernels-community/flash-attn3") is None
+    assert missing_kernel("flex_attention", gpu=False) == "flex_attention trains on a CUDA device only"
+    assert "needs the package flash_attn.cute, which is not installed" in (missing_kernel("flash_attention_4") or "")
 
 
 def test_an_unknown_benchmark_or_shape_is_named(monkeypatch, capsys):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 
@@ -19,26 +18,13 @@ from train.losses.objective import mean_objective
 
 pytestmark = pytest.mark.gpu
 GRID, RATES = Grid(16, 12, 12), (0.25, 0.5, 0.75, 0.9)
-KERNELS = {
-    "flash_attention_2": "flash_attn",
-    "flash_attention_3": "flash_attn_interface",
-    "flash_attention_4": "flash_attn.cute",
-}
-
-
-def installed(attention: str) -> bool:
-    """Whether the package of a FlashAttention is there."""
-    try:
-        return find_spec(KERNELS[attention]) is not None
-    except ModuleNotFoundError:
-        return False
-
 
 attentions = pytest.mark.parametrize(
     "attention",
     [
-        pytest.param(each, marks=pytest.mark.skipif(not installed(each), reason=f"{each} is not installed"))
-        for each in KERNELS
+        pytest.param(name, marks=pytest.mark.skipif(reason is not None, reason=reason or ""))
+        for name in models.KERNELS
+        for reason in [models.missing_kernel(name)]
     ],
 )
 
