@@ -17,7 +17,7 @@ help:
 	@echo "make check         format, lint, types, layering, fast tests"
 	@echo "make test-serving  against a real vLLM, in an environment of its own"
 	@echo "make test-faults   kills, signals, full disks, broken checkpoints, launchers"
-	@echo "make test-gpu      what only a GPU shows: its kernels, and every engine on it"
+	@echo "make test-gpu      what only a GPU shows: its kernels, and every engine on it (measure one: scripts/benchmark.py gpu)"
 	@echo "make test-pythons  the fast tests on each supported Python (PYTHONS), environments made and removed in turn"
 	@echo "make package       wheel and source distribution, in dist/"
 	@echo "make test-oldest   the tests with the oldest supported transformers, in an environment of its own"

@@ -4,6 +4,8 @@ python scripts/benchmark.py step|prefill|mask|evaluate|profile [shape=small] [ra
 python scripts/benchmark.py batching|decode|forecast [out=FILE.json]
 python scripts/benchmark.py index [rows=200000] [files=2000] [ranks=2] [out=FILE.json]
 python scripts/benchmark.py media [count=1000] [workers=2] | worker [clips=2000] | ranks [shape=small] [steps=20]
+python scripts/benchmark.py real_run [shape=small] [steps=200] [workers=4] | gpu_tests [marks=gpu]
+python scripts/benchmark.py gpu out=DIR [minutes=10] [parts=[step,profile]] [device=cpu shape=tiny]
 python scripts/benchmark.py peers [peers=[trl,llamafactory,ms_swift,trainer]] [device=cpu|cuda] [folder=runs/peers]
 
 Medians over `rounds` rounds in which every contender runs once, after a warm-up. Weights are random, nothing is
@@ -32,6 +34,7 @@ from scripts.bench import step as bench_step
 from scripts.bench import worker as bench_worker
 from scripts.bench.evaluate import evaluate
 from scripts.bench.forecast import forecast
+from scripts.bench.gpu import real_run, schedule, suite
 from scripts.bench.models import ANSWER, PROMPT, Shape, build_shape, model_config
 from scripts.bench.peers import race
 from scripts.bench.prefill import prefill
@@ -52,7 +55,10 @@ OWN: dict[str, tuple[Any, Any]] = {  # what has options of its own
     "media": (bench_media.Options, bench_media.media),
     "ranks": (bench_ranks.Options, bench_ranks.ranks),
     "worker": (bench_worker.Options, bench_worker.worker),
+    "real_run": (real_run.Options, real_run.real_run),
+    "gpu_tests": (suite.Options, suite.suite),
 }
+WHOLE: dict[str, tuple[Any, Any]] = {"peers": (race.Options, race.main), "gpu": (schedule.Options, schedule.run)}
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -120,10 +126,11 @@ def main() -> None:
     what, *words = sys.argv[1:] or [""]
     if what in ("-h", "--help"):
         cli.parse(Options, [what])
-    if what == "peers":
-        cli.run(race.main, race.Options, words)
+    if what in WHOLE:
+        schema, run = WHOLE[what]
+        cli.run(run, schema, words)
         return
-    known = [*MODEL, *DATA, *OWN, "peers"]
+    known = [*MODEL, *DATA, *OWN, *WHOLE]
     if what not in known:
         cli.fail(f"{what or 'nothing'!r} cannot be measured: use one of {', '.join(known)}")
     options: Any = cli.parse(OWN[what][0] if what in OWN else Options, words)

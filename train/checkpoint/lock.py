@@ -14,8 +14,9 @@ from typing import IO
 UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
-def lock(run_dir: Path) -> IO[str]:
+def lock(run_dir: Path, key: str = "run_dir") -> IO[str]:
     """Held until the returned file is closed or the process ends. ValueError naming the holder where there is one.
+    `key`: the option that names the folder, for the message.
 
     A record lock rather than flock: processes forked from the holder (data workers) do not keep it after its death.
     """
@@ -29,7 +30,7 @@ def lock(run_dir: Path) -> IO[str]:
             return file
         file.seek(0)
         holder = file.read().strip() or "another run"
-        raise ValueError(f"run_dir={run_dir} is in use by {holder}: wait, or give another run_dir") from error
+        raise ValueError(f"{key}={run_dir} is in use by {holder}: wait, or give another {key}") from error
     file.truncate(0)
     since = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")

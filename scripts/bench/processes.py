@@ -1,0 +1,59 @@
+"""A command in a process of its own, with a time limit, that leaves nothing running; and why it failed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+ERROR = re.compile(r"^(?:\[rank\d\]: )?(?:[\w.]*(?:Error|Exception)|error): *(.+)")
+LIBC = ctypes.CDLL(None)
+
+
+def run_limited(
+    words: Sequence[str], log: Path, seconds: float | None, folder: Path, environment: Mapping[str, str] | None = None
+) -> int | None:
+    """The exit status of a command that runs in `folder` and writes its output to `log`; None if it was killed after
+    `seconds`. Whatever it started in its session ends with it, and it ends with this process, even on SIGKILL."""
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            list(words),
+            cwd=folder,
+            env=os.environ | dict(environment or {}),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+        )
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            _end(process)
+
+
+def _end_with_parent() -> None:
+    if hasattr(LIBC, "prctl"):  # Linux
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    finally:
+        process.wait()
+
+
+def reason(log: str) -> str:
+    """The last error of a log, or its last line."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    found = [line for line in lines if ERROR.match(line)]
+    return (found or lines or ["it printed nothing"])[-1][:300]

@@ -1,0 +1,50 @@
+"""Figures kept in JSON files, and the code that they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from scripts.bench.timing import ROOT
+
+
+@lru_cache
+def fingerprint(*paths: str) -> str:
+    """A digest of the Python and YAML files at or below `paths` of the repository, which need not be under git."""
+    digest = hashlib.sha256()
+    for path in sorted({file for name in paths for file in [ROOT / name, *(ROOT / name).rglob("*")]}):
+        if path.suffix in (".py", ".yaml") and path.is_file():
+            digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a file at once, so that it is never seen half-written."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w") as file:
+        file.write(json.dumps(value, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file; None if there is none or it cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """What `write_json` has kept of a job, its `status` among it; None if it has not kept anything."""
+    record = read_json(path)
+    return record if isinstance(record, dict) and "status" in record else None
+
+
+def is_done(record: dict[str, Any] | None) -> bool:
+    return record is not None and record["status"] == "done"
