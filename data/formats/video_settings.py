@@ -22,8 +22,9 @@ FRAMES = ("nframes", "min_frames", "max_frames")
 RESIZED = ("resized_height", "resized_width")
 REFUSED = {  # key -> remedy
     **dict.fromkeys(RESIZED, "servers choose the size of a frame; use max_pixels"),
-    "num_frames": "use nframes",
-    "raw_fps": "use sample_fps",
+    **dict.fromkeys(("num_frames", "max_num_frames", "num_segments", "video_maxlen"), "use nframes or max_frames"),
+    **dict.fromkeys(("raw_fps", "video_fps", "target_fps", "sampling_fps"), "use fps, for a list of frames sample_fps"),
+    **dict.fromkeys(("frame_indices", "frames_indices", "do_sample_frames"), "give the frames as a list of pictures"),
 }
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 SHORTEST_GAP = 0.001  # seconds; servers are given the times of frames in milliseconds
@@ -58,7 +59,10 @@ def refuse_picture_settings(fields: Mapping[str, Any], where: str) -> None:
 
 def picture_names(fields: Mapping[str, Any], root: Root, where: str) -> tuple[list[Any], str | None] | None:
     """The pictures that a video's fields list, and the folder if they name one; None for a video file."""
-    value = next((fields[key] for key in ("video", "path", "url", "frames") if fields.get(key) is not None), None)
+    values = [fields[key] for key in ("video", "path", "url", "frames") if fields.get(key) is not None]
+    value = values[0] if values else None
+    if fields.get("frames") is not None and (len(values) > 1 or not isinstance(value, list)):
+        raise RowError(f"{where}: frames must be a list of pictures without a video file beside it; use nframes")
     if isinstance(value, list):
         return value, None
     name = value.removeprefix("file://") if isinstance(value, str) else ""

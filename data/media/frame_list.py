@@ -9,17 +9,20 @@ import numpy as np
 from data.media.container import VideoInfo
 from data.media.images import load_image, probe_image
 from data.sample_limits import check_room, remaining
-from data.types import Clip, FrameList, MediaError, VideoRef
+from data.types import Clip, FrameList, ImageRef, MediaError, VideoRef
 
 MILLISECONDS = 1000.0  # per second: the rate at which servers are told the times of frames, as whole numbers
 
 
 def probe_frames(ref: VideoRef, frames: FrameList) -> VideoInfo:
     """The size by the pictures' headers; `timed` adds rate and duration. MediaError if one is missing or unreadable."""
+    sizes = []
     for picture in frames.pictures:
         remaining()  # SampleTimeout if the sample's time is over
-        height, width = probe_image(picture)
-    count = len(frames.pictures)
+        sizes.append(probe_image(picture))
+        if sorted(sizes[-1]) != sorted(sizes[0]):  # sides may be swapped: some may be turned by their EXIF data
+            raise _other_size(picture, sizes[-1], sizes[0])
+    (height, width), count = sizes[0], len(sizes)
     return VideoInfo(0.0, 0.0, width, height, count, count)
 
 
@@ -53,14 +56,19 @@ def load_frames(ref: VideoRef, frames: FrameList, fps: float, most: int, room: i
     for number, picture in enumerate(frames.pictures):
         image = load_image(picture, room) if number else first
         if image.shape != first.shape:
-            raise MediaError(
-                f"{picture.path}: is {image.shape[1]}x{image.shape[0]}, the first frame of its video is "
-                f"{first.shape[1]}x{first.shape[0]}; give all frames one size"
-            )
+            raise _other_size(picture, image.shape, first.shape)
         frames_THWC[number] = image
     _, rate, total = _timeline(frames, fps)
     times_T = places_T / rate if frames.times is None else np.array(frames.times)
     return Clip(frames_THWC, times_T, places_T, rate, total, total / rate)
+
+
+def _other_size(picture: ImageRef, size: tuple[int, ...], first: tuple[int, ...]) -> MediaError:
+    """For sizes as (height, width, ...)."""
+    return MediaError(
+        f"{picture.path}: is {size[1]}x{size[0]}, the first frame of its video is {first[1]}x{first[0]}; "
+        "give all frames one size"
+    )
 
 
 def _timeline(frames: FrameList, fps: float) -> tuple[np.ndarray, float, int]:

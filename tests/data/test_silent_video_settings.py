@@ -126,6 +126,10 @@ def test_the_time_between_grids_is_not_silently_the_runs(encoder, clip):
         {"resized_width": 224},
         {"num_frames": 8},
         {"raw_fps": 30},
+        {"video_fps": 30},
+        {"frames_indices": [0, 5]},
+        {"frames": 8},
+        {"frames": ["0.jpg", "1.jpg"]},
         {"sample_fps": 2},
         {"timestamps": [0, 1]},
         {"nframes": 8, "fps": 2},
@@ -242,8 +246,11 @@ def test_timestamps_of_a_list_are_not_silently_even(encoder, tmp_path, pictures)
 
 def test_pictures_of_a_list_are_not_silently_resized_together(encoder, tmp_path, pictures):
     Image.new("RGB", (32, 64)).save(tmp_path / "frames" / "f7.png")
+    sample = converted(listed("part", pictures), tmp_path)
     with pytest.raises(MediaError, match=r"f7\.png: is 32x64, the first frame of its video is 64x64"):
-        encoder.encode(converted(listed("part", pictures), tmp_path))
+        encoder.encode(sample)
+    (size,) = encoder.costs([sample], read_headers(sample.media, encoder.limits))
+    assert "f7.png: is 32x64" in str(size)
 
 
 def test_a_missing_picture_of_a_list_is_not_silently_left_out(encoder, tmp_path, pictures):
