@@ -72,6 +72,12 @@ class VideoRef:
 class Turn:
     role: str  # "system", "user" or "assistant"
     parts: tuple[str | VideoRef | ImageRef, ...]
+    learned: bool = True  # False: an assistant turn without labels
+
+    @property
+    def is_target(self) -> bool:
+        """Whether its tokens are labelled."""
+        return self.role == "assistant" and self.learned
 
 
 @dataclass(frozen=True)

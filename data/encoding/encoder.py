@@ -14,17 +14,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 
 from data.batching.sizes import SampleSize
 from data.collate import grids_of, joined
-from data.encoding.labels import Labeller
+from data.encoding.labels import HEADER, Labeller, check_rendered
 from data.media.decode import decode, places
 from data.media.frame_list import load_frames, places_of, timed
 from data.media.frames import FramePolicy
 from data.media.images import load_image
 from data.media.processor import CALL, LEVELS, VideoRule, frame_patches, normal, rule_of, wrap_processor
 from data.sample_limits import LIMITS, SampleLimits, check_room, guarded
-from data.types import IGNORE, Clip, Encoding, FrameList, ImageRef, MediaError, RowError, Sample, VideoRef
+from data.types import IGNORE, Clip, Encoding, FrameList, ImageRef, MediaError, RowError, Sample, Turn, VideoRef
 
 
 class TooLong(RowError):
@@ -63,7 +64,7 @@ class Encoder:
     ) -> None:
         processor = wrap_processor(processor)
         self.processor, self.policy, self.max_tokens, self.limits = processor, policy, max_tokens, limits
-        self.labeller = Labeller(processor.tokenizer)
+        self.labeller = Labeller(processor.tokenizer, self._opening())
         tokenizer = processor.tokenizer
         self.filler_token: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.video_processor = rule_of(processor.video_processor, policy).processor
@@ -143,12 +144,11 @@ class Encoder:
         )
         ids = self.labeller.tokens(text)
         self._check_length(sample, len(ids))
-        answers = 0 if generate else sum(turn.role == "assistant" for turn in sample.turns)
         ids_N = torch.tensor(ids)
         return Encoding(
             id=sample.id,
             input_ids_N=ids_N,
-            labels_N=self.labeller.labels(ids_N, answers, sample.id),
+            labels_N=self.labeller.labels(ids_N, [] if generate else _learned(sample), sample.id),
             pixel_values_videos=joined([video["pixel_values_videos"] for video in videos]),
             video_grid_thw_V3=grids_of([video["video_grid_thw"] for video in videos]),
             second_per_grid_V=torch.tensor(
@@ -232,13 +232,13 @@ class Encoder:
         visual = sum(t * each for t, each in media)
         text = len(ids) - sum(t for t, _ in media)
         self._check_length(sample, text + visual)
-        answers, cell = sum(turn.role == "assistant" for turn in sample.turns), self.merge**2
+        cell = self.merge**2
         return SampleSize(
             text + sum(each.tokens for each in outline.images),
             tuple(media[: len(outline.videos)]),
             patches=visual * cell,
             frames=max((each.frames for each in outline.videos), default=0),
-            targets=int((self.labeller.labels(torch.tensor(ids), answers, sample.id) != IGNORE).sum()),
+            targets=int((self.labeller.labels(torch.tensor(ids), _learned(sample), sample.id) != IGNORE).sum()),
             pairs=sum(t * (each * cell) ** 2 for t, each in media),
             pixels=sum(each.pixels for each in (*outline.videos, *outline.images)),
         )
@@ -251,13 +251,23 @@ class Encoder:
             raise TooLong(f"{sample.id}: {tokens} tokens are more than data.max_tokens={self.max_tokens}")
 
     def chat(self, sample: Sample, *, generate: bool = False) -> str:
-        """The chat template's text, one placeholder token for each medium; a prompt of a thinking model asks for the
-        answer at once, as its rows were trained."""
+        """The chat template's text, one placeholder token for each medium. RowError if it cannot show all turns.
+
+        With `generate` it ends in the generation prompt, which asks a thinking model to answer at once.
+        """
         messages = [{"role": turn.role, "content": [_content(part) for part in turn.parts]} for turn in sample.turns]
         thinks = "enable_thinking" in str(self.processor.chat_template)  # others would take the word for a processor's
-        return self.processor.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generate, **({"enable_thinking": False} if thinks else {})
-        )
+        options = {"enable_thinking": False} if thinks else {}
+        try:
+            return self.processor.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=generate, **options
+            )
+        except TemplateError as error:
+            raise RowError(f"{sample.id}: the chat template refuses the row ({error}); correct its turns") from None
+
+    def _opening(self) -> str:
+        """What the generation prompt writes after the header of an answer."""
+        return self.chat(Sample("opening", (Turn("user", ("?",)),)), generate=True).rpartition(HEADER)[2]
 
     def _expand(self, sample: Sample, text: str, videos: Sequence[str], pictures: Sequence[str]) -> str:
         """`text` with each placeholder replaced by what the processor writes for its medium."""
@@ -269,6 +279,7 @@ class Encoder:
                     f"{sample.id}: the chat template shows {found.count(kind)} of {len(media)} {kind}s; "
                     "use a template that shows all media"
                 )
+        check_rendered(sample, text)
         return self.placeholder.sub(lambda match: next(runs[str(match.lastgroup)]), text)
 
     def _video(self, clip: Clip, rule: VideoRule) -> Any:
@@ -307,6 +318,11 @@ class Encoder:
             return self.temporal_patch / (len(clip.places_T) / clip.frames * clip.fps)
         stretch = clip.times_T[-1] - clip.times_T[0] + 1 / clip.fps
         return float(self.temporal_patch * stretch / len(clip.times_T))
+
+
+def _learned(sample: Sample) -> list[bool]:
+    """Whether each assistant turn is labelled."""
+    return [turn.learned for turn in sample.turns if turn.role == "assistant"]
 
 
 def _content(part: str | VideoRef | ImageRef) -> dict[str, str]:

@@ -13,20 +13,23 @@ from data.types import IGNORE, RowError, Sample, Turn
 
 OPTION = re.compile(r"^\s*\(?([A-Z])[.):]\s*\S", re.MULTILINE)  # "A. foo", "(B) bar", "C) baz"
 LETTER = re.compile(r"^\(?([A-Z])(?=[.):,]|\s*$)")  # an answer that names one
-NO_THOUGHTS = ("<think>\n\n</think>\n\n", "<think></think>")  # as templates write them: Qwen's, Nemotron's
+HEADER = "<|im_start|>assistant\n"  # before an answer; ChatML
 
 
 class Labeller:
-    """Finds a chat's answers by the tokenizer's own special tokens; ChatML, as all Qwen families write it."""
+    """Finds a chat's answers by the tokenizer's own special tokens; ChatML, as all Qwen families write it.
 
-    def __init__(self, tokenizer: Any) -> None:
+    `opening` is what the template's generation prompt writes after HEADER, as the empty thought of a thinking model.
+    """
+
+    def __init__(self, tokenizer: Any, opening: str = "") -> None:
         self.tokenizer = tokenizer
         specials = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
         if not {"<|im_start|>", "<|im_end|>"} <= specials.keys():
             raise ValueError("the tokenizer lacks <|im_start|> or <|im_end|>; use a checkpoint with a ChatML template")
         self.end = specials["<|im_end|>"]
-        self.header = [specials["<|im_start|>"], *self.tokens("assistant\n")]
-        self.no_thoughts = [self.tokens(thought) for thought in NO_THOUGHTS]
+        self.header = self.tokens(HEADER)
+        self.opening = self.tokens(opening)
         self.special = re.compile("|".join(map(re.escape, specials)))
 
     def tokens(self, text: str) -> list[int]:
@@ -38,25 +41,26 @@ class Labeller:
         return [encoding.ids for encoding in encodings]
 
     def check(self, sample: Sample) -> None:
-        """RowError if text holds what the model would read as a special token."""
-        for text in (part for turn in sample.turns for part in turn.parts if isinstance(part, str)):
-            if found := self.special.search(text):
-                raise RowError(f"{sample.id}: its text holds the special token {found[0]}; take it out")
+        """RowError if text holds what the model would read as a special token, also across text parts."""
+        for turn in sample.turns:
+            text = "".join(part if isinstance(part, str) else "\n" for part in turn.parts)
+            if match := self.special.search(text):
+                raise RowError(f"{sample.id}: its text holds the special token {match[0]}; take it out")
 
-    def labels(self, ids_N: Tensor, answers: int, where: str) -> Tensor:
-        """[N] the ids of `answers` assistant answers, closing token included, IGNORE elsewhere; unshifted.
+    def labels(self, ids_N: Tensor, learned: Sequence[bool], where: str) -> Tensor:
+        """[N] the ids of the assistant turns that are `learned`, closing token included, IGNORE elsewhere; unshifted.
 
-        The empty thought that the templates of thinking models write before an answer is theirs, not the answer's.
-        RowError unless the tokens show that many; with 0, nothing is looked for (a prompt ends in an open header).
+        What the template's generation prompt writes before an answer carries no loss. RowError unless the tokens show
+        one answer for each entry of `learned`; without any, nothing is looked for (a prompt ends in an open header).
         """
         labels_N = torch.full_like(ids_N, IGNORE)
-        spans = list(self._spans(ids_N.tolist())) if answers else []
-        if len(spans) != answers:
+        spans = list(self._spans(ids_N.tolist())) if learned else []
+        if len(spans) != len(learned):
             raise RowError(
-                f"{where}: {answers} assistant turns but {len(spans)} answers found in its tokens; no answer may "
+                f"{where}: {len(learned)} assistant turns but {len(spans)} answers found in its tokens; no answer may "
                 "begin with a line break, and the chat template must be ChatML"
             )
-        for begin, end in spans:
+        for begin, end in (span for span, labelled in zip(spans, learned) if labelled):
             labels_N[begin:end] = ids_N[begin:end]
         return labels_N
 
@@ -65,17 +69,17 @@ class Labeller:
         for place, token in enumerate(ids):
             if token == self.header[0] and ids[place : place + width] == self.header:
                 begin = place + width
-                empty = (t for t in self.no_thoughts if ids[begin : begin + len(t)] == t)
-                begin += len(next(empty, []))
+                if ids[begin : begin + len(self.opening)] == self.opening:
+                    begin += len(self.opening)
                 yield begin, ids.index(self.end, begin) + 1
 
     def choices(self, turns: Sequence[Turn]) -> tuple[tuple[int, ...], ...]:
-        """Per assistant turn the first token of each option's letter, in the answer's own form; () if free-form."""
+        """Per learned turn the first token of each option's letter, in the answer's own form; () if free-form."""
         before = [None, *turns]
         return tuple(
             self._offered(text_of(asked), text_of(turn)) if asked is not None and asked.role == "user" else ()
             for asked, turn in zip(before, turns)
-            if turn.role == "assistant"
+            if turn.is_target
         )
 
     def _offered(self, question: str, answer: str) -> tuple[int, ...]:
@@ -86,6 +90,19 @@ class Labeller:
         before, after = answer[: named.start(1)], answer[named.end(1) :]
         first = tuple(self.tokens(f"{before}{letter}{after}")[0] for letter in letters)
         return first if len(set(first)) == len(letters) else ()  # "(A)" may begin with "(" whatever the letter
+
+
+def check_rendered(sample: Sample, chat: str) -> None:
+    """RowError if the chat template has left out text of the row. White space may differ."""
+    rendered, place = "".join(chat.split()), 0
+    for number, turn in enumerate(sample.turns, 1):
+        for text in ("".join(part.split()) for part in turn.parts if isinstance(part, str)):
+            place = rendered.find(text, place) + len(text)
+            if place < len(text):
+                raise RowError(
+                    f"{sample.id}: the chat template leaves out text of turn {number} ({turn.role}), such as the "
+                    "thought of an earlier answer; take it out, or end the row with that answer"
+                )
 
 
 def text_of(turn: Turn) -> str:

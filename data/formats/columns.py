@@ -18,6 +18,7 @@ from data.types import RowError
 CONVERSATION = ("messages", "query", "response")
 GRADING = ("kind", "metric", "answers")
 COLUMNS = (*CONVERSATION, "system", "videos", "images", "id", *GRADING)
+LAYOUTS = ("messages", "conversations")  # that a named column replaces
 MARKS = {"videos": "<video>", "images": "<image>"}
 
 
@@ -56,8 +57,11 @@ class Columns:
             raise ValueError(f"data.columns names {', '.join(self.named)}: give messages, or query and response")
 
     def rename(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """`row` as OpenAI messages with "videos" and "images". RowError, naming `where`, if a column is missing that
-        the row needs: that of its conversation, and of the media whose marks stand in it."""
+        """`row` under our names: OpenAI messages, or query and response; what is not named keeps its name.
+
+        RowError, naming `where`, if a column is missing that the row needs: that of its conversation, and of the media
+        whose marks stand in it.
+        """
         named = self.named
         found = {ours: row[theirs] for ours, theirs in named.items() if theirs in row}
         for ours in named.keys() - found.keys():
@@ -65,21 +69,21 @@ class Columns:
                 raise RowError(
                     f"{where}: has no column {named[ours]!r}, which data.columns.{ours} names; it has {sorted(row)}"
                 )
-        turns = self._turns(found, where)
-        if found.get("system"):
-            turns.insert(0, {"role": "system", "content": found["system"]})
-        grading = {key: row[key] for key in GRADING if key in row}
-        kept = {key: found[key] for key in ("id", "videos", "images", *GRADING) if key in found}
-        return grading | kept | {"messages": turns}
+        rest = {key: value for key, value in row.items() if key not in named.values() and key not in LAYOUTS}
+        for ours in ("system", "videos", "images", "query", "response"):
+            if ours in found and rest.get(ours, "") not in (None, "", [], found[ours]):
+                raise RowError(f"{where}: has {ours!r} and {named[ours]!r}, which data.columns.{ours} names; keep one")
+        if self.messages is not None:
+            return rest | found | {"messages": self._turns(found, where)}
+        return rest | found
 
     def _turns(self, found: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-        if self.messages is None:
-            return [{"role": "user", "content": found["query"]}, {"role": "assistant", "content": found["response"]}]
         roles = {self.user: "user", self.assistant: "assistant", self.system_role: "system"}
         turns = []
         for turn in turns_of(found, "messages", where):
             name = text_of(turn.get(self.role), f"a turn's {self.role!r}", where)
             if name not in roles:
                 raise RowError(f"{where}: unknown role {name!r}; data.columns names {', '.join(roles)}")
-            turns.append({"role": roles[name], "content": turn.get(self.content)})
+            rest = {key: value for key, value in turn.items() if key not in (self.role, self.content)}
+            turns.append(rest | {"role": roles[name], "content": turn.get(self.content)})
         return turns

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 from xxhash import xxh3_64_hexdigest
 
 from data.answer_metrics import METRICS
+from data.formats.keys import check_part, check_row, system_of
 from data.formats.roots import Root
 from data.formats.video_settings import (
     frame_list,
@@ -17,9 +19,12 @@ from data.formats.video_settings import (
     refuse_picture_settings,
     settings_of,
 )
-from data.types import ImageRef, RowError, Sample, Span, VideoRef
+from data.types import ImageRef, RowError, Sample, Span, Turn, VideoRef
 
 MARK = re.compile(r"\s*<(video|image)>\s*")  # white space around a mark is layout, not text
+
+FILE_URL = re.compile(r"^file:(//(localhost(?=/))?)?", re.IGNORECASE)
+LONGEST = 4096  # characters of a path
 
 Part = str | VideoRef | ImageRef
 
@@ -28,44 +33,48 @@ class Media:
     """The media that a row lists beside its text, handed out in order as their marks come up."""
 
     def __init__(self, row: Mapping[str, Any], root: Root, where: str) -> None:
-        self.where, self.row = where, row
-        self.videos = [video(entry, row, root, where) for entry in _listed_videos(row)]
-        self.images = [image(entry, root, where) for entry in _listed(row, "image", "images")]
-        if self.images:
+        self.row, self.root, self.where = row, root, where
+        self.listed = {"video": _listed_videos(row), "image": _listed(row, "image", "images")}
+        if self.listed["image"]:
             refuse_picture_settings(row, where)
         self.taken = {"video": 0, "image": 0}
 
     def split(self, text: str) -> tuple[Part, ...]:
         """`text` with each mark replaced by the next medium of its kind."""
         pieces = MARK.split(text)  # text, kind, text, kind, ... text
-        parts = [self._take(piece) if i % 2 else piece for i, piece in enumerate(pieces)]
+        parts = [self.take(piece) if i % 2 else piece for i, piece in enumerate(pieces)]
         return tuple(part for part in parts if part != "")
 
     def check_all_taken(self) -> None:
         """RowError if a listed medium has no mark."""
-        for kind, listed in (("video", self.videos), ("image", self.images)):
+        for kind, listed in self.listed.items():
             if self.taken[kind] < len(listed):
                 raise RowError(
                     f"{self.where}: lists {len(listed)} {kind}(s) but has {self.taken[kind]} <{kind}> mark(s); "
                     f"write one <{kind}> where each belongs"
                 )
 
-    def _take(self, kind: str) -> VideoRef | ImageRef:
-        listed: Sequence[VideoRef | ImageRef] = self.videos if kind == "video" else self.images
-        place = self.taken[kind]
+    def take(self, kind: str, part: Mapping[str, Any] | None = None) -> VideoRef | ImageRef:
+        """The next listed medium of a kind, with what its content part says of it. RowError if there is none."""
+        place, listed = self.taken[kind], self.listed[kind]
         self.taken[kind] += 1
         if place >= len(listed):
             raise RowError(
                 f"{self.where}: <{kind}> mark number {place + 1} has no {kind}, the row lists {len(listed)}; "
                 f'name its file under "{kind}" or take the mark out'
             )
-        return listed[place]
+        entry = listed[place]
+        if part is not None:
+            said = {key: value for key, value in part.items() if value not in (None, "") and key != "type"}
+            entry = {**(entry if isinstance(entry, Mapping) else {kind: entry}), **said}
+        return video(entry, self.row, self.root, self.where) if kind == "video" else image(entry, self.root, self.where)
 
 
 def video(entry: Any, row: Mapping[str, Any], root: Root, where: str) -> VideoRef:
     """A reference from a path or {"video" | "path" | "url": path}, or {"bytes": content}; "video_start", "video_end" in
     seconds, in the entry or for all videos of the row."""
     fields = entry if isinstance(entry, Mapping) else {"video": entry}
+    check_part(fields, where)
     start, end = (_seconds(fields.get(key, row.get(key)), key, where) for key in ("video_start", "video_end"))
     listed = picture_names(fields, root, where)
     settings = settings_of(fields, row, where, listed=listed is not None)
@@ -85,6 +94,7 @@ def video(entry: Any, row: Mapping[str, Any], root: Root, where: str) -> VideoRe
 def image(entry: Any, root: Root, where: str) -> ImageRef:
     """A reference from a path or {"image" | "path" | "url": path}, or {"bytes": content}."""
     fields = entry if isinstance(entry, Mapping) else {"image": entry}
+    check_part(fields, where)
     refuse_picture_settings(fields, where)
     return ImageRef(*_found(fields, "image", root, where))
 
@@ -106,18 +116,41 @@ def graded(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {"kind": "" if kind is None else str(kind), "metric": metric, "answers": accepted}
 
 
+def sample_of(row: Mapping[str, Any], turns: Sequence[Turn], where: str) -> Sample:
+    """The row's sample, with the system prompt that stands beside its turns.
+
+    RowError for a key of the row that would be ignored, if nothing is to be learned, or for turns out of order.
+    """
+    texts = [part for turn in turns for part in turn.parts if isinstance(part, str)]
+    check_row(row, texts, where)
+    name = row.get("id")
+    sample = Sample(where if name in (None, "") else str(name), _with_system(row, turns, where), **graded(row, where))
+    return finished(sample, where)
+
+
+def _with_system(row: Mapping[str, Any], turns: Sequence[Turn], where: str) -> tuple[Turn, ...]:
+    prompt = system_of(row, where)
+    if prompt is None or turns[:1] == [Turn("system", (prompt,))]:
+        return tuple(turns)
+    if any(turn.role == "system" for turn in turns):
+        raise RowError(f"{where}: has a system prompt beside its turns and a system turn; keep one of them")
+    return Turn("system", (prompt,)), *turns
+
+
 def finished(sample: Sample, where: str) -> Sample:
-    """The sample, checked. RowError if there is nothing to learn from it or its turns are out of order."""
+    """The sample, checked. RowError if nothing is to be learned from it or its turns are out of order."""
     roles = [turn.role for turn in sample.turns]
     if "assistant" not in roles:
         raise RowError(f"{where}: has no assistant turn, so nothing to learn; add the answer or take the row out")
+    if not any(turn.is_target for turn in sample.turns):
+        raise RowError(f"{where}: no assistant turn is learned, all have weight 0; take the row out")
     if "system" in roles[1:]:
         raise RowError(f"{where}: has a system turn in place {1 + roles[1:].index('system') + 1}; put it first")
     for place, turn in enumerate(sample.turns, 1):
         if not any(part.strip() if isinstance(part, str) else True for part in turn.parts):
             raise RowError(f"{where}: turn {place} ({turn.role}) is empty; fill it in or take the row out")
-        if turn.role == "assistant" and not all(isinstance(part, str) for part in turn.parts):
-            raise RowError(f"{where}: turn {place} is the assistant's but shows media; move them to a user turn")
+        if turn.role != "user" and not all(isinstance(part, str) for part in turn.parts):
+            raise RowError(f"{where}: turn {place} is the {turn.role}'s but shows media; move them to a user turn")
     return sample
 
 
@@ -137,27 +170,45 @@ def turns_of(row: Mapping[str, Any], key: str, where: str) -> Iterable[Mapping[s
 
 
 def _listed(row: Mapping[str, Any], *keys: str) -> list[Any]:
-    values = [row[key] for key in keys if row.get(key) is not None]
-    return [entry for value in values for entry in (value if isinstance(value, list) else [value])]
+    values = [entry for key in keys for entry in (row[key] if isinstance(row.get(key), list) else [row.get(key)])]
+    return [entry for entry in values if not _is_missing(entry)]
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether it names no medium, as null and "" do."""
+    return value is None or value == ""
 
 
 def _listed_videos(row: Mapping[str, Any]) -> list[Any]:
     """A list of pictures is one video."""
-    values = [row[key] for key in ("video", "videos") if row.get(key) is not None]
+    values = [row[key] for key in ("video", "videos") if not _is_missing(row.get(key))]
     several = (isinstance(value, list) and not (value and all(map(is_picture, value))) for value in values)
-    return [entry for value, many in zip(values, several) for entry in (value if many else [value])]
+    entries = [entry for value, many in zip(values, several) for entry in (value if many else [value])]
+    return [entry for entry in entries if not _is_missing(entry)]
 
 
 def _found(fields: Mapping[str, Any], kind: str, root: Root, where: str) -> tuple[str, Span | bytes | None]:
     """Name and content of a medium."""
-    path = next((fields[key] for key in (kind, "path", "url") if fields.get(key) is not None), None)
-    if isinstance(content := fields.get("bytes"), bytes):
+    names = [fields[key] for key in (kind, "path", "url") if not _is_missing(fields.get(key))]
+    content = fields.get("bytes")
+    if names and isinstance(names[0], bytes):  # a binary column
+        content = names.pop(0)
+    path = names[0] if names else None
+    if any(name != path for name in names):
+        raise RowError(f"{where}: {kind} has the names {names!r:.120}; give one")
+    if isinstance(content, bytes):
         return f"{path or kind}#{xxh3_64_hexdigest(content)}", content  # a name that only the same content has
-    if not isinstance(path, str) or not path:
+    if content is not None:
+        raise RowError(f"{where}: bytes of {kind} are {type(content).__name__}; write them to a file and give its path")
+    if not isinstance(path, str):
         raise RowError(f"{where}: {kind} is {path!r:.60}; give the path of a file")
-    if re.match(r"(https?|s3|gs|data):", path):
+    if len(path) > LONGEST:
+        raise RowError(f"{where}: {kind} is text of {len(path)} characters; write its content to a file, give the path")
+    if re.match(r"(?!file:)[a-z][a-z0-9+.-]+://|data:", path, re.IGNORECASE):
         raise RowError(f"{where}: {kind} {path[:60]!r} is not a local file; fetch it first and give its path")
-    return root.find(path.removeprefix("file://"), where)
+    if (name := FILE_URL.sub("", path, count=1)) != path:
+        name = unquote(name)
+    return root.find(name, where)
 
 
 def _seconds(value: Any, key: str, where: str) -> float | None:

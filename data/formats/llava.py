@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from data.formats.conversation import Media, finished, graded, role, text_of, turns_of
+from data.formats.conversation import Media, role, sample_of, text_of, turns_of
+from data.formats.keys import is_learned
 from data.formats.roots import Root
 from data.types import Sample, Turn
 
+OWN = ("from", "value")  # keys of a turn
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -24,11 +26,12 @@ def sample(row: Mapping[str, Any], root: Root, where: str) -> Sample:
     """One row as a Sample. RowError, naming `where`, if it cannot be used."""
     media = Media(row, root, where)
     turns = []
-    for turn in turns_of(row, "conversations", where):
-        text = text_of(turn.get("value"), "a turn's value", where)
-        if media.videos and not media.images:
-            text = text.replace("<image>", "<video>")
+    for number, turn in enumerate(turns_of(row, "conversations", where), 1):
         name = role(turn.get("from"), ROLES, where)
-        turns.append(Turn(name, media.split(text) if name == "user" else (text,)))
+        learned = is_learned(turn, name, OWN, f"{where}: turn {number}")
+        text = text_of(turn.get("value"), "a turn's value", where)
+        if name == "user" and media.listed["video"] and not media.listed["image"]:
+            text = text.replace("<image>", "<video>")
+        turns.append(Turn(name, media.split(text) if name == "user" else (text,), learned))
     media.check_all_taken()
-    return finished(Sample(str(row.get("id", where)), tuple(turns), **graded(row, where)), where)
+    return sample_of(row, turns, where)

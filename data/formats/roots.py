@@ -18,12 +18,14 @@ class Root(Protocol):
 
 @dataclass(frozen=True)
 class Folder:
-    """Relative names start at `path`; absolute ones stay as they are. With a `fence`, all must lie within."""
+    """Relative names start at `path`; absolute ones stay as they are; "~" is the user's home. With a `fence`, all must
+    lie within."""
 
     path: str
     fence: bool = False
 
     def find(self, name: str, where: str) -> tuple[str, None]:
+        name = os.path.expanduser(name)  # noqa: PTH111  Path's raises for an unknown user
         path = os.path.join(self.path, name)  # noqa: PTH118  a tenth of what Path costs, for every row
         if self.fence and not Path(path).resolve().is_relative_to(Path(self.path).resolve()):
             raise RowError(

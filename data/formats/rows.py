@@ -13,7 +13,14 @@ from data.formats.columns import Columns
 from data.formats.roots import Root
 from data.types import RowError, Sample
 
-FORMAT_OF_KEY = {"conversations": "llava", "messages": "openai"}  # how "auto" decides
+LAYOUTS: dict[str, list[tuple[str, ...]]] = {  # how "auto" decides: the first of which a row has a key of every group
+    "llava": [("conversations",)],
+    "openai": [("messages",)],
+    "video_chat2": [("QA",)],
+    "prompt_completion": [("prompt",), ("completion",)],
+    "video_r1": [("problem",), ("solution",)],
+    "instruction": [("instruction", "query", "input"), ("output", "response")],
+}
 BENCHMARKS = ("video_mme", "mv_bench", "temp_compass", "long_video_bench")
 
 
@@ -43,13 +50,18 @@ def _converter(name: str) -> Callable[[Mapping[str, Any], Root, str], Sample]:
     found = find_spec(f"data.formats.{name}")
     converter = getattr(import_module(f"data.formats.{name}"), "sample", None) if found else None
     if converter is None:
-        known = ("auto", *FORMAT_OF_KEY.values(), *BENCHMARKS)
+        known = ("auto", *LAYOUTS, *BENCHMARKS)
         raise ValueError(f"data format {name!r} is unknown; use one of {', '.join(known)}")
     return converter
 
 
 def _format_of(row: Mapping[str, Any], where: str) -> str:
-    for key, name in FORMAT_OF_KEY.items():
-        if row.get(key) is not None:
+    if row.get("conversations") and row.get("messages"):
+        raise RowError(f"{where}: has both conversations and messages; keep one, or set data.format to llava or openai")
+    for name, groups in LAYOUTS.items():
+        if all(any(row.get(key) is not None for key in group) for group in groups):
             return name
-    raise RowError(f"{where}: has keys {sorted(row)} but neither {' nor '.join(FORMAT_OF_KEY)}; convert the row")
+    known = "; ".join(" and ".join("/".join(group) for group in groups) for groups in LAYOUTS.values())
+    raise RowError(
+        f"{where}: has keys {sorted(row)} but not those of a layout: {known}; convert it or set data.columns"
+    )

@@ -101,7 +101,9 @@ class Chunk:
 
 def digest(sample: Sample) -> int:
     """Of what training sees of a row: text and media names, not where they lie."""
-    seen = sample.id, [(turn.role, [seen_part(part) for part in turn.parts]) for turn in sample.turns]
+    seen: tuple[Any, ...] = sample.id, [(turn.role, [seen_part(part) for part in turn.parts]) for turn in sample.turns]
+    if not all(turn.learned for turn in sample.turns):
+        seen += ([turn.learned for turn in sample.turns],)
     return xxhash.xxh3_64_intdigest(repr(seen).encode())
 
 

@@ -17,6 +17,7 @@ from data.types import RowError
 ESCAPE = "surrogateescape"  # for bytes that are not UTF-8, so that only the row that holds them is lost
 DECODER = json.JSONDecoder(parse_int=str)  # finds where a value ends; long integers are not converted
 NESTING = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*"', re.DOTALL)
+BOM = "\ufeff"  # byte-order mark, as some editors write before the text
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,13 @@ class JsonRows:
 
 
 def parsed(text: bytes, where: str) -> dict[str, Any]:
-    """A row's text as an object. RowError, naming `where`, if it is none."""
+    """A row's text as an object; a bare list of turns is its conversation. RowError if it is neither."""
     try:
         row = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RowError(f"{where}: is no valid JSON ({error}); correct it there") from None
+    if isinstance(row, list) and row and isinstance(row[0], dict) and {"role", "from"} & row[0].keys():
+        return {"messages" if "role" in row[0] else "conversations": row}
     if not isinstance(row, dict):
         raise RowError(f"{where}: is {type(row).__name__}, not an object; write {{...}}")
     return row
@@ -90,7 +93,7 @@ def _elements(file: Path) -> Iterator[tuple[int, int, int]]:
     """(begin, end, index) of each element of one JSON array, one element at a time in memory beside the text."""
     try:
         text = file.read_bytes().decode(errors=ESCAPE)  # read_text would change line ends, and so the bytes counted
-        place, byte, index = _skip(text, 0, ""), 0, 0
+        place, byte, index = _skip(text, 0, BOM), 0, 0
         if text[place : place + 1] != "[":
             raise ValueError(f"{file}: is no list of rows; write [row, row, ...] or use .jsonl")
         place = _skip(text, place + 1, "")
@@ -101,6 +104,8 @@ def _elements(file: Path) -> Iterator[tuple[int, int, int]]:
             byte, seen = begin_byte + len(text[place:end].encode(errors=ESCAPE)), end
             yield begin_byte, byte, index
             index, place = index + 1, _skip(text, end, ",")
+        if _skip(text, place + 1, "") < len(text):
+            raise ValueError(f"{file}: holds text after the end of its list; write one list, or use .jsonl")
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}: is no valid JSON ({error}); correct it there") from None
 

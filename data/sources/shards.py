@@ -1,12 +1,15 @@
 """WebDataset shards: .tar files, read by place without being unpacked.
 
 Members of one sample share their name up to the first dot and stand side by side: 0007.json, which holds the row, and
-its media. The row names them as members ("0007.mp4"), or lists none, and its marks stand for them in order.
+its media. The row names them as members ("0007.mp4"), or lists none, and its marks stand for them in order. A 0007.txt
+in place of the row is a caption: the answer to a user turn that shows the media alone.
 """
 
 from __future__ import annotations
 
+import json
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -20,6 +23,7 @@ from data.types import RowError, Span
 
 VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".gif")
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+CONVERSATIONS = {"messages", "conversations", "QA", "completion", "solution", "output", "response"}
 LISTS = ("video", "videos", "image", "images")
 
 
@@ -63,16 +67,31 @@ class TarRows:
         return len(self.first_R) - 1
 
     def __getitem__(self, place: int) -> dict[str, Any]:
-        members = self.root(place).spans
-        where = self.where(place)
-        found = [span for name, span in members.items() if name.endswith(".json")]
-        if len(found) != 1:
-            raise RowError(f"{where}: has members {sorted(members)}; pack one .json, the row, with its media")
+        members, where = self.root(place).spans, self.where(place)
+        texts = {end: [name for name in members if name.endswith(end)] for end in (".json", ".txt")}
+        if len(texts[".json"]) > 1 or len(texts[".txt"]) > 1 or not any(texts.values()):
+            raise RowError(
+                f"{where}: has members {sorted(members)}; pack one .json, the row, or one .txt with its media"
+            )
+        row = {} if not texts[".json"] else parsed(self._read(members[texts[".json"][0]]), where)
+        row = row if any(row.get(key) for key in LISTS) else row | _unlisted(row, members)
+        return row if not texts[".txt"] else row | self._captioned(row, members[texts[".txt"][0]], where)
+
+    def _captioned(self, row: dict[str, Any], caption: Span, where: str) -> dict[str, Any]:
+        """The conversation of a caption: its media are asked about without words."""
+        if found := sorted(CONVERSATIONS & row.keys()):
+            raise RowError(f"{where}: has a .txt beside a .json with {found[0]}; pack one of them")
+        try:
+            text = self._read(caption).decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise RowError(f"{where}: its .txt is not UTF-8 ({error}); write it again") from None
+        marks = "".join(f"<{key.removesuffix('s')}>" * _count(row.get(key)) for key in LISTS)
+        return {"messages": [{"role": "user", "content": marks}, {"role": "assistant", "content": text}]}
+
+    def _read(self, span: Span) -> bytes:
         with self.file.open("rb") as file:
-            file.seek(found[0].begin)
-            text = file.read(found[0].size)
-        row = parsed(text, where)
-        return row if any(key in row for key in LISTS) else row | _unlisted(text, members)
+            file.seek(span.begin)
+            return file.read(span.size)
 
     def where(self, place: int) -> str:
         return f"{self.file}/{_key(self._name(int(self.first_R[place])))}"
@@ -108,8 +127,13 @@ def _key(name: str) -> str:
     return str(path.parent / path.name.partition(".")[0])
 
 
-def _unlisted(text: bytes, members: dict[str, Span] | Any) -> dict[str, list[str]]:
-    """The media of a row that lists none, where its text has marks for them."""
-    videos, images = ([name for name in members if name.lower().endswith(ends)] for ends in (VIDEOS, IMAGES))
-    marked = {"videos": b"<video>" in text or (not images and b"<image>" in text), "images": b"<image>" in text}
-    return {key: names for key, names in (("videos", videos), ("images", images)) if names and marked[key]}
+def _count(listed: Any) -> int:
+    return len(listed) if isinstance(listed, list) else int(bool(listed))
+
+
+def _unlisted(row: dict[str, Any], members: Mapping[str, Span]) -> dict[str, list[str]]:
+    """The media of a row that lists none: its members, but those that it names in its content parts."""
+    named = json.dumps(row, ensure_ascii=False)
+    kinds = {"videos": VIDEOS, "images": IMAGES}
+    found = {key: [name for name in members if name.lower().endswith(ends)] for key, ends in kinds.items()}
+    return {key: kept for key, names in found.items() if (kept := [n for n in names if f'"{n}"' not in named])}

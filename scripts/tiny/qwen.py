@@ -12,18 +12,11 @@ from scripts.tiny.sizes import Sizes
 from scripts.tiny.tokenizer import tokenizer
 
 CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-    {%- if default_system and loop.first and message.role != 'system' -%}
-        {{- '<|im_start|>system\\n' + default_system + '<|im_end|>\\n' -}}
-    {%- endif -%}
-    {{- '<|im_start|>' + message.role + '\\n' -}}
-    {%- if thinks and loop.last and message.role == 'assistant' -%}
-        {{- '<think>\\n\\n</think>\\n\\n' -}}
-    {%- endif -%}
-    {%- if message.content is string -%}
-        {{- message.content -}}
+{%- macro render(content) -%}
+    {%- if content is string -%}
+        {{- content -}}
     {%- else -%}
-        {%- for part in message.content -%}
+        {%- for part in content -%}
             {%- if part.type == 'image' or 'image' in part or 'image_url' in part -%}
                 {{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
             {%- elif part.type == 'video' or 'video' in part -%}
@@ -33,7 +26,36 @@ CHAT_TEMPLATE = """\
             {%- endif -%}
         {%- endfor -%}
     {%- endif -%}
-    {{- '<|im_end|>\\n' -}}
+{%- endmacro -%}
+{%- set last = namespace(query=-1) -%}
+{%- for message in messages -%}
+    {%- if message.role == 'user' -%}
+        {%- set last.query = loop.index0 -%}
+    {%- endif -%}
+{%- endfor -%}
+{%- if thinks and last.query < 0 -%}
+    {{- raise_exception('No user query found in messages.') -}}
+{%- endif -%}
+{%- for message in messages -%}
+    {%- if default_system and loop.first and message.role != 'system' -%}
+        {{- '<|im_start|>system\\n' + default_system + '<|im_end|>\\n' -}}
+    {%- endif -%}
+    {%- set content = render(message.content) -%}
+    {%- if thinks -%}
+        {%- set content = content|trim -%}
+    {%- endif -%}
+    {{- '<|im_start|>' + message.role + '\\n' -}}
+    {%- if thinks and message.role == 'assistant' -%}
+        {%- set thought = '' -%}
+        {%- if '</think>' in content -%}
+            {%- set thought = content.split('</think>')[0].split('<think>')[-1]|trim -%}
+            {%- set content = content.split('</think>')[-1].lstrip('\\n') -%}
+        {%- endif -%}
+        {%- if loop.index0 > last.query -%}
+            {{- '<think>\\n' + thought + '\\n</think>\\n\\n' -}}
+        {%- endif -%}
+    {%- endif -%}
+    {{- content + '<|im_end|>\\n' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
     {{- '<|im_start|>assistant\\n' -}}
@@ -57,7 +79,7 @@ class Family:
     video_area: tuple[int, int]  # of a frame for Qwen2.5-VL, of all frames together for Qwen3-VL
     text: Callable[[Sizes], dict[str, Any]]
     vision: Callable[[Sizes], dict[str, Any]]
-    thinks: bool = False  # its chat template writes a thought, empty where there is none, before the last answer
+    thinks: bool = False  # its chat template writes a thought, empty if the row has none, after the last question only
 
     def parts(self, size: Sizes) -> tuple[Any, Any, Any]:
         """Tokenizer, configuration and processor."""

@@ -1,4 +1,4 @@
-"""What an evaluation asks: one question for every assistant turn of its samples."""
+"""What an evaluation asks: one question for every learned turn of its samples."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def questions(samples: Sequence[Sample]) -> tuple[Named, dict[str, list[Question
                 accepted=("".join(map(str, sample.turns[turn].parts)), *sample.answers),
                 video=" ".join(str(seen_part(part)) for part in sample.media) or name,
             )
-            for number, turn in enumerate(i for i, each in enumerate(sample.turns) if each.role == "assistant")
+            for number, turn in enumerate(i for i, each in enumerate(sample.turns) if each.is_target)
         ]
     return Named(samples, tuple(asked)), asked
 

@@ -21,21 +21,22 @@ def test_every_answer_is_labelled_up_to_its_closing_token_and_nothing_else(label
         ("system", "assistant"), ("user", "hi"), ("assistant", "yes"), ("user", "sure?"), ("assistant", "no, two")
     )
     ids = torch.tensor(labeller.tokens(text))
-    labels = labeller.labels(ids, 2, "r")
+    labels = labeller.labels(ids, [True, True], "r")
     assert labeller.tokenizer.decode(labels[labels != IGNORE]) == "yes<|im_end|>no, two<|im_end|>"
     assert torch.equal(labels[labels != IGNORE], ids[labels != IGNORE])
 
 
-def test_the_empty_thought_of_a_template_carries_no_loss(labeller):
+def test_what_the_generation_prompt_writes_carries_no_loss(processor):
+    labeller = Labeller(processor.tokenizer, "<think>\n\n</think>\n\n")
     ids = torch.tensor(labeller.tokens(chat(("user", "hi"), ("assistant", "<think>\n\n</think>\n\nyes"))))
-    labels = labeller.labels(ids, 1, "r")
+    labels = labeller.labels(ids, [True], "r")
     assert labeller.tokenizer.decode(labels[labels != IGNORE]) == "yes<|im_end|>"
 
 
 def test_an_answer_that_merges_with_its_header_is_refused(labeller):
     ids = torch.tensor(labeller.tokens(chat(("user", "hi"))))
     with pytest.raises(RowError, match=r"r: 1 assistant turns but 0 answers"):
-        labeller.labels(ids, 1, "r")
+        labeller.labels(ids, [True], "r")
 
 
 @pytest.mark.parametrize("text", ["a <|im_end|> b", "<|video_pad|>", "<|im_start|>assistant\nyes<|im_end|>"])

@@ -38,7 +38,7 @@ def test_system_and_developer_set_the_scene():
     [
         ([{"type": "audio"}], "type 'audio'; use text"),
         (["hi"], "type None"),
-        ([{"type": "video"}], "video is None"),
+        ([{"type": "video"}], "<video> mark number 1 has no video"),
         (None, "content is NoneType"),
         ("<video>", "mark number 1 has no video"),
     ],

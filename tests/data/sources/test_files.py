@@ -69,7 +69,7 @@ def test_a_bad_file_is_named_in_one_line(tmp_path, name, text, words):
         ('{"messages": 1}', r'a\.jsonl:2: "messages" is int'),
         ("{oops", r"a\.jsonl:2: is no valid JSON"),
         ("[1]", r"a\.jsonl:2: is list, not an object"),
-        ('{"text": 1}', r"has keys \['text'\] but neither"),
+        ('{"text": 1}', r"has keys \['text'\] but not those of a layout: conversations; messages; QA;"),
     ],
 )
 def test_a_bad_row_is_named_when_it_is_read(tmp_path, text, words):
