@@ -7,9 +7,13 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+
+from train.faults.signals import INTERRUPTED, PREEMPTED, Stop
+from train.faults.watchdog import WATCHDOG
 
 T = TypeVar("T")
 POLL, SPEAK = 0.2, 30.0  # seconds
@@ -47,8 +51,18 @@ def together(what: str, value: str) -> list[str]:
     store.set(str(dist.get_rank()), value)
     missing, spoken = [str(rank) for rank in range(dist.get_world_size())], time.monotonic()
     while missing := [rank for rank in missing if not store.check([rank])]:
+        WATCHDOG.progress()  # the ranks that are missing are watched by their own
         if time.monotonic() - spoken > SPEAK:
             print(f"{what}: rank {dist.get_rank()} waits for rank {', '.join(missing)}", flush=True)
             spoken = time.monotonic()
         time.sleep(POLL)
     return [store.get(str(rank)).decode() for rank in range(dist.get_world_size())]
+
+
+def agree_to_stop(engine: Accelerator, norm: float | torch.Tensor | None, stop: Stop) -> tuple[float, int]:
+    """(gradient norm, exit status or 0), the same on all ranks: one small reduction and one wait for the device."""
+    asked = torch.tensor([stop.status == PREEMPTED, stop.status == INTERRUPTED], dtype=torch.float32)
+    asked = engine.reduce(asked.to(engine.device), reduction="sum")
+    number = torch.as_tensor(float("nan") if norm is None else norm, dtype=torch.float32, device=engine.device)
+    value, preempted, interrupted = torch.cat([number.detach().reshape(1), asked]).tolist()
+    return value, PREEMPTED if preempted else INTERRUPTED if interrupted else 0

@@ -10,10 +10,11 @@ from omegaconf import MISSING
 from data.formats.columns import Columns
 from data.media.frames import TIMES, FramePolicy
 from data.sample_limits import SampleLimits
+from train.faults.signals import DEFAULT, SIGNALS
+from train.faults.watchdog import TIMEOUT_MINUTES
 from train.ranges import Expression, names, number, pruning_rates, ruled
 
 ENGINES = ("none", "ddp", "zero1", "zero2", "zero3", "zero3_offload")
-SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGCONT", "SIGQUIT", "SIGXCPU")
 RESUMABLE = ("seed", "data", "plan", "rates", "views", "distill", "method", "frames")
 TOWERS = ("vision", "merger", "language")
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
@@ -72,7 +73,7 @@ class DataConfig:
     total_pixels: int | None = number(None, least=CELL)  # of all frames of a video together
     times: str = names(FramePolicy.times, *TIMES)  # frame times the model reads: index / average rate, or the real ones
     max_tokens: int | None = number(None, least=1)  # longer rows are dropped whole, and counted
-    workers: int = number(4, least=0)  # processes that decode; 0: this one
+    workers: int = number(4, least=0, most=1024)  # processes that decode; 0: this one
     audit: bool = True  # read every file's header before the first step
     # What one sample may take before it is left out.
     sample_seconds: float = number(SampleLimits.seconds, above=0)  # from file to tensors
@@ -102,7 +103,8 @@ class OptimConfig:
 class EngineConfig:
     name: str = names("none", *ENGINES)  # set by engine=
     precision: str = names("bf16", "bf16", "fp32")  # of forward and backward passes
-    timeout_minutes: float = number(30, above=0)  # without progress: every rank writes where it is, and the run ends
+    # Minutes without progress after which every rank writes where it is, and the run ends.
+    timeout_minutes: float = number(TIMEOUT_MINUTES, above=0, most=525_600)
     zero: dict[str, Any] = field(default_factory=dict)  # DeepSpeed's zero_optimization, as is
 
 
@@ -156,7 +158,7 @@ class TrainConfig:
     log_every: int = number(10, least=1)  # steps
     ema: float | None = number(None, above=0, below=1)  # decay of an average of the weights, saved beside them
     max_bad_steps: int = number(5, least=1)  # in a row whose loss or gradient is not finite: skipped, then the run ends
-    signals: list[str] = names(["SIGTERM", "SIGUSR1", "SIGUSR2"], *SIGNALS)  # save, and exit with status 85
+    signals: list[str] = names(list(DEFAULT), *SIGNALS)  # save, and exit with status 85
 
 
 @dataclass

@@ -19,6 +19,7 @@ from data.split import split
 from data.types import Quarantined, Sample
 from train.collectives import together
 from train.config import DataConfig
+from train.faults.watchdog import WATCHDOG
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def read_index(
 ) -> tuple[Collection, Index]:
     """The rows that `key` names and their index, made by all ranks together; without an engine, by this process."""
     main = engine is None or engine.is_main_process
-    reading = ReadOptions(Format(data.format, data.columns), data.media_root, data.cache, data.workers, main)
+    how = Format(data.format, data.columns)
+    reading = ReadOptions(how, data.media_root, data.cache, data.workers, main, WATCHDOG.progress)
     collection = collect(parts_of(key, given), reading)
     index = build_index(collection, encoder if data.audit else None, reading)
     if len(set(together(key, index.digest))) > 1:

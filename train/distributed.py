@@ -16,8 +16,10 @@ from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 from pydantic import ValidationError
 
 from train.config import EngineConfig, TrainConfig
+from train.faults.extensions import build_extension
 
 MARGIN_MINUTES = 1.0  # that the watchdog is ahead of the process group, whose error would leave no report
+BUILD_MINUTES = 10.0  # for which a build of an extension by another process is waited for
 FOREIGN = ("ACCELERATE_", "FSDP_")  # what `accelerate launch` hands over from its own configuration
 
 
@@ -42,14 +44,19 @@ def build_engine(config: EngineConfig, train: TrainConfig, clip: float) -> Accel
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         deepspeed = DeepSpeedPlugin(hf_ds_config=deepspeed_config(config, train, clip))
         if cpu:  # before the Accelerator, which would otherwise believe that every rank is alone
-            PartialState(cpu=True, timeout=limit)
-    return Accelerator(
+            with PartialState(cpu=True, timeout=limit).local_main_process_first():
+                build_extension("ShareMemCommBuilder", 60 * min(BUILD_MINUTES, config.timeout_minutes / 2))
+    engine = Accelerator(
         cpu=cpu and deepspeed is None,
         mixed_precision="bf16" if config.precision == "bf16" else "no",
         gradient_accumulation_steps=train.accumulation,
         deepspeed_plugin=deepspeed,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=limit)],
     )
+    if deepspeed is not None and not cpu and config.zero.get("offload_optimizer"):
+        with engine.local_main_process_first():
+            build_extension("CPUAdamBuilder", 60 * min(BUILD_MINUTES, config.timeout_minutes / 2))
+    return engine
 
 
 def check_world(engine: str, world: int, here: int, gpus: int) -> None:

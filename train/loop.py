@@ -16,11 +16,12 @@ from data.loader import Step
 from data.types import Batch, Quarantined
 from evs.methods.base import Method, depth
 from train.checkpoint.checkpoint import Checkpoints
+from train.collectives import agree_to_stop
 from train.config import Config
 from train.evaluation.scores import Score
 from train.faults.bad_sample_limit import BadSampleLimit
 from train.faults.nonfinite import Health, finite, nan_grads_if_nonfinite
-from train.faults.signals import Stop, agreed, noted
+from train.faults.signals import Stop, note
 from train.faults.watchdog import Watchdog
 from train.metrics.meters import Meter, peak_operations
 from train.metrics.recorder import RATE_BUCKETS, Recorder, rate_bucket
@@ -53,20 +54,22 @@ def fit(parts: Parts, steps: Iterable[Step], config: Config, first_step: int) ->
 
     Returns 0, or the exit status of a run that was asked to end early and has saved (train.faults.signals).
     """
-    with noted(config.train.signals) as stop, parts.watchdog.watching():
-        if _evaluation_due(parts, first_step, config) and not parts.checkpoints.scored(first_step):
-            _evaluate(parts, first_step)
-        parts.task.train()  # from_pretrained leaves a model in evaluation mode, where layers are not checkpointed
-        parts.meter.restart()
-        parts.watchdog.at("data", first_step + 1)
-        for step, data in enumerate(parts.meter.steps(steps), start=first_step):
-            lr = set_lr(parts.optimizer, lr_factor(step, config.train.steps, config.optim))
-            status = _train_step(parts, step, data, config, stop)
-            _after_step(parts, step + 1, config, lr, bool(status))
-            parts.watchdog.at("data", step + 2)
-            if status:
-                parts.engine.print(f"asked to end: {parts.checkpoints.last}; resume=auto continues from there")
-                return status
+    stop = note(config.train.signals)
+    if _evaluation_due(parts, first_step, config) and not parts.checkpoints.scored(first_step):
+        _evaluate(parts, first_step)
+    parts.task.train()  # from_pretrained leaves a model in evaluation mode, where layers are not checkpointed
+    parts.meter.restart()
+    parts.watchdog.at("data", first_step + 1)
+    for step, data in enumerate(parts.meter.steps(steps), start=first_step):
+        lr = set_lr(parts.optimizer, lr_factor(step, config.train.steps, config.optim))
+        status = _train_step(parts, step, data, config, stop)
+        if step + 1 == config.train.steps and not _evaluation_due(parts, step + 1, config):
+            status = 0  # nothing is left to resume
+        _after_step(parts, step + 1, config, lr, bool(status))
+        parts.watchdog.at("data", step + 2)
+        if status:
+            parts.engine.print(f"asked to end: {parts.checkpoints.last}; resume=auto continues from there")
+            return status
     return 0
 
 
@@ -112,12 +115,12 @@ def _train_step(parts: Parts, step: int, data: Step, config: Config, stop: Stop)
     losses = _accumulate(parts, step, data, rates, config.seed)
     parts.watchdog.at("optimizer")
     with parts.meter.span("optimizer"):
-        norm, status = agreed(engine, engine.clip_grad_norm_(parts.task.parameters(), config.optim.clip), stop)
+        norm, status = agree_to_stop(engine, engine.clip_grad_norm_(parts.task.parameters(), config.optim.clip), stop)
         if math.isfinite(norm):
             parts.optimizer.step()  # DeepSpeed has stepped within backward, or found the same and has not
         parts.optimizer.zero_grad()
     parts.recorder.record("samples", sum(len(batch.ids) for batch in data.batches))
-    parts.recorder.quarantine(data.quarantined)
+    parts.recorder.quarantine(data.quarantined, step + 1)
     parts.recorder.record("quarantined/decoding", len(data.quarantined))  # the rest was known before
     parts.recorder.record("resized", data.resized)  # decoded to other numbers of tokens than headers promised
     parts.bad_sample_limit.note(data.quarantined)
@@ -214,7 +217,7 @@ def _evaluate(parts: Parts, step: int) -> None:
     assert parts.evaluate
     parts.watchdog.at("evaluate", step)
     scores, lost = parts.evaluate()
-    parts.recorder.missed(lost)
+    parts.recorder.quarantine_once(lost, step)
     values: dict[str, float] = {"eval/quarantined": len(lost)}
     for score in scores:
         at = f"at_{score.rate:g}"

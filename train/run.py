@@ -19,6 +19,12 @@ if not __package__:  # run as a file: imports start at the repository root, not 
     paths = (sys.path[0], os.environ.get("PYTHONPATH"))  # so that jobs that a launcher starts elsewhere find it too
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
 
+from train.faults import signals, watchdog
+
+if __name__ == "__main__":  # the imports take long enough to be interrupted, or to hang on a file system
+    signals.exit_at_once(signals.DEFAULT)
+    watchdog.WATCHDOG.start(sys.argv)
+
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -32,7 +38,6 @@ from data.progress import hide_library_bars
 from train import cli, usage
 from train.checks import check
 from train.config import Config
-from train.faults import signals
 from train.faults.error_lines import one_line_failures
 
 
@@ -62,16 +67,18 @@ def train(raw: DictConfig, folder: Path | None = None, begun: bool = False) -> N
             raw.resume = raw.resume or ("auto" if begun else None)
         config = typed(raw)
         check(config)
-        signals.leave_at_once(config.train.signals)
-        run = build_run(config)
-        if run is None:
-            return
-        status = fit(run.parts, run.steps, config, run.first_step)
-        run.parts.recorder.close()
+        signals.exit_at_once(config.train.signals)
+        with watchdog.WATCHDOG.watching(Path(config.run_dir) / "stall", 60 * config.engine.timeout_minutes):
+            run = build_run(config)
+            if run is None:
+                return
+            status = fit(run.parts, run.steps, config, run.first_step)
+            watchdog.WATCHDOG.at("end")
+            run.parts.recorder.close()
+            if not status and run.parts.engine.is_main_process:
+                end(Path(config.run_dir), run.forecast_gib)
     if status:
         raise SystemExit(status)
-    if run.parts.engine.is_main_process:
-        end(Path(config.run_dir), run.forecast_gib)
 
 
 def end(run_dir: Path, forecast_gib: float | None) -> None:

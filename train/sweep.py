@@ -21,7 +21,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 
 from train import cli
-from train.faults.signals import INTERRUPTED, PREEMPTED
+from train.faults.signals import INTERRUPTED, PREEMPTED, foreign_handler
+from train.faults.watchdog import WATCHDOG
 
 ENDED: dict[Any, str] = {PREEMPTED: "preempted", INTERRUPTED: "interrupted"}  # by exit status: somebody asked
 
@@ -44,9 +45,7 @@ def attempt(run: Callable[[bool], None], folder: Path, overrides: list[str]) -> 
     if before == Job(overrides, "done"):
         print(f"{folder}: done before, skipped")
         return
-    requeue = signal.getsignal(
-        signal.SIGUSR2
-    )  # submitit's handler in its SLURM jobs, which training takes the place of
+    requeue = foreign_handler(signal.SIGUSR2)  # submitit's in its SLURM jobs, which training replaces
     write(folder, Job(overrides, "running"))
     try:
         run(before is not None)
@@ -54,7 +53,7 @@ def attempt(run: Callable[[bool], None], folder: Path, overrides: list[str]) -> 
     except SystemExit as end:
         asked = ENDED.get(end.code)
         write(folder, Job(overrides, asked or "failed", getattr(end, "message", f"exit status {end.code}")))
-        if end.code == PREEMPTED and callable(requeue):
+        if end.code == PREEMPTED and requeue is not None:
             requeue(signal.SIGUSR2, None)
         if asked or _ranks_are_out_of_step():
             raise
@@ -97,12 +96,13 @@ class Sweep(Callback):
     """Hydra's hook at both ends of a sweep: its folder is settled before, what failed is listed after."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        WATCHDOG.stop()  # a launcher waits for its jobs as long as they take
         HydraConfig.instance().set_config(config)  # which the default run_dir reads
         with read_write(
             config.hydra.overrides
         ):  # a job of another process knows our words, but not how we resolve them
             config.run_dir = str(config.run_dir)
-            config.hydra.overrides.hydra.append(f"run_dir='{config.run_dir}'")
+            config.hydra.overrides.hydra.append(cli.override("run_dir", config.run_dir))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         if int(os.environ.get("RANK", 0)):
@@ -110,7 +110,7 @@ class Sweep(Callback):
         folder = Path(config.run_dir)
         found = jobs(folder)
         bad = [number for number, job in found.items() if job.status != "done"]
-        print(f"sweep: {len(found) - len(bad)} of {len(found)} jobs done; python scripts/report.py sweep={folder}")
+        print(f"sweep: {len(found) - len(bad)} of {len(found)} jobs done; {cli.command('report', f'sweep={folder}')}")
         if bad:
             for number in bad:
                 print(f"job {number} {found[number].status}: {found[number].error or ''}", file=sys.stderr)

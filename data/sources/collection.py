@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +35,7 @@ class ReadOptions:
     cache: str | None = None  # folder of what is kept; None: beside the data, or the user's where that is read-only
     workers: int = 0
     progress: bool = True
+    on_result: Callable[[], None] = lambda: None  # called for every part that is there
 
     def folder(self, beside: Path | None) -> Path:
         """Where that is kept which follows from data in the folder `beside`, or from nowhere on this machine."""
@@ -77,7 +78,13 @@ def collect(parts: Sequence[Part], reading: ReadOptions) -> Collection:
     reading.format.check()
     origins = [[_origin(path, part, reading) for path in part.paths] for part in parts]
     made = [origin for each in origins for origin, *_ in each if not isinstance(origin, Hub)]
-    complete(made, "reading data files", workers=min(reading.workers, len(made)), progress=reading.progress)
+    complete(
+        made,
+        "reading data files",
+        workers=min(reading.workers, len(made)),
+        progress=reading.progress,
+        on_result=reading.on_result,
+    )
     opened = [
         [Samples(origin.rows(), reading.format, kept, source) for origin, kept, source in each] for each in origins
     ]

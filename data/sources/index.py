@@ -68,7 +68,13 @@ def build_index(collection: Collection, encoder: Encoder | None, reading: ReadOp
     chunks = [each[-1] for each in versions]
     if not any(chunk.path.exists() for chunk in chunks):
         _report_other_version(chunks[0].path.parent)
-    complete(chunks, "measuring samples", workers=min(reading.workers, len(chunks)), progress=reading.progress)
+    complete(
+        chunks,
+        "measuring samples",
+        workers=min(reading.workers, len(chunks)),
+        progress=reading.progress,
+        on_result=reading.on_result,
+    )
     index = _merged(chunks)
     remove_earlier([chunk.path for each in versions for chunk in each])
     if not len(index):

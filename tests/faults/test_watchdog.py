@@ -11,6 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from filelock import FileLock
+
+from tests.runs import trained
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -53,3 +56,33 @@ def test_a_stall_is_reported_by_every_rank_and_ends_the_run(words, tmp_path):
     assert "data, step " in (tmp_path / "run" / "stall" / "rank_1.txt").read_text()
     assert log.read_text().count("error: no progress for ") >= 1
     assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+
+
+def ended_by_the_watchdog(words: list[str], **environment: str) -> str:
+    """The error line of a run that hangs before its first step."""
+    command = [sys.executable, str(ROOT / "train" / "run.py"), *words, "engine.timeout_minutes=0.1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stderr
+    (error,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "engine.timeout_minutes" in error
+    return error
+
+
+def test_a_hang_in_the_imports_ends_the_run(words, tmp_path):
+    (tmp_path / "submitit").mkdir()
+    (tmp_path / "submitit" / "__init__.py").write_text("import time\ntime.sleep(600)\n")
+    assert "rank 0 in imports; " in ended_by_the_watchdog(words(), PYTHONPATH=str(tmp_path))
+
+
+def test_a_hang_in_the_index_ends_the_run(words, tmp_path):
+    trained(*words("preflight=only"))
+    parts = list(tmp_path.glob(".evs/*/*"))
+    held = [FileLock(f"{part}.lock") for part in parts]
+    for part, lock in zip(parts, held):
+        part.unlink()
+        lock.acquire()
+    assert parts and "rank 0 in index; " in ended_by_the_watchdog(words())
+    assert "most recent call first" in (tmp_path / "run" / "stall" / "rank_0.txt").read_text()
+    for lock in held:
+        lock.release()

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from data.types import Quarantined
-from train.metrics.jsonl import append_lines
+from train.metrics.jsonl import append_new_lines
 from train.reports.summary import kind_of
 
 SOON = 100  # samples: of fewer that were decoded, as many must be bad as would be too many of these
@@ -48,7 +48,7 @@ def check_audited(name: str, rows: int, lost: Sequence[Quarantined], fraction: f
     reasons = Counter(kind_of(each.reason) for each in lost)
     if len(lost) > max(fraction * rows, FEW if fraction else 0):
         file.parent.mkdir(parents=True, exist_ok=True)
-        append_lines(file, [asdict(each) for each in lost])
+        append_new_lines(file, [{"step": 0, **asdict(each)} for each in lost])
         raise ValueError(_excess(counted, fraction, reasons, file))
     if lost:
         print(f"{counted} cannot be used, {_often(reasons)}")

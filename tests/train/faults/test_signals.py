@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
+from pathlib import Path
 
 import pytest
 
-from tests.runs import ended, reached, rows, started, trained
+from tests.runs import composed, ended, reached, rows, started, trained
+from train.build import build_run
 from train.checkpoint.checkpoint import complete
+from train.loop import fit
 
 pytestmark = pytest.mark.slow
 
@@ -36,6 +41,45 @@ def test_other_signals_and_an_interrupt_save_too(words, tmp_path, more, number, 
     reached(process, tmp_path / "run", 1)
     process.send_signal(number)
     assert ended(process)[0] == status
+    assert complete(tmp_path / "run" / "checkpoints")
+
+
+def test_a_signal_during_the_imports_asks_to_be_started_again(words):
+    process = started(*words())
+    status = Path(f"/proc/{process.pid}/status")
+    while not caught(status, signal.SIGTERM):
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    code, printed = ended(process)
+    assert code == 85 and "SIGTERM before the first step: nothing to save" in printed
+
+
+def caught(status: Path, number: int) -> bool:
+    """True if the process of this file in /proc has a handler for the signal."""
+    (mask,) = re.findall(r"SigCgt:\s*(\w+)", status.read_text())
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+def test_a_signal_after_the_last_step_leaves_a_complete_run(words, tmp_path):
+    process = started(*words("train.steps=1"))
+    reached(process, tmp_path / "run", 1)
+    process.send_signal(signal.SIGTERM)
+    code, printed = ended(process)
+    assert code == 0 and "export: " in printed, printed[-3000:]
+    assert (tmp_path / "run" / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_signal_in_the_last_step_asks_for_what_is_left(words, questions, tmp_path, held_out):
+    config = composed(*words("train.steps=1", *[f"data.eval={questions}", "eval.rates=[0]"] * held_out))
+    run = build_run(config)
+    assert run is not None
+    hook = run.parts.task.register_forward_pre_hook(
+        lambda module, _: os.kill(os.getpid(), signal.SIGTERM) if module.training else None
+    )
+    status = fit(run.parts, run.steps, config, run.first_step)
+    hook.remove()
+    assert status == (85 if held_out else 0)
     assert complete(tmp_path / "run" / "checkpoints")
 
 

@@ -1,0 +1,35 @@
+"""A lock file of an extension's build is waited for while its holder lives, and no longer."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from train.faults.extensions import wait_for_lock
+
+
+@pytest.fixture
+def lock(tmp_path) -> Path:
+    return tmp_path / "deepspeed_shm_comm" / "lock"
+
+
+def test_the_lock_of_a_killed_build_is_removed(lock, capsys):
+    lock.parent.mkdir()
+    lock.touch()
+    wait_for_lock(lock, 60)
+    assert not lock.exists() and f"{lock}: left by a build that was killed" in capsys.readouterr().out
+
+
+def test_the_lock_of_a_build_that_runs_is_named_when_the_time_is_over(lock):
+    lock.parent.mkdir()
+    held = os.open(lock, os.O_CREAT | os.O_EXCL)  # as torch does
+    with pytest.raises(ValueError, match=f"{lock} is held by process {os.getpid()}: end that build, then remove"):
+        wait_for_lock(lock, 0)
+    os.close(held)
+    assert lock.exists()
+
+
+def test_without_a_lock_nothing_is_waited_for(lock):
+    wait_for_lock(lock, 0)
