@@ -47,7 +47,7 @@ from train.evaluation.evaluation import Evaluation
 from train.evaluation.scores import Score
 from train.faults.bad_sample_limit import BadSampleLimit, check_audited
 from train.faults.nonfinite import Health
-from train.faults.watchdog import Watchdog
+from train.faults.watchdog import WATCHDOG
 from train.loop import Parts
 from train.metrics.memory import Memory, watch
 from train.metrics.meters import Meter
@@ -104,10 +104,13 @@ def prepare(config: Config) -> Prepared:
     empty = build_empty_model(config.model, weight_dtype(config))
     for each in methods.methods:
         check_place(adapter_for(base_model(empty), config.model.scheme), each)
+    WATCHDOG.at("meeting of the ranks")
     engine = build_engine(config.engine, config.train, config.optim.clip)
+    WATCHDOG.at("choice of the checkpoint")
     origin = Origin() if config.preflight == "only" else open_run(engine, run_dir, found)
     shape = shape_of(config, split, empty)
     origin.check(engine, shape, config.resume_changes)
+    WATCHDOG.at("index")
     train_set, eval_set = read_datasets(engine, config.data, encoder, config.seed)
     on_main(engine, lambda: check_datasets(config, train_set, eval_set))
     shape["data"] = train_set.fingerprint
@@ -134,8 +137,9 @@ def assemble(ready: Prepared) -> Run:
     """Read the weights, let the engine wrap them, and continue from where the run was."""
     config, engine, origin, run_dir = ready.config, ready.engine, ready.origin, Path(ready.config.run_dir)
     recorder = build_recorder(engine, config, origin.step)
-    recorder.quarantine(audited(ready) if engine.is_main_process else ())
+    recorder.record("quarantined", recorder.quarantine_once(audited(ready), origin.step))
     memory = watch(engine.device)
+    WATCHDOG.at("weights")
     model = build_model(config.model, weight_dtype(config), config.seed)
     adapter = adapter_for(base_model(model), config.model.scheme)
     bare = UptrainTask(model, adapter, ready.methods.first, config.train.distill)
@@ -144,6 +148,7 @@ def assemble(ready: Prepared) -> Run:
     folder, keep = run_dir / "checkpoints", config.train.keep
     checkpoints = Checkpoints(engine, folder, keep, task, optimizer, ready.shape, average)
     if origin.checkpoint and origin.saved:
+        WATCHDOG.at("checkpoint")
         checkpoints.load(origin.checkpoint, origin.saved)
     sizes = ready.train_set.index.sizes
     span = {"first_step": origin.step, "last_step": config.train.steps}
@@ -163,9 +168,7 @@ def assemble(ready: Prepared) -> Run:
     meter = build_meter(engine, config, base_model(model), memory, ready.methods.first)
     vocabulary = meter.config.get_text_config().vocab_size
     health = Health(engine, run_dir / "health.jsonl", config.train.max_bad_steps, vocabulary)
-    limit = 60 * config.engine.timeout_minutes
-    watchdog = Watchdog(run_dir / "stall", engine.process_index, engine.num_processes, limit)
-    bare.register_forward_pre_hook(lambda *_: watchdog.progress())  # in evaluations too
+    bare.register_forward_pre_hook(lambda *_: WATCHDOG.progress())  # in evaluations too
     bad_sample_limit = BadSampleLimit(config.data.max_bad_fraction, run_dir / "quarantine.jsonl")
     parts = Parts(
         engine,
@@ -178,7 +181,7 @@ def assemble(ready: Prepared) -> Run:
         health,
         bad_sample_limit,
         checkpoints,
-        watchdog,
+        WATCHDOG,
         evaluate,
     )
     return Run(parts, steps, origin.step, ready.forecast_gib, origin)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from tests.runs import trained
 from train.checkpoint.checkpoint import complete
+from train.reports.summary import summarize
 
 pytestmark = pytest.mark.slow
 EXPERIMENTS = Path(__file__).parents[2] / "configs" / "experiment"
@@ -149,6 +150,21 @@ def test_what_an_evaluation_leaves_out_is_listed_once(words, questions, tmp_path
     lost = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
     assert [row["id"] for row in lost] == ["lost"] and "no such file" in lost[0]["reason"]
     assert metrics(tmp_path / "run", "eval/quarantined") == [0 if audit else 1] * 2
+
+
+def test_a_resume_lists_and_counts_bad_rows_once(words, questions, tmp_path):
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    rows[0]["video"], rows[1]["video"] = "gone.mp4", "gone.mp4"
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = ["train.save_every=1", "train.keep=9", "resume=auto", "show=false"]
+    for steps in (1, 2, 2, 4):  # the last time from step 1
+        trained(*words(*more, f"train.steps={steps}"))
+        if steps == 2:
+            shutil.rmtree(complete(tmp_path / "run" / "checkpoints")[-1])
+    lost = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in lost] == ["row0", "row1"]
+    assert metrics(tmp_path / "run", "quarantined") == [2, 0, 0, 0]
+    assert sum(summarize(tmp_path / "run").quarantined.values()) == 2
 
 
 def test_renamed_columns_and_a_held_out_fraction_of_one_file(words, questions, tmp_path):

@@ -24,6 +24,19 @@ def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
             raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def append_new_lines(path: Path, rows: list[dict[str, Any]]) -> int:
+    """Append the rows that the file does not hold yet at any step, and return their number."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    known = [_without_step(row) for line in lines if (row := _row(line)) is not None]
+    new = [row for row in rows if _without_step(row) not in known] if known else rows
+    append_lines(path, new)
+    return len(new)
+
+
+def _without_step(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "step"}
+
+
 def cut_back(path: Path, step: int) -> None:
     """Keep the lines up to `step`, those that are whole: a run resumed there writes the others again."""
     if not path.exists():

@@ -19,7 +19,7 @@ from data.progress import progress_bar
 from data.types import Quarantined
 from train.collectives import collected
 from train.config import Config
-from train.metrics.jsonl import append_lines, cut_back
+from train.metrics.jsonl import append_lines, append_new_lines, cut_back
 from train.metrics.machine import machine
 from train.metrics.sinks import Console, Jsonl, Sink, start_tensorboard, start_wandb
 
@@ -35,7 +35,6 @@ class Recorder:
     _batches: list[dict[str, Any]] = field(default_factory=list)
     _mean: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
     _sum: dict[str, list[Any]] = field(default_factory=dict)
-    _missed: set[Quarantined] = field(default_factory=set)
 
     def record(self, name: str, value: Tensor | float, weight: Tensor | float | None = None) -> None:
         """A weighted mean over micro-batches and ranks with `weight`, a plain sum over them without."""
@@ -44,17 +43,18 @@ class Recorder:
         else:
             self._mean.setdefault(name, []).append((value, weight))
 
-    def quarantine(self, samples: Sequence[Quarantined]) -> None:
-        """Samples left out on this rank: counted, and each with its reason in `quarantine.jsonl`."""
+    def quarantine(self, samples: Sequence[Quarantined], step: int | None = None) -> None:
+        """Count samples that this rank skipped in a step, and list each with its reason in `quarantine.jsonl`."""
         self.record("quarantined", len(samples))
-        append_lines(self.run_dir / "quarantine.jsonl", [asdict(sample) for sample in samples])
+        append_lines(self.run_dir / "quarantine.jsonl", _rows(samples, step))
 
-    def missed(self, samples: Sequence[Quarantined]) -> None:
-        """Samples of all ranks that an evaluation left out: in `quarantine.jsonl` too, once for all evaluations."""
-        if self.engine.is_main_process:
-            new = [sample for sample in samples if sample not in self._missed]
-            append_lines(self.run_dir / "quarantine.jsonl", [asdict(sample) for sample in new])
-        self._missed.update(samples)
+    def quarantine_once(self, samples: Sequence[Quarantined], step: int) -> int:
+        """List samples that all ranks know of, unless an earlier part of the run has. Returns how many are new."""
+        return (
+            append_new_lines(self.run_dir / "quarantine.jsonl", _rows(samples, step))
+            if self.engine.is_main_process
+            else 0
+        )
 
     def batch(self, step: int, place: int, rates: Sequence[Any], samples: Sequence[str]) -> None:
         """What one micro-batch held, for `batches.jsonl` where it is asked for."""
@@ -102,6 +102,10 @@ class Recorder:
         return dict(zip(sums, flat)) | mean
 
 
+def _rows(samples: Sequence[Quarantined], step: int | None) -> list[dict[str, Any]]:
+    return [({} if step is None else {"step": step}) | asdict(sample) for sample in samples]
+
+
 def total(values: list[Any]) -> Tensor:
     """Their float64 sum, without waiting for the device."""
     tensors = [torch.as_tensor(value).detach().double() for value in values]
@@ -118,7 +122,7 @@ def build_recorder(engine: Accelerator, config: Config, first_step: int) -> Reco
     OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
     about = machine() | {"ranks": engine.num_processes, "command": shlex.join(["python", *sys.argv])}
     (run_dir / "machine.json").write_text(json.dumps(about, indent=1) + "\n")
-    for name in ("metrics.jsonl", "batches.jsonl", "health.jsonl"):
+    for name in ("metrics.jsonl", "batches.jsonl", "health.jsonl", "quarantine.jsonl"):
         cut_back(run_dir / name, first_step or -1)  # without a checkpoint all is done again, step 0 too
     bar = progress_bar(total=config.train.steps, initial=first_step, desc="train", unit="step")
     sinks: list[Sink] = [Console(bar), Jsonl(run_dir / "metrics.jsonl")]
