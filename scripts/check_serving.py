@@ -50,6 +50,8 @@ from scripts.serving.ours import STEPS, TOP, Answer, Ours
 from scripts.serving.prompts import Prompt, without_headers
 from train import cli
 from train.export.serving_metadata import architecture, beside, filled, frames_of, media_io
+from train.model import load_pretrained
+from train.ranges import number, pruning_rates
 
 SERVED = ("evs", "vidcom2")  # --video-pruning-method
 FLAGS = ("export", "default")
@@ -65,18 +67,18 @@ class Options:
     vllm_python: str = os.environ.get(
         "EVS_VLLM_PYTHON", ""
     )  # of an environment with vLLM and this package; default: $EVS_VLLM_PYTHON
-    rates: list[float] = field(default_factory=lambda: [0.0, 0.5, 0.75])  # pruning rates
+    rates: list[float] = pruning_rates([0.0, 0.5, 0.75])  # pruning rates
     cases: list[str] = field(default_factory=lambda: list(CASES))  # of scripts/serving/cases.py
     videos: list[str] = field(default_factory=list)  # files, in place of the cases
     server_flags: str = "export"  # for videos: export, the frame rate and limits that `export.py` prints, or default
-    chunks: list[int] = field(default_factory=lambda: [0])  # tokens that the server prefills at a time; 0: all
+    chunks: list[int] = number([0], least=0, fewest=1, unique=True)  # tokens that the server prefills at a time; 0: all
     servers: list[str] = field(default_factory=lambda: ["plugin"])  # plugin, stock or both
     method: str | None = None  # of both sides; this and scheme: as evs.json says
     prune_at: str | None = None  # of our side: input, for method=pixel_delta; as evs.json says, as the server reads it
     scheme: str | None = None  # of our side; vllm: a stock server's (Qwen2.5-VL)
     dtype: str = "float32"  # of both sides; bfloat16 rounds differently in two implementations
     device: str = "cpu"  # of our side: cpu or cuda
-    tolerance: float = 1e-3  # of log-probabilities
+    tolerance: float = number(1e-3, above=0)  # of log-probabilities
     table: str | None = None  # a file to write the table to
     engine: dict[str, Any] = field(default_factory=dict)  # as {tensor_parallel_size:2}
 
@@ -139,7 +141,7 @@ def _asked(
 
 def prepare(model: str, cases: dict[str, Case]) -> list[Prompt]:
     """The cases at this checkpoint's patch size, encoded by the trainer's own encoder."""
-    processor = AutoProcessor.from_pretrained(model)
+    processor = load_pretrained(AutoProcessor, model)
     bare = copy.copy(processor)
     bare.chat_template = without_headers(processor)
     encoders = {True: Encoder(processor, FramePolicy()), False: Encoder(bare, FramePolicy())}
@@ -237,7 +239,7 @@ def _check(options: Options) -> None:
     for video in options.videos:
         if not Path(video).is_file():
             raise ValueError(f"videos: {video} does not exist: give video files")
-    check_family(AutoConfig.from_pretrained(options.model).model_type)
+    check_family(load_pretrained(AutoConfig, options.model).model_type)
     if not options.vllm_python:
         raise ValueError("vllm_python= is missing: give the Python of an environment with vLLM and this package")
     if not Path(options.vllm_python).exists():

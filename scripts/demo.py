@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 if not __package__:  # run as a file: imports start at the repository root, not in scripts/
@@ -25,6 +25,7 @@ if not __package__:  # run as a file: imports start at the repository root, not 
 from data.synthetic.demo import generate
 from scripts.make_tiny_model import make
 from train import cli
+from train.ranges import number, pruning_rates
 from train.reports.curve import Curve, from_results, plot, table
 
 # Each process has one thread: two of them do more on two cores than one of two threads.
@@ -45,14 +46,12 @@ SIZES |= {"vision_width": 64, "vision_depth": 1, "vision_heads": 2, "vision_mlp"
 @dataclass
 class Options:
     out: str = "runs/demo"  # a new folder
-    train_videos: int = 3200  # synthetic ones, each with several questions
-    eval_videos: int = 200  # held out
-    base_steps: int = 400  # of training without pruning
-    steps: int = 220  # of uptraining, and of the control
-    rates: list[float] = field(
-        default_factory=lambda: [0, 0.25, 0.5, 0.75, 0.8, 0.85, 0.9]
-    )  # at which all models are measured
-    seed: int = 0  # of videos, weights and training
+    train_videos: int = number(3200, least=1)  # synthetic ones, each with several questions
+    eval_videos: int = number(200, least=1)  # held out
+    base_steps: int = number(400, least=1)  # of training without pruning
+    steps: int = number(220, least=1)  # of uptraining, and of the control
+    rates: list[float] = pruning_rates([0, 0.25, 0.5, 0.75, 0.8, 0.85, 0.9])  # at which all models are measured
+    seed: int = number(0, least=0, below=2**32)  # of videos, weights and training
 
 
 def main(options: Options) -> None:
@@ -104,7 +103,8 @@ class Demo:
     def train(self, name: str, model: Path, steps: int, *words: str) -> Path:
         """The exported checkpoint of one run from `model`."""
         run = self.out / name
-        words = (f"model.path={model}", f"data.train={self.data}", f"train.steps={steps}", f"run_dir={run}", *words)
+        paths = {"model.path": model, "data.train": self.data, "run_dir": run}
+        words = (*(cli.override(key, path) for key, path in paths.items()), f"train.steps={steps}", *words)
         started = (*cli.launcher(self.ranks), str(ROOT / "train" / "run.py"))
         self._python(f"train {name}", *started, "+experiment=demo", f"seed={self.options.seed}", *words)
         return self.export(name)
@@ -129,7 +129,7 @@ class Demo:
         """Accuracy by rate on the held-out videos."""
         result = self.out / f"{model.name}.json"
         rates = f"rates=[{','.join(map(str, self.options.rates))}]"
-        words = [rates, f"name='{name}'", f"out={result}", "fps=4", "batch_size=20", "dtype=float32"]
+        words = [rates, f"name={name}", f"out={result}", "fps=4", "batch_size=20", "dtype=float32"]
         self._python(f"evaluate: {name}", script("evaluate"), f"model={model}", f"data={self.held_out}", *words)
         return from_results(result)
 

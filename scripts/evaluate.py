@@ -37,6 +37,7 @@ from train.evaluation.evaluation import Evaluation, Outcome
 from train.evaluation.report import answers_of, words, write
 from train.evaluation.scores import Difference, differences, scores
 from train.export.serving_metadata import beside, filled
+from train.model import load_pretrained
 from train.ranges import names, number, pruning_rates
 from train.task import UptrainTask
 
@@ -159,7 +160,7 @@ def setting(options: Options) -> dict[str, Any]:
 def weights(model: str) -> str:
     """What distinguishes checkpoints, wherever they lie: their files' checksums, or their commit on the Hub."""
     files = sorted(Path(model).glob("*.safetensors"))
-    return " ".join(map(checksum, files)) or str(AutoConfig.from_pretrained(model)._commit_hash)
+    return " ".join(map(checksum, files)) or str(load_pretrained(AutoConfig, str(model))._commit_hash)
 
 
 def model_config(options: Options) -> ModelConfig:

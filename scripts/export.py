@@ -205,8 +205,9 @@ def explain(policy: Policy, measured: Measured, options: Options, trained: Train
     if reason := not_pruned(policy, about.architecture):
         print(reason)
     if measured.own is None:
-        print(f"not evaluated: python scripts/evaluate.py model={out} data=FILE out=curve.json, then add the curve:")
-        print(f"  python scripts/export.py run={shlex.quote(options.run)} out={out} results=[curve.json]")
+        evaluate = cli.command("evaluate", f"model={options.out}", "data=FILE", "out=curve.json")
+        print(f"not evaluated: {evaluate}, then add the curve:")
+        print(f"  {cli.command('export', f'run={options.run}', f'out={options.out}')} 'results=[curve.json]'")
     if policy.times == "real":
         print(
             "trained on data.times=real: servers give the model index / average rate, which differs at a variable rate"

@@ -37,51 +37,53 @@ from evs.methods import method_named
 from evs.pipeline import check_place
 from evs.selection import check_rate
 from train import cli
+from train.config import CELL
 from train.export.serving_metadata import beside, filled
+from train.model import load_pretrained
+from train.ranges import number
 
 
 @dataclass(frozen=True)
 class Options:
     model: str  # a checkpoint's folder or Hub id
     prompt: str  # the question; <video> and <image> say where media stand
-    rate: float = 0.0  # pruning rate: the fraction of video tokens to remove
+    rate: float = number(0.0, least=0, below=1)  # pruning rate: the fraction of video tokens to remove
     video: Any = None  # a file or a list of files
     image: Any = None  # a file or a list of files
     method: str | None = None  # these: as the checkpoint's evs.json says
     prune_at: Any = None  # of the vision tower: merger, input or the number of a block
     scheme: str | None = None
     scorer_dtype: str | None = None
-    fps: float | None = None
-    min_frames: int | None = None
-    max_frames: int | None = None
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    total_pixels: int | None = None
+    fps: float | None = number(None, above=0)
+    min_frames: int | None = number(None, least=2)
+    max_frames: int | None = number(None, least=2)
+    min_pixels: int | None = number(None, least=CELL)
+    max_pixels: int | None = number(None, least=CELL)
+    total_pixels: int | None = number(None, least=CELL)
     times: str | None = None
     dtype: str = "auto"  # the checkpoint's own
     device: str = "cuda" if torch.cuda.is_available() else "cpu"  # cpu or cuda
     attention: str = "sdpa"
-    max_new_tokens: int = 128  # the longest answer
+    max_new_tokens: int = number(128, least=1)  # the longest answer
     sample: bool = False  # draw tokens; false: take the likeliest
-    temperature: float = 1.0  # of sampling
-    top_k: int = 0  # 0 = off
-    top_p: float = 1.0  # sample among the likeliest tokens of this total probability
-    repetition_penalty: float = 1.0  # above 1: tokens that have occurred get less likely
-    seed: int = 0  # of sampling
-    logprobs: int = 0  # show the log-probabilities of so many likeliest tokens
+    temperature: float = number(1.0, above=0)  # of sampling
+    top_k: int = number(0, least=0)  # 0 = off
+    top_p: float = number(1.0, above=0, most=1)  # sample among the likeliest tokens of this total probability
+    repetition_penalty: float = number(1.0, above=0)  # above 1: tokens that have occurred get less likely
+    seed: int = number(0, least=0, below=2**63)  # of sampling
+    logprobs: int = number(0, least=0)  # show the log-probabilities of so many likeliest tokens
     json: bool = False  # print everything as one JSON object
 
 
 def main(options: Options) -> None:
     check_rate(options.rate)
-    check_family(hf.AutoConfig.from_pretrained(options.model).model_type)
+    check_family(load_pretrained(hf.AutoConfig, options.model).model_type)
     options = filled(options, beside(options.model))
     method = method_named(cast(str, options.method), options.scorer_dtype, options.prune_at)
-    processor = hf.AutoProcessor.from_pretrained(options.model)
+    processor = load_pretrained(hf.AutoProcessor, options.model)
     batch = read(options, processor)
-    model: Any = hf.AutoModelForImageTextToText.from_pretrained(
-        options.model, dtype=options.dtype, attn_implementation=options.attention
-    )
+    how = {"dtype": options.dtype, "attn_implementation": options.attention}
+    model: Any = load_pretrained(hf.AutoModelForImageTextToText, options.model, **how)
     adapter = adapter_for(model.to(options.device).eval(), cast(str, options.scheme))
     check_place(adapter, method)
     started, first = perf_counter(), []

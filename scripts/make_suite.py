@@ -28,13 +28,13 @@ class Options:
     out: str  # a new folder
     split: str = names("train", *SPLITS)  # train and eval share no scene
     videos: int = number(1000, least=1)  # how many
-    seed: int = number(0, least=0)  # of the scenes
+    seed: int = number(0, least=0, below=2**32)  # of the scenes
     kinds: list[str] = names(list(KINDS), *KINDS)  # of questions
     items: int = number(4, least=1)  # of different kinds in one video
     backgrounds: list[str] = field(default_factory=lambda: ["texture"])  # or clips that packages carry
     cameras: list[str] = names(["fixed"], *CAMERAS)  # fixed or moving
     qualities: list[str] = names(["normal"], *QUALITY)  # of the picture: noise and compression
-    grids: list[int] = field(default_factory=lambda: [16])  # temporal grids, of two frames each
+    grids: list[int] = number([16], least=1, fewest=1, unique=True)  # temporal grids, of two frames each
     lettered: bool = False  # four lettered options, not the answer itself
     workers: int = number(2, least=1)  # processes
 

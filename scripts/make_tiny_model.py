@@ -23,6 +23,7 @@ from scripts.tiny import nemotron, qwen
 from scripts.tiny.sizes import Sizes
 from train import cli
 from train.experts import publish_experts
+from train.ranges import number
 
 
 class Family(Protocol):
@@ -37,7 +38,7 @@ FAMILIES: dict[str, Family] = {**qwen.FAMILIES, "nemotron_h_omni": nemotron}
 class Options:
     family: str  # qwen2_5_vl, qwen3_vl, qwen3_vl_moe, qwen3_5, qwen3_5_moe or nemotron_h_omni
     out: Path  # a new folder
-    seed: int = 0  # of the weights
+    seed: int = number(0, least=0, below=2**63)  # of the weights
     sizes: Sizes = field(default_factory=Sizes)  # widths and depths, as sizes.text_layers=3
 
 

@@ -50,7 +50,7 @@ class Preset:
 @dataclass
 class Options:
     preset: str = names("quick", "quick", "full")  # how much of everything
-    seeds: list[int] = field(default_factory=lambda: [0])  # of data, weights and runs
+    seeds: list[int] = number([0], least=0, below=2**32, fewest=1, unique=True)  # of data, weights and runs
     recipes: list[str] = field(default_factory=list)  # by name; []: all of them
     suite: str | None = None  # a folder with train/ and held_out/ by make_suite.py, for all seeds; null: made
     train_videos: int | None = number(None, least=1)  # of a seed; null: the preset's, as for the next three

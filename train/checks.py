@@ -11,6 +11,8 @@ from data.sources.spec import parts_of
 from train.config import TOWERS, Config, TrainConfig, frame_policy
 from train.ranges import check_values
 
+PROCESSES = 64  # that decode, which any machine may have
+
 
 def check(config: Config) -> None:
     """Raise ValueError for what is wrong in itself or in combination; nothing is read or built."""
@@ -35,6 +37,11 @@ def check(config: Config) -> None:
 def _in_data(config: Config) -> Iterator[tuple[bool, str]]:
     """Values that are each right and cannot hold together: (whether they stand there, what to do about it)."""
     data, train = config.data, config.train
+    processes, cores = data.workers * int(os.environ.get("LOCAL_WORLD_SIZE", 1)), os.cpu_count() or 1
+    yield (
+        processes > max(PROCESSES, 4 * cores),
+        f"data.workers={data.workers} is more than the {cores} cores of this machine can serve: lower it",
+    )
     yield (
         config.preflight == "only" and not data.audit,
         "preflight=only needs the headers that data.audit=false leaves unread: set data.audit=true",

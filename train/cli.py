@@ -9,6 +9,8 @@ Mistakes end in one line on stderr and exit status 2.
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,17 +18,35 @@ from dataclasses import Field, fields
 from difflib import get_close_matches
 from typing import Any, NoReturn, TypeVar, cast
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data.progress import hide_library_bars
 from train import usage
 from train.config import DataConfig, EvalConfig, ModelConfig
+from train.faults.printing import print_error
 from train.ranges import check_values
 from train.removed import replacement
 
 T = TypeVar("T")
+UNREAD = "LexerNoViableAlt|mismatched input|no viable alternative|extraneous input|token recognition|Ambiguous value"
 EXPLAINED = (EvalConfig, DataConfig, ModelConfig)  # what explains the keys that scripts take over from them
+
+
+def command(script: str, *words: str) -> str:
+    """The command line of a script, quoted so that it can be pasted into a shell."""
+    return f"python scripts/{script}.py {shlex.join(words)}"
+
+
+def override(key: str, value: object) -> str:
+    """The word that sets a key of train/run.py to any text, quoted if Hydra would not read it as it stands."""
+    text = str(value)
+    return f"{key}={text}" if re.fullmatch(r"[\w./:@%+-]+", text, re.ASCII) else f'{key}="{_escaped(text)}"'
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), text)
 
 
 def launcher(ranks: int) -> tuple[str, ...]:
@@ -45,7 +65,7 @@ class Failure(SystemExit):
 def fail(message: object, status: int = 2) -> NoReturn:
     """End the process with the message as one line on stderr. Status 2: the command was wrong."""
     line = " ".join(str(message).split())
-    print("error:", line, file=sys.stderr)
+    print_error(line)
     raise Failure(line, status)
 
 
@@ -114,6 +134,8 @@ def _check_key(word: str, known: list[str]) -> None:
 def _values(words: list[str], known: Sequence[Field[Any]]) -> DictConfig:
     """The words' values: a text's as it stands, any other's read as YAML."""
     texts = {field.name for field in known if field.type in (str, "str")}
+    maybe = {field.name for field in known if str(field.type) == "str | None"}
+    texts |= {key for key, _, value in (word.partition("=") for word in words) if key in maybe and value != "null"}
     pairs = [word.partition("=") for word in words]
     values = OmegaConf.from_cli(["".join(pair) for pair in pairs if pair[0] not in texts])
     values.update({key: value for key, _, value in pairs if key in texts})
@@ -122,10 +144,10 @@ def _values(words: list[str], known: Sequence[Field[Any]]) -> DictConfig:
 
 def config_error(error: Exception, words: Sequence[str], known: Sequence[str]) -> str:
     """Hydra's and OmegaConf's many lines as one: the fault, its cause, and the nearest of the `known` keys."""
+    if unread := _unread(error, words):
+        return unread
     lines = str(error).splitlines()
     message = lines[0]
-    if (word := getattr(error, "override", None)) and str(word) not in message:
-        message = f"{word} cannot be read: {message}"
     if error.__cause__ is not None and (cause := str(error.__cause__).splitlines()[0]) not in message:
         message += f" ({cause})"
     if advice := replacement(str(error)):
@@ -139,6 +161,18 @@ def config_error(error: Exception, words: Sequence[str], known: Sequence[str]) -
                 f"; did you mean {close[0]!r}?" if close else "; see train/config.py and configs/ for all keys"
             )
     return message
+
+
+def _unread(error: Exception, words: Sequence[str]) -> str | None:
+    """The line for a word that Hydra's grammar does not take, with the quotes that it needs."""
+    if not isinstance(error, HydraException) or not re.search(UNREAD, str(error)):
+        return None
+    named = getattr(error, "override", None) or str(error)
+    word = next((word for word in words if word in str(named)), str(named).splitlines()[0])
+    key, _, value = word.partition("=")
+    return f"{word} cannot be read: quote a value with spaces, signs or letters: " + shlex.quote(
+        f'{key}="{_escaped(value)}"'
+    )
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[str]:

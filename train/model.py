@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import peft
 import torch
 from peft import PeftModel, get_peft_model
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
@@ -18,14 +20,15 @@ from train.seeding import seed_draws
 
 def build_processor(config: ModelConfig) -> Any:
     """The checkpoint's own Hugging Face processor. Raises ValueError for an unsupported model family."""
-    check_family(_hub(AutoConfig, config).model_type)
-    return _hub(AutoProcessor, config)
+    check_family(load_pretrained(AutoConfig, config.path, config.revision).model_type)
+    return load_pretrained(AutoProcessor, config.path, config.revision)
 
 
 def build_model(config: ModelConfig, dtype: torch.dtype, seed: int = 0) -> nn.Module:
     """The Hugging Face model, frozen, checkpointed and with LoRA as asked; what LoRA draws follows from `seed`."""
     check_attention(config.attention)
-    model = _hub(AutoModelForImageTextToText, config, dtype=dtype, attn_implementation=config.attention)
+    how = {"dtype": dtype, "attn_implementation": config.attention}
+    model = load_pretrained(AutoModelForImageTextToText, config.path, config.revision, **how)
     _own_storage(model)
     seed_draws("initial weights", seed)
     return fit_for_training(model, config)
@@ -77,10 +80,11 @@ def build_empty_model(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
     Raises ValueError for an attention implementation that this machine cannot run.
     """
     check_attention(config.attention)
+    architecture = load_pretrained(AutoConfig, config.path, config.revision)
     with torch.device("meta"):
         try:
             model = AutoModelForImageTextToText.from_config(
-                _hub(AutoConfig, config), dtype=dtype, attn_implementation=config.attention
+                architecture, dtype=dtype, attn_implementation=config.attention
             )
         except (ImportError, ValueError) as error:  # transformers refuses what is not installed
             raise ValueError(f"model.attention={config.attention} cannot be used ({_first_line(error)})") from error
@@ -93,17 +97,31 @@ def check_attention(name: str) -> None:
         raise ValueError(f"model.attention={name} needs a CUDA GPU and there is none: use model.attention=sdpa")
 
 
-def _hub(auto: Any, config: ModelConfig, **kwargs: Any) -> Any:
-    """from_pretrained, with a missing folder or repository reported in one line."""
+def load_pretrained(auto: Any, path: str, revision: str | None = None, **kwargs: Any) -> Any:
+    """`auto.from_pretrained` without custom code; ValueError in one line for whatever cannot be loaded."""
     try:
-        return auto.from_pretrained(config.path, revision=config.revision, **kwargs)
-    except (OSError, ValueError) as error:
-        reason = _first_line(error)
-        raise ValueError(f"model.path={config.path} cannot be loaded ({reason}): give a folder or a Hub id") from error
+        return auto.from_pretrained(path, revision=revision, trust_remote_code=False, **kwargs)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of several libraries, which read files that may hold anything
+        reason = _why_not_loaded(error, Path(path))
+        raise ValueError(f"model.path={path} cannot be loaded ({reason}): give a folder or a Hub id") from error
+
+
+def _why_not_loaded(error: Exception, folder: Path) -> str:
+    if "trust_remote_code" in str(error):
+        return "it needs custom code of its own, which is never run"
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as damage:
+            return f"{path} is truncated or corrupt, {damage}; copy or download it again"
+    return _first_line(error)
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def weight_dtype(config: Config) -> torch.dtype:

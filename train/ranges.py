@@ -68,14 +68,14 @@ class Expression:
         return None
 
 
-def number(default: Any, *, fewest: int = 0, **ends: float) -> Any:
+def number(default: Any, *, fewest: int = 0, unique: bool = False, **ends: float) -> Any:
     """A field that holds a number within Numbers(**ends), or a list of at least `fewest`, or as many as `default`."""
-    return ruled(default, Numbers(**ends), fewest)
+    return ruled(default, Numbers(**ends), fewest, unique)
 
 
 def pruning_rates(default: list[float]) -> Any:
     """A field that holds pruning rates."""
-    return number(default, least=0, below=1, fewest=1)
+    return number(default, least=0, below=1, fewest=1, unique=True)
 
 
 def names(default: Any, *allowed: str, pattern: str | None = None) -> Any:
@@ -83,10 +83,10 @@ def names(default: Any, *allowed: str, pattern: str | None = None) -> Any:
     return ruled(default, Names(allowed, pattern))
 
 
-def ruled(default: Any, rule: Rule, fewest: int = 0) -> Any:
+def ruled(default: Any, rule: Rule, fewest: int = 0, unique: bool = False) -> Any:
     """A field whose value, or each of whose items, must follow `rule`; None is always allowed."""
     if isinstance(default, list):
-        return field(default_factory=default.copy, metadata={"rule": rule, "fewest": fewest})
+        return field(default_factory=default.copy, metadata={"rule": rule, "fewest": fewest, "unique": unique})
     length = len(default) if isinstance(default, tuple) else None
     return field(default=default, metadata={"rule": rule, "length": length})
 
@@ -107,6 +107,8 @@ def _fault(key: str, value: Any, rules: Mapping[str, Any]) -> str | None:
         return f"{key}=[] must hold at least {rules['fewest']}"
     if len(items) != (rules.get("length") or len(items)):
         return f"{key}={items} must hold {rules['length']} values"
+    if rules.get("unique") and (twice := [item for item in items if items.count(item) > 1]):
+        return f"{key}={items} holds {twice[0]} twice: give each value once"
     for item in items:
         if isinstance(item, str) and not item.strip():
             return f"{key}= is empty: give a value, or null for none"

@@ -25,6 +25,7 @@ from evs.methods.evs import FIRST_FRAME
 from evs.selection import select
 from evs.types import Grid
 from train.export.serving_metadata import beside, frames_of
+from train.model import load_pretrained
 
 CELL = 28  # pixels of a token's side in the size that the picture is pruned at
 WIDTH = 448
@@ -43,11 +44,11 @@ class Shown:
 def seen_by_model(video: Path, model: str, rates: Sequence[float]) -> Shown:
     """As the checkpoint's own vision tower and its evs.json have it."""
     policy = beside(model)
-    encoder = Encoder(AutoProcessor.from_pretrained(model), frames_of(policy))
+    encoder = Encoder(load_pretrained(AutoProcessor, model), frames_of(policy))
     sample = Sample("video", (Turn("user", (VideoRef(str(video)), "?")),))
     clips, _ = encoder.read(sample)
     batch = collate([encoder.encode_clips(sample, clips, [], generate=True)], filler_token=0)
-    network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype="auto").eval()
+    network: Any = load_pretrained(AutoModelForImageTextToText, model, dtype="auto").eval()
     adapter = adapter_for(network, policy.scheme)
     with torch.no_grad():
         (grid,) = adapter.grids(batch)

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_module
 
 from data.batching.sizes import Sizes
 from scripts.recipes.table import RECIPES, REFERENCE, Recipe
+from train import cli
 from train.build import build_encoder, build_step_methods, build_step_rates
 from train.config import Config
 from train.cost.plans import build_kept, build_price
@@ -24,7 +25,7 @@ ROUNDS = 3  # words may name the number of steps that they are to give
 
 def steps_of(recipes: Sequence[Recipe], steps: int, model: Path, data: Path) -> dict[str, int]:
     """Of each recipe, by name, where the reference takes `steps`."""
-    start = [f"model.path={model}", f"data.train={data}"]
+    start = [cli.override("model.path", model), cli.override("data.train", data)]
     sizes = _sizes(_composed(start))
 
     def price(recipe: Recipe, steps: int) -> float:

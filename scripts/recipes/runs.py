@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.recipes.table import BASE
+from train import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,14 +64,14 @@ class Job:
         folder = self.seed.folder / self.name
         folder.mkdir(parents=True, exist_ok=True)
         start = self.seed.random if self.name == BASE else self.seed.checkpoint(BASE)
-        about = (f"model.path={start}", f"data.train={self.seed.train}", f"seed={self.seed.number}")
-        run = f"run_dir={folder / 'run'}"
+        paths = {"model.path": start, "data.train": self.seed.train, "run_dir": folder / "run"}
+        about = (*(cli.override(key, path) for key, path in paths.items()), f"seed={self.seed.number}")
 
         def command(script: str, *words: str) -> None:
             _python(folder / "log.txt", threads, script, *words)
 
         def export(out: Path) -> None:
-            command("train/run.py", "+experiment=study", *about, run, "resume=auto", *self.words)
+            command("train/run.py", "+experiment=study", *about, "resume=auto", *self.words)
             command("scripts/export.py", f"run={folder / 'run'}", f"out={out}", *self.export)
 
         whole(self.seed.checkpoint(self.name), export)

@@ -17,6 +17,7 @@ from scripts.serving.compare import Verdict, compare
 from scripts.serving.loading import to_bytes
 from scripts.serving.ours import Answer
 from scripts.serving.prompts import Prompt
+from train.model import load_pretrained
 
 QUESTION = "What happens in the video?"
 PIXELS = 1  # of 255: two versions of a library may round apart
@@ -24,7 +25,7 @@ PIXELS = 1  # of 255: two versions of a library may round apart
 
 def prepare(model: str, videos: Sequence[str], policy: FramePolicy) -> tuple[list[Prompt], dict[str, Verdict]]:
     """(a prompt for every file, and a verdict on those that training would put aside)."""
-    encoder = Encoder(AutoProcessor.from_pretrained(model), policy)
+    encoder = Encoder(load_pretrained(AutoProcessor, model), policy)
     prompts, refused = [], {}
     for path in videos:
         try:

@@ -15,6 +15,7 @@ from evs.generate import Decoding, Generation, generate, next_positions
 from evs.methods import Method
 from evs.pipeline import EncodedBatch
 from scripts.serving.ties import ServersChoice
+from train.model import load_pretrained
 
 TOP, STEPS = 5, 8
 
@@ -30,7 +31,7 @@ class Ours:
     """A checkpoint, loaded once and asked once for the same prompt, rate and choice of the server's."""
 
     def __init__(self, model: str, method: Method, scheme: str, dtype: str, device: str) -> None:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=getattr(torch, dtype))
+        loaded: Any = load_pretrained(AutoModelForImageTextToText, model, dtype=getattr(torch, dtype))
         self.model = loaded.to(device).eval()
         self.adapter = adapter_for(self.model, scheme)
         self.method = method

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from tests.runs import composed
 from train import cli
 
 
@@ -63,3 +65,21 @@ def test_a_users_error_in_main_is_one_line(capsys):
     with pytest.raises(SystemExit):
         cli.run(main, Options, ["out=here"])
     assert capsys.readouterr().err == "error: no such folder: here\n"
+
+
+PATHS = ["my file=é[1],(2).jsonl", "it's.jsonl", 'a"b.jsonl', "a\\", "plain/path-1.jsonl", "[x].jsonl", "a: b"]
+REQUIRED = ["model.path=m", "data.train=d", "train.steps=1"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_path_survives_the_quotes_that_hydra_needs(path):
+    assert (
+        composed(cli.override("data.cache", path), *(["model.path=m", "data.train=d", "train.steps=1"])).data.cache
+        == path
+    )
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_printed_command_can_be_pasted(path, tmp_path):
+    (word,) = shlex.split(cli.command("export", f"push={path}"))[2:]
+    assert cli.parse(Options, ["out=a", word]).push == path

@@ -45,6 +45,17 @@ NAMES = {
     "preflight=yes": "preflight",
     "resume=runs/nothing": "resume=runs/nothing is no checkpoint",
 }
+UNQUOTED = {
+    f"data.train={path}": f"data.train={path} cannot be read: quote a value with spaces, signs or letters: {remedy}"
+    for path, remedy in {
+        "a=b.jsonl": """'data.train="a=b.jsonl"'""",
+        "a,b.jsonl": """'data.train="a,b.jsonl"'""",
+        "a[1].jsonl": """'data.train="a[1].jsonl"'""",
+        "[a b,ü].jsonl": """'data.train="[a b,ü].jsonl"'""",
+        "vidéo.jsonl": """'data.train="vidéo.jsonl"'""",
+        "a(1).b": """'data.train="a(1).b"'""",
+    }.items()
+}
 TYPES = {
     "train.steps=many": "train.steps",
     "train.steps=1.5": "train.steps",
@@ -71,6 +82,10 @@ RANGES = {
     "train.accumulation=-1": "train.accumulation=-1 must be at least 1",
     "train.rate_levels=1": "train.rate_levels=1 must be at least 2",
     "engine.timeout_minutes=0": "engine.timeout_minutes=0.0 must be above 0",
+    "engine.timeout_minutes=1e300": "engine.timeout_minutes=1e+300 must be above 0 and at most 525600",
+    "data.workers=100000": "data.workers=100000 must be at least 0 and at most 1024",
+    "data.workers=1000": "data.workers=1000 is more than",
+    "eval.rates=[.5,.5]": "eval.rates=[0.5, 0.5] holds 0.5 twice",
     "optim.lr=nan": "optim.lr=nan must be above 0",
     "optim.warmup=-1": "optim.warmup=-1.0 must be at least 0",
     "optim.warmup=1000": "optim.warmup=1000 is longer than train.steps=4",
@@ -122,10 +137,10 @@ def refusal(words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.Cap
     return lines[0]
 
 
-@pytest.mark.parametrize("word", [*NAMES, *TYPES, *RANGES])
+@pytest.mark.parametrize("word", [*NAMES, *UNQUOTED, *TYPES, *RANGES])
 def test_a_mistake_is_one_line_before_anything_is_read(unread, monkeypatch, capfd, word):
     line = refusal([*unread, word], monkeypatch, capfd)
-    assert (NAMES | TYPES | RANGES)[word] in line, line
+    assert (NAMES | UNQUOTED | TYPES | RANGES)[word] in line, line
 
 
 def test_the_data_would_be_the_error_without_a_mistake(unread, monkeypatch, capfd):

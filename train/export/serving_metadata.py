@@ -17,6 +17,7 @@ from data.media.frames import FramePolicy
 from data.media.processor import configuration, wrap_processor
 from evs.policy import FILE, Policy, load_policy, loader_options, served_method
 from train.config import Config, frame_policy
+from train.model import load_pretrained
 
 Options = TypeVar("Options")
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of vLLM's --max-lora-rank
@@ -81,7 +82,7 @@ def write_processor(folder: Path, policy: Policy) -> None:
 
     What a server reads in the model's configuration instead, as the patches of Nemotron's frames, goes there too.
     """
-    entries = configuration(wrap_processor(AutoVideoProcessor.from_pretrained(folder)), frames_of(policy))
+    entries = configuration(wrap_processor(load_pretrained(AutoVideoProcessor, str(folder))), frames_of(policy))
     model = json.loads((folder / "config.json").read_text())
     if also := entries.keys() & model["vision_config"].keys():
         model["vision_config"] |= {name: entries[name] for name in also}
@@ -91,13 +92,13 @@ def write_processor(folder: Path, policy: Policy) -> None:
         content["video_processor"] |= entries
         _write(whole, content)
         return
-    own = AutoVideoProcessor.from_pretrained(folder).to_dict()
+    own = load_pretrained(AutoVideoProcessor, str(folder)).to_dict()
     _write(folder / VIDEO_PROCESSOR, own | entries)
 
 
 def architecture(model: str | Path) -> str:
     """Of a checkpoint, as servers name it."""
-    return (AutoConfig.from_pretrained(model).architectures or [""])[0]
+    return (load_pretrained(AutoConfig, str(model)).architectures or [""])[0]
 
 
 def serve_command(

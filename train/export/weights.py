@@ -18,6 +18,7 @@ from transformers import AutoModelForImageTextToText
 from evs.policy import FILE
 from train.config import ModelConfig
 from train.experts import publish_experts
+from train.model import load_pretrained
 
 SHARD = "5GB"
 ADAPTER = "adapter_config.json"
@@ -26,7 +27,7 @@ ADAPTER = "adapter_config.json"
 def write_weights(config: ModelConfig, folder: Path, out: Path) -> None:
     """The base model with the weights in `folder`, a checkpoint's, in place of its own; LoRA is merged."""
     # Read by the library, so that it remembers keys and dtype: its files are mapped, not copied.
-    model = AutoModelForImageTextToText.from_pretrained(config.path, revision=config.revision, dtype="auto")
+    model = load_pretrained(AutoModelForImageTextToText, config.path, revision=config.revision, dtype="auto")
     if (folder / ADAPTER).is_file():
         model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     else:

@@ -9,6 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from train import cli
 from train.build import build_rates
 from train.checkpoint import manifest
 from train.checkpoint.checkpoint import complete
@@ -70,7 +71,7 @@ def _lead(done: Summary) -> str:
 
 def _curves(curves: Sequence[Curve], done: Summary) -> Iterator[Section]:
     if not curves:
-        command = f"python scripts/evaluate.py model={done.checkpoint or 'DIR'} data=FILE out=curve.json"
+        command = cli.command("evaluate", f"model={done.checkpoint or 'DIR'}", "data=FILE", "out=curve.json")
         text = f"Not evaluated. Measure it and give <code>results=[curve.json]</code>:<pre>{html.escape(command)}</pre>"
         yield "Accuracy by pruning rate", text
         return
@@ -155,7 +156,7 @@ def _origin(run_dir: Path, done: Summary) -> Iterator[Section]:
     yield "Hardware and commit", f"<table>{''.join(facts)}</table>" if facts else "Not recorded by this run."
     commands = [str(about["command"])] if "command" in about else []
     if done.checkpoint:
-        commands.append(f"python scripts/export.py run={run_dir} out={run_dir}-checkpoint")
+        commands.append(cli.command("export", f"run={run_dir}", f"out={run_dir}-checkpoint"))
     yield "Commands", f"<pre>{html.escape(chr(10).join(commands))}</pre>"
     shown = (run_dir / "config.yaml").read_text()
     yield "Configuration", f"<details><summary>config.yaml</summary><pre>{html.escape(shown)}</pre></details>"

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from train import cli
 from train.checkpoint.checkpoint import complete
 
 
@@ -88,7 +89,7 @@ def text(summary: Summary, run_dir: Path) -> str:
     lines += [f"quarantined {count}: {reason}" for reason, count in summary.quarantined.items()]
     if summary.checkpoint:
         lines.append(f"checkpoint: {summary.checkpoint}")
-        lines.append(f"export: python scripts/export.py run={run_dir} out={run_dir}-checkpoint")
+        lines.append(f"export: {cli.command('export', f'run={run_dir}', f'out={run_dir}-checkpoint')}")
     return "\n".join(lines)
 
 
