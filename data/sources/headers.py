@@ -20,6 +20,7 @@ from data.sample_limits import OutOfMemory, OutOfTime, SampleLimits, SampleTimeo
 from data.types import FrameList, ImageRef, MediaError, VideoRef
 
 THREADS = 16  # files that are opened at once
+STACK = 16 << 20  # bytes that a thread needs before it reads anything
 POLL = 0.5  # seconds, at most, between two looks for files that take too long
 REMEMBERED = 1 << 14
 
@@ -41,7 +42,7 @@ def read_headers(refs: Sequence[Ref], limits: SampleLimits) -> dict[Ref, Header]
 
 
 def _read_together(refs: Sequence[Ref], limits: SampleLimits) -> dict[Ref, Header]:
-    with _bounded(limits.room):
+    with _bounded(limits.room + STACK * min(THREADS, len(refs))):
         return _Reading(refs, limits.seconds).headers()
 
 

@@ -1,6 +1,7 @@
 """A file may neither take longer nor more memory than a sample, even where only its header is read."""
 
 import resource
+import shutil
 import time
 from multiprocessing import get_context
 from zlib import crc32
@@ -69,6 +70,12 @@ def test_a_header_that_takes_too_much_memory_is_left_out_and_those_beside_it_are
     assert isinstance(found[stuffed], OutOfMemory) and "data.sample_gib" in str(found[stuffed])
     assert found[refs[1]] == probe(refs[1]) and grown < 300  # of 400
     assert read_headers(refs, SampleLimits())[stuffed] == (32, 32)
+
+
+def test_threads_start_under_the_smallest_limit(clip, tmp_path):
+    refs = [VideoRef(str(shutil.copy(clip, tmp_path / f"{i}.mp4"))) for i in range(40)]
+    found, _ = forked(read_headers, refs, SampleLimits(gib=1e-6))
+    assert found.keys() == set(refs)
 
 
 def test_a_film_is_never_held_whole(tmp_path):
