@@ -4,13 +4,13 @@ FlashAttention and flex attention read the pack as it is. SDPA and eager would b
 the pack is laid out as right-padded rows when that is cheaper: under causal attention no token sees the padding to
 its right, and no mask is needed at all.
 
-Layers with a recurrent state (Qwen3.5's gated DeltaNet, Nemotron's Mamba) separate samples only where kernels with
-variable lengths are installed and given the borders. Without them the pack is always rows: a recurrence does not see
-the padding behind it.
+Layers with a recurrent state separate samples only if kernels for variable lengths are installed and given the borders.
+Without them the pack always becomes padded rows: a recurrence is not affected by the padding after a sample.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -24,8 +24,6 @@ MASK_FREE = (
     "flex",
     "paged",
 )  # attention implementations that separate packed samples by position row 0
-# packages whose kernels restart a recurrence and its convolution at given borders, by what its configuration names
-VARLEN = {"linear_num_value_heads": ("fla", "causal_conv1d"), "mamba_num_heads": ("mamba_ssm", "causal_conv1d")}
 
 
 def index_in_segment(segment_N: Tensor) -> Tensor:
@@ -33,41 +31,44 @@ def index_in_segment(segment_N: Tensor) -> Tensor:
     return torch.arange(len(segment_N), device=segment_N.device) - torch.searchsorted(segment_N, segment_N)
 
 
-def decode_packed(language_model: Any, x: DecoderInputs) -> Tensor:
-    """[N, D] last hidden states of the text model `language_model` over the pack `x`."""
+def decode_packed(language_model: Any, x: DecoderInputs, kernels: Sequence[str] = ()) -> Tensor:
+    """[N, D] last hidden states of the text model `language_model` over the pack `x`.
+
+    `kernels` are the packages that a family needs to run its recurrent layers over a pack; see FamilySpec.
+    """
     config, index_N = language_model.config, index_in_segment(x.segment_N)
-    if keeps_segments_apart(config):
+    if keeps_segments_apart(config, kernels):
         return _as_one_row(language_model, x, index_N)
     samples, longest = int(x.segment_N[-1]) + 1, int(index_N.max()) + 1
-    if _separable(config) and samples > 1 and _cost(config, 1, len(index_N)) < _cost(config, samples, longest):
+    if _separable(config, kernels) and samples > 1 and _cost(config, 1, len(index_N)) < _cost(config, samples, longest):
         return _as_one_row(language_model, x, index_N)
     return _as_padded_rows(language_model, x, index_N, (samples, longest))
 
 
-def keeps_segments_apart(config: Any) -> bool:
-    """Whether a text model reads a pack as one row without a mask."""
-    return _separable(config) and any(name in config._attn_implementation for name in MASK_FREE)
+def keeps_segments_apart(config: Any, kernels: Sequence[str] = ()) -> bool:
+    """True if a text model of this configuration can take a pack as one row without a mask."""
+    return _separable(config, kernels) and any(name in config._attn_implementation for name in MASK_FREE)
 
 
-def _separable(config: Any) -> bool:
-    return not recurrent_layers(config) or has_kernels(config)
+def _separable(config: Any, kernels: Sequence[str]) -> bool:
+    return not _recurrent(config) or installed(kernels)
 
 
-def recurrent_layers(config: Any) -> int:
-    """How many layers of a text model carry a state from token to token, which no attention mask cuts."""
-    return (getattr(config, "layer_types", None) or []).count("linear_attention")
+def _recurrent(config: Any) -> bool:
+    """True if some layers carry a state from token to token, which no attention mask cuts."""
+    return "linear_attention" in (getattr(config, "layer_types", None) or ())
 
 
-def has_kernels(config: Any) -> bool:
-    """Whether a text model's recurrences run in kernels that restart them at given borders."""
-    return all(find_spec(name) for heads, names in VARLEN.items() if hasattr(config, heads) for name in names)
+def installed(packages: Sequence[str]) -> bool:
+    """True if all of the packages can be imported."""
+    return all(map(find_spec, packages))
 
 
 def _as_one_row(language_model: Any, x: DecoderInputs, index_N: Tensor) -> Tensor:
     # Position row 0 counts every sample's *surviving* tokens from 0: a step other than one is read as the start of
     # another packed sample, which the preserved positions, full of gaps, would be.
     positions = torch.cat([index_N[None], x.positions_PN])[:, None]
-    borders = _borders(x.segment_N, index_N) if recurrent_layers(language_model.config) else {}
+    borders = _borders(x.segment_N, index_N) if _recurrent(language_model.config) else {}
     return _run(language_model, x.embeds_ND[None], positions, x.visual_N[None], x.deepstack, **borders)[0]
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from torch import Tensor
 
-from evs.families import Adapter, MediaBatch, towers_of
+from evs.families import Adapter, MediaBatch
 from evs.methods.base import Method, depth
 from evs.pruning import keep_mask, prune
 from evs.types import DecoderInputs
@@ -72,13 +71,11 @@ class EncodedBatch:
 
 def check_place(adapter: Adapter, method: Method) -> None:
     """Raise ValueError if the family does not support the method's features or the place where it prunes."""
-    before, family = depth(method), adapter.model.config.model_type
-    if method.needs == "pixels" and not hasattr(adapter, "pixels"):
+    before, config = depth(method), adapter.model.config
+    family = config.model_type
+    if method.needs == "pixels" and not adapter.spec.uint8_pixels:
         raise ValueError(
             f"method={method.name} scores uint8 pixels, and {family} resizes frames in floating point: use method=evs"
         )
-    if before is None:
-        return
-    vision: Any = towers_of(adapter.model).vision
-    if before > (blocks := len(vision.blocks)):
+    if before is not None and before > (blocks := adapter.spec.tower_shape(config).blocks):
         raise ValueError(f"method.prune_at={before}: the tower of {family} has {blocks} blocks: use 0 to {blocks}")

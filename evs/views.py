@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from evs.families import Adapter, towers_of
+from evs.families import Adapter
 from evs.packing import keeps_segments_apart
 from evs.types import DecoderInputs
 
@@ -18,7 +18,8 @@ def decode_views(adapter: Adapter, views: Sequence[DecoderInputs]) -> list[Tenso
 
     Elsewhere from one call a view: in a common pack, views of few tokens would be padded to the longest.
     """
-    if len(views) > 1 and keeps_segments_apart(towers_of(adapter.model).language.config):
+    language = adapter.spec.towers.of(adapter.model).language
+    if len(views) > 1 and keeps_segments_apart(language.config, adapter.spec.kernels):
         return list(adapter.decode(joined(views)).split([len(x.segment_N) for x in views]))
     return [adapter.decode(x) for x in views]
 

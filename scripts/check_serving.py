@@ -39,7 +39,7 @@ from transformers import AutoConfig, AutoProcessor
 from data.collate import collate
 from data.encoding.encoder import Encoder
 from data.media.frames import FramePolicy
-from evs.families import check_family
+from evs.families import spec_of
 from evs.methods import method_named
 from evs.selection import check_rate
 from scripts.serving.cases import CASES, Case, clip, picture, server_metadata
@@ -239,7 +239,7 @@ def _check(options: Options) -> None:
     for video in options.videos:
         if not Path(video).is_file():
             raise ValueError(f"videos: {video} does not exist: give video files")
-    check_family(load_pretrained(AutoConfig, options.model).model_type)
+    spec_of(load_pretrained(AutoConfig, options.model))
     if not options.vllm_python:
         raise ValueError("vllm_python= is missing: give the Python of an environment with vLLM and this package")
     if not Path(options.vllm_python).exists():

@@ -31,7 +31,7 @@ from data.formats.conversation import MARK, Media
 from data.formats.roots import Folder
 from data.media.frames import FramePolicy
 from data.types import Batch, Sample, Turn
-from evs.families import adapter_for, check_family
+from evs.families import adapter_for, spec_of
 from evs.generate import Decoding, Generation, generate
 from evs.methods import method_named
 from evs.pipeline import check_place
@@ -77,7 +77,7 @@ class Options:
 
 def main(options: Options) -> None:
     check_rate(options.rate)
-    check_family(load_pretrained(hf.AutoConfig, options.model).model_type)
+    spec_of(load_pretrained(hf.AutoConfig, options.model))
     options = filled(options, beside(options.model))
     method = method_named(cast(str, options.method), options.scorer_dtype, options.prune_at)
     processor = load_pretrained(hf.AutoProcessor, options.model)

@@ -20,7 +20,7 @@ from data.encoding.encoder import Encoder
 from data.loader import Planned, Step, step_loader
 from data.sample_limits import SampleLimits
 from data.types import Quarantined, Sample
-from evs.families import adapter_for, towers_of
+from evs.families import adapter_for, spec_of
 from evs.methods import Method
 from evs.pipeline import check_place
 from evs.rates import RateDistribution
@@ -143,7 +143,7 @@ def assemble(ready: Prepared) -> Run:
     model = build_model(config.model, weight_dtype(config), config.seed)
     adapter = adapter_for(base_model(model), config.model.scheme)
     bare = UptrainTask(model, adapter, ready.methods.first, config.train.distill)
-    task, optimizer = engine.prepare(bare, build_optimizer(bare, config.optim))
+    task, optimizer = engine.prepare(bare, build_optimizer(bare, adapter.spec, config.optim))
     average = build_average(bare, optimizer, config.train.ema)
     folder, keep = run_dir / "checkpoints", config.train.keep
     checkpoints = Checkpoints(engine, folder, keep, task, optimizer, ready.shape, average)
@@ -217,7 +217,7 @@ def build_meter(engine: Accelerator, config: Config, model: Any, memory: Memory,
     lora, course = config.model.lora.r is not None, schedule_of(config, method, model)
     frozen = TOWERS if lora else config.model.freeze
     meter = Meter(engine.device, model.config, memory, frozen, lora, course)
-    towers = towers_of(model)
+    towers = spec_of(model.config).towers.of(model)
     meter.watch(towers.vision, "vision")
     meter.watch(towers.language, "language_model")
     return meter

@@ -8,8 +8,7 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-TURNED = ("qwen3_vl_moe",)  # families whose published experts are [experts, inputs, outputs]; others' are as in memory
-WIDTH_AT = {".mlp.experts.gate_up_proj": 1, ".mlp.experts.down_proj": 2}  # the dimension that is the hidden size
+from evs.families import spec_of
 
 
 def publish_experts(folder: Path, config: Any) -> None:
@@ -18,12 +17,12 @@ def publish_experts(folder: Path, config: Any) -> None:
     transformers transposes them when it reads a checkpoint and not back when it writes one; servers read the published
     layout alone. Shards without experts are not read. ValueError for square experts, whose layout cannot be determined.
     """
-    if config.model_type not in TURNED:
+    if not (transposed := spec_of(config).transposed_experts):
         return
     width = config.get_text_config().hidden_size
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            sides = {name: side for name in list(file.keys()) for end, side in WIDTH_AT.items() if name.endswith(end)}
+            sides = {name: side for name in list(file.keys()) for end, side in transposed.items() if name.endswith(end)}
         if not sides:
             continue
         weights = load_file(path)

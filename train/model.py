@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from evs.families import check_family, towers_of
+from evs.families import spec_of
 from train.config import Config, LoraConfig, ModelConfig
 from train.optim import freeze
 from train.seeding import seed_draws
@@ -20,7 +20,7 @@ from train.seeding import seed_draws
 
 def build_processor(config: ModelConfig) -> Any:
     """The checkpoint's own Hugging Face processor. Raises ValueError for an unsupported model family."""
-    check_family(load_pretrained(AutoConfig, config.path, config.revision).model_type)
+    spec_of(load_pretrained(AutoConfig, config.path, config.revision))
     return load_pretrained(AutoProcessor, config.path, config.revision)
 
 
@@ -35,8 +35,7 @@ def build_model(config: ModelConfig, dtype: torch.dtype, seed: int = 0) -> nn.Mo
 
 
 def _own_storage(model: nn.Module) -> None:
-    """Copy parameters that are parts of a larger one in the checkpoint (RADIO's queries, keys, values): such parts
-    are not saved."""
+    """Copy parameters that are slices of a larger tensor of the checkpoint, which cannot be saved as they are."""
     for parameter in model.parameters():
         if parameter.untyped_storage().nbytes() > parameter.nbytes:
             parameter.data = parameter.data.clone()
@@ -44,8 +43,9 @@ def _own_storage(model: nn.Module) -> None:
 
 def fit_for_training(model: Any, config: ModelConfig) -> nn.Module:
     """`model`, changed in place: frozen, checkpointed, compiled and with LoRA as asked."""
-    towers = towers_of(model)._asdict()
-    freeze(model, config.freeze)
+    spec = spec_of(model.config)
+    towers = spec.towers.of(model)._asdict()
+    freeze(model, spec, config.freeze)
     for name in config.recomputed:
         tower: Any = towers[name]  # transformers 5.24 renames it, and warns of the old name
         enable = getattr(tower, "activation_checkpointing_enable", tower.gradient_checkpointing_enable)

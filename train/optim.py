@@ -9,38 +9,28 @@ from typing import Any
 import torch
 from torch import nn
 
+from evs.families import FamilySpec
 from train.config import TOWERS, OptimConfig
 
-MERGERS = (".merger", "deepstack_merger", "multi_modal_projector.", "vision_final_layernorm.")
-VISION = ("visual.", "vision_model.")
-UNREAD = (".layer_scale",)  # of RADIO: ones, which originals lack and servers take for granted
+
+def trained_towers(model: nn.Module, spec: FamilySpec) -> set[str]:
+    """The towers with a trained parameter, their own or LoRA's."""
+    return {spec.group_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def tower_of(name: str) -> str:
-    """vision | merger | language, from a parameter's name."""
-    if any(part in name for part in MERGERS):
-        return "merger"
-    return "vision" if any(part in name for part in VISION) else "language"
-
-
-def trained_towers(model: nn.Module) -> set[str]:
-    """Those with a parameter that is trained, of LoRA or their own."""
-    return {tower_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def freeze(model: nn.Module, towers: Collection[str]) -> None:
+def freeze(model: nn.Module, spec: FamilySpec, towers: Collection[str]) -> None:
     """Take the parameters of `towers` out of training, and those that no server would read."""
     for name, parameter in model.named_parameters():
-        if tower_of(name) in towers or any(part in name for part in UNREAD):
+        if spec.group_of(name) in towers or any(part in name for part in spec.untrained):
             parameter.requires_grad_(False)
 
 
-def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, spec: FamilySpec, config: OptimConfig) -> list[dict[str, Any]]:
     """One group per tower and weight decay, with the peak learning rate as `peak_lr`; no decay on vectors."""
     peak = {"vision": config.vision_lr, "merger": config.merger_lr, "language": config.lr}
     groups = []
     for tower in TOWERS:
-        named = [p for n, p in model.named_parameters() if p.requires_grad and tower_of(n) == tower]
+        named = [p for n, p in model.named_parameters() if p.requires_grad and spec.group_of(n) == tower]
         lr = config.lr if peak[tower] is None else peak[tower]
         for params, decay in (
             ([p for p in named if p.ndim > 1], config.weight_decay),
@@ -51,9 +41,9 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     return groups
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, spec: FamilySpec, config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters, fused: CPUs have it too, and the engine may yet move the model to a GPU."""
-    groups = parameter_groups(model, config)
+    groups = parameter_groups(model, spec, config)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 

@@ -14,9 +14,10 @@ from data.encoding.encoder import Encoder
 from data.sample_limits import guarded
 from data.types import IGNORE, Clip, Encoding, MediaError, RowError, Sample
 from evs import Grid
+from evs.families import spec_of
 from evs.methods import Method
 from train.config import TOWERS
-from train.optim import tower_of
+from train.model import base_model
 
 OPEN, CLOSE = ">>", "<<"  # around what carries loss
 
@@ -24,9 +25,10 @@ OPEN, CLOSE = ">>", "<<"  # around what carries loss
 def parameters(model: nn.Module) -> str:
     """One line: how many parameters each tower has, and how many of them are trained."""
     total, trained = dict.fromkeys(TOWERS, 0), dict.fromkeys(TOWERS, 0)
+    spec = spec_of(base_model(model).config)
     for name, parameter in model.named_parameters():
-        total[tower_of(name)] += parameter.numel()
-        trained[tower_of(name)] += parameter.numel() * parameter.requires_grad
+        total[spec.group_of(name)] += parameter.numel()
+        trained[spec.group_of(name)] += parameter.numel() * parameter.requires_grad
     towers = ", ".join(f"{tower} {trained[tower]:,} of {total[tower]:,}" for tower in TOWERS)
     return f"trained parameters: {sum(trained.values()):,} of {sum(total.values()):,} ({towers})"
 

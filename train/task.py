@@ -69,7 +69,7 @@ class UptrainTask(nn.Module):
         self.distill = distill or DistillConfig()
         self.fused_loss = fuse_loss(towers_of(adapter.model).head)
         # If LoRA changes the vision tower, the base model encodes videos differently.
-        self.base_encodes = trained_towers(model) != {"language"}
+        self.base_encodes = trained_towers(model, adapter.spec) != {"language"}
 
     def forward(self, batch: Batch, request: Rate | Views | EvalRequest) -> StepOutput | list[EvalOutput]:
         """The losses of each view in training (a single rate is one view), or the outputs of an evaluation request."""

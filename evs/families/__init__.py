@@ -1,41 +1,37 @@
-"""One file per model family, and the table that finds it."""
+"""One folder per model family, and the table that finds its FamilySpec."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from evs.families.base import Adapter, MediaBatch, Towers
-from evs.families.nemotron.adapter import Nemotron
-from evs.families.qwen.qwen2_5_vl import Qwen25VL
-from evs.families.qwen.qwen3_vl import Qwen3VL
+from evs.families import nemotron, qwen
+from evs.families.base import Adapter, MediaBatch
+from evs.families.spec import FamilySpec, Towers
 
-FAMILIES: dict[str, Any] = {
-    "qwen2_5_vl": Qwen25VL,
-    "qwen3_vl": Qwen3VL,
-    "qwen3_vl_moe": Qwen3VL,
-    "qwen3_5": Qwen3VL,
-    "qwen3_5_moe": Qwen3VL,
-    "nemotron_h_omni": Nemotron,
-}
+FAMILIES = {name: spec for family in (qwen, nemotron) for spec in family.SPECS for name in spec.model_types}
 
-__all__ = ["FAMILIES", "Adapter", "MediaBatch", "adapter_for", "check_family", "towers_of"]
+__all__ = ["FAMILIES", "Adapter", "FamilySpec", "MediaBatch", "adapter_for", "spec_of", "towers_of"]
 
 
-def check_family(model_type: str) -> str:
-    """The family itself. Raises ValueError for one without an adapter."""
-    if model_type not in FAMILIES:
-        raise ValueError(f"model family {model_type!r} is not supported: use one of {', '.join(FAMILIES)}")
-    return model_type
+def spec_of(config: Any) -> FamilySpec:
+    """The spec of a Hugging Face configuration's family. Raises ValueError for a family that is not supported."""
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"model family {config.model_type!r} is not supported: use one of {', '.join(FAMILIES)}")
+    return FAMILIES[config.model_type]
 
 
 def adapter_for(model: Any, scheme: str = "preserve") -> Adapter:
     """The adapter of a Hugging Face model; its vision tower is sped up in place, its weights and keys stay.
 
-    Raises ValueError for a family without an adapter, and for a position scheme that the family does not have.
+    Raises ValueError for a family that is not supported, and for a position scheme that the family does not have.
     """
-    return FAMILIES[check_family(model.config.model_type)](model, scheme)
+    spec = spec_of(model.config)
+    if scheme not in spec.schemes:
+        known = " or ".join(spec.schemes)
+        raise ValueError(f"scheme {scheme!r} is unknown for {model.config.model_type}: use {known}")
+    return spec.adapter(model, spec, scheme)
 
 
 def towers_of(model: Any) -> Towers:
-    """The modules of a Hugging Face model by what they do, wherever its family keeps them."""
-    return Towers(*(model.get_submodule(path) for path in FAMILIES[check_family(model.config.model_type)].towers))
+    """The modules of a Hugging Face model by what they do."""
+    return spec_of(model.config).towers.of(model)

@@ -1,13 +1,14 @@
-"""What a model family must offer, and what it needs from a batch."""
+"""The protocols of a model family: its adapter, and the batch that the adapter reads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from evs.families.spec import FamilySpec
 from evs.types import DecoderInputs, Grid
 
 
@@ -41,26 +42,18 @@ class MediaBatch(Protocol):
     def video_M(self) -> Tensor: ...  # [media] bool, in prompt order: whether it is a video
 
 
-class Towers(NamedTuple):
-    """A model's modules by what they do."""
-
-    vision: nn.Module
-    language: nn.Module  # the text model without its head
-    head: nn.Module
-
-
 class Adapter(Protocol):
     """One per model family, duck-typed on the Hugging Face model object, which it neither owns nor changes.
 
-    `lay`, `see` and `read` are a forward pass in three steps: what was laid out and seen once can be pruned at several
-    rates, each read on its own. A family whose frames are no uint8 pixels has neither `pixels` nor `encode_kept`.
+    `embed_prompt`, `encode_media` and `decode` are a forward pass in three steps: a batch that is embedded and encoded
+    once can be pruned at several rates and decoded at each. `pixels` and `encode_kept` are called only if the family's
+    spec has `uint8_pixels`.
     """
-
-    schemes: ClassVar[tuple[str, ...]]
-    towers: ClassVar[tuple[str, str, str]]  # where the family keeps its Towers
 
     @property
     def model(self) -> Any: ...
+    @property
+    def spec(self) -> FamilySpec: ...
     @property
     def scheme(self) -> str: ...
 
@@ -94,13 +87,6 @@ class Adapter(Protocol):
     def decode(self, x: DecoderInputs) -> Tensor:
         """[N, D] hidden states after the final norm, in the packed order of `x`."""
         ...
-
-
-def check_scheme(adapter: Any) -> None:
-    """Raise ValueError for a position scheme that the adapter's family does not have."""
-    if adapter.scheme not in adapter.schemes:
-        family, known = adapter.model.config.model_type, " or ".join(adapter.schemes)
-        raise ValueError(f"scheme {adapter.scheme!r} is unknown for {family}: use {known}")
 
 
 def rows_in_prompt_order(embedded: DecoderInputs) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.video_utils import VideoMetadata, load_video
 
-from evs.families import adapter_for, check_family
+from evs.families import adapter_for, spec_of
 from evs.generate import Decoding, generate
 from evs.methods import method_named
 from evs.pipeline import check_place
@@ -75,7 +75,7 @@ class Pruned(lmms):
             raise ValueError(f"--model_args {min(unknown)}= is unknown: use pretrained, {', '.join(known)}")
         self.rate, self.batch_size = check_rate(pruning_rate), int(batch_size)
         policy = load_policy(pretrained) or Policy()
-        check_family(hf.AutoConfig.from_pretrained(pretrained).model_type)
+        spec_of(hf.AutoConfig.from_pretrained(pretrained))
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device if self._world_size > 1 or device is None else torch.device(device)

@@ -11,7 +11,7 @@ import torch
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLMLP, apply_rotary_pos_emb_vision
 
 from evs import FrameDelta, keep_count, keep_mask, prune
-from evs.families import adapter_for, check_family, towers_of
+from evs.families import adapter_for, spec_of, towers_of
 from evs.families.qwen.fast_tower import _align, _rotate, normalised
 from tests.evs.models import MIXED, QWEN, alone, prompts, stock_inputs, unclamped
 
@@ -137,7 +137,7 @@ def test_more_placeholders_than_videos_is_an_error(family, model):
 
 def test_an_unsupported_family_names_the_supported_ones():
     with pytest.raises(ValueError, match="'llava' is not supported: use one of qwen2_5_vl"):
-        check_family("llava")
+        spec_of(SimpleNamespace(model_type="llava"))
 
 
 @pytest.mark.parametrize("family", QWEN)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evs import FrameDelta
-from evs.families import adapter_for
+from evs.families import adapter_for, spec_of
 from tests.evs.models import alone, one_row, prompts, tiny_model
 from train.optim import freeze
 from train.task import UptrainTask
@@ -84,7 +84,7 @@ def test_a_frozen_tower_keeps_no_activations(family):
     batch, model = prompts(family, layout), task(family).model
     kept: list[int] = []
     try:
-        freeze(model, ["vision", "merger"])
+        freeze(model, spec_of(model.config), ["vision", "merger"])
         adapter = adapter_for(model)
         embedded = adapter.embed_prompt(batch)
         embedded = replace(embedded, embeds_ND=embedded.embeds_ND.detach())

@@ -9,11 +9,10 @@ import torch
 from torch import nn
 
 from evs import FrameDelta
-from evs.families import adapter_for
+from evs.families import adapter_for, spec_of
 from tests.evs.models import BUILDERS, MIXED, prompts, tiny_model
 from train.config import LoraConfig, ModelConfig
 from train.model import base_model, build_model, fit_for_training
-from train.optim import tower_of
 from train.task import UptrainTask
 
 QWEN35 = ["qwen3_5", "qwen3_5_moe"]
@@ -60,8 +59,9 @@ def test_a_frozen_tower_is_never_recomputed_nor_gone_through_backward(family, lo
     """Whether the library's checkpointing makes embeddings of its input require gradients or not."""
     model = fit_for_training(tiny_model(family), ModelConfig(freeze=["vision"], lora=lora))
     through = []
+    spec = spec_of(base_model(model).config)
     for name, module in base_model(model).named_modules():
-        if tower_of(f"{name}.") == "vision" and not any(each.requires_grad for each in module.parameters()):
+        if spec.group_of(f"{name}.") == "vision" and not any(each.requires_grad for each in module.parameters()):
             module.register_forward_hook(lambda *about: through.append(getattr(about[-1], "requires_grad", False)))
     UptrainTask(model, adapter_for(base_model(model)), FrameDelta()).train()(prompts(family, MIXED), 0.5)
     assert through and not any(through)

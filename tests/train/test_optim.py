@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from evs.families import spec_of
 from tests.evs.models import BUILDERS, tiny_model
 from train.config import OptimConfig
-from train.optim import build_optimizer, freeze, lr_factor, parameter_groups, set_lr, tower_of
+from train.optim import build_optimizer, freeze, lr_factor, parameter_groups, set_lr
 
 
 @pytest.fixture(params=BUILDERS)
@@ -31,7 +32,9 @@ def test_a_warmup_below_one_is_a_fraction_of_the_steps():
 
 def test_every_parameter_is_in_one_group_with_its_towers_rate(family):
     model = tiny_model(family)
-    groups = parameter_groups(model, OptimConfig(lr=1.0, vision_lr=0.1, merger_lr=0.5, weight_decay=0.01))
+    groups = parameter_groups(
+        model, spec_of(model.config), OptimConfig(lr=1.0, vision_lr=0.1, merger_lr=0.5, weight_decay=0.01)
+    )
     grouped = [p for group in groups for p in group["params"]]
     assert len(grouped) == len({id(p) for p in grouped}) == len(list(model.parameters()))
     assert {group["tower"]: group["lr"] for group in groups} == {"vision": 0.1, "merger": 0.5, "language": 1.0}
@@ -41,16 +44,17 @@ def test_every_parameter_is_in_one_group_with_its_towers_rate(family):
 @pytest.mark.parametrize("tower", ["vision", "merger", "language"])
 def test_a_frozen_tower_leaves_the_optimizer(family, tower):
     model = tiny_model(family)
-    freeze(model, [tower])
-    optimizer = build_optimizer(model, OptimConfig())
+    spec = spec_of(model.config)
+    freeze(model, spec, [tower])
+    optimizer = build_optimizer(model, spec, OptimConfig())
     names = {id(p): name for name, p in model.named_parameters()}
-    towers = {tower_of(names[id(p)]) for group in optimizer.param_groups for p in group["params"]}
+    towers = {spec.group_of(names[id(p)]) for group in optimizer.param_groups for p in group["params"]}
     assert towers == {"vision", "merger", "language"} - {tower}
 
 
 def test_scales_that_no_server_reads_are_not_trained():
     model = tiny_model("nemotron_h_omni")
-    freeze(model, [])
+    freeze(model, spec_of(model.config), [])
     still = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     assert still and all("layer_scale" in name for name in still)
 

@@ -17,10 +17,9 @@ from torch import nn
 from data.batching.plans import BudgetPlan, Plan
 from data.batching.sample_cost import Patches
 from data.batching.sizes import KeptCounts, Sizes, Views
-from evs.families import FAMILIES
-from evs.packing import has_kernels, recurrent_layers
+from evs.families import spec_of
+from evs.packing import installed
 from train.config import Config
-from train.cost.operations import state_shape, vision_shape
 from train.losses.head import CHUNK
 
 PLANNED = 50  # steps of a budgeted plan that are looked at for what has no bound
@@ -29,7 +28,6 @@ SPARE = 0.95  # of the memory that may be used
 # `benchmark.py forecast`: blocks below 32 MB are not returned to the system, nor always fit the next request.
 RETAINED, RETAINED_ACTIVATIONS = 0.85, 0.2
 LEVELS, FLOATS = 3, 12  # bytes of a decoded pixel, and of one that a processor resizes in floating point
-DELTA_CHUNK = 64  # tokens that transformers' gated delta rule takes at once
 
 Parameters: TypeAlias = Sequence[tuple[int, int, bool]]  # (numbers, bytes of one, whether it is trained)
 
@@ -107,7 +105,7 @@ def estimate(
         optimizer=0 if offloaded["optimizer"] else states / shared[0],
         activations=_activations(config, hf_config, batch) * here
         + _pixels(hf_config, batch) * (4 + here)  # normalised in float32, and as the patch embedding keeps them
-        + _states(config, hf_config.get_text_config(), batch),
+        + _states(config, hf_config, batch),
         logits=min(CHUNK, batch.text * hf_config.get_text_config().vocab_size) * (4 + 4 + here),
     )
     if config.engine.name == "ddp" and world > 1:
@@ -124,8 +122,7 @@ def estimate(
 
 def _decoded(hf_config: Any, batch: Largest) -> int:
     """Bytes of one sample's media before they are resized: between two steps, so not beside what a step holds."""
-    in_integers = hasattr(FAMILIES[hf_config.model_type], "pixels")
-    return batch.pixels * (LEVELS if in_integers else LEVELS + FLOATS)
+    return batch.pixels * (LEVELS if spec_of(hf_config).uint8_pixels else LEVELS + FLOATS)
 
 
 def _buffers(
@@ -151,42 +148,32 @@ def _buffers(
 
 def _activations(config: Config, hf_config: Any, batch: Largest) -> float:
     """Numbers kept for backward at the peak: every layer's, or its input only and one layer's again."""
-    text, vision = hf_config.get_text_config(), vision_shape(hf_config)
-    checkpointed = config.model.recomputed
-    layer = batch.tokens * (12 * text.hidden_size + 4 * _mlp(text))
+    spec, text = spec_of(hf_config), hf_config.get_text_config()
+    tower, checkpointed = spec.tower_shape(hf_config), config.model.recomputed
+    layer = batch.tokens * (12 * text.hidden_size + 4 * spec.text_shape(hf_config).mlp_width)
     language = _tower(layer, batch.tokens * text.hidden_size, text.num_hidden_layers, "language" in checkpointed)
-    layer = batch.patches * (12 * vision.hidden_size + 4 * vision.intermediate_size)
+    layer = batch.patches * (12 * tower.width + 4 * tower.mlp_width)
     frozen = "vision" in config.model.freeze or config.model.lora.r is not None
-    seen = (
-        layer if frozen else _tower(layer, batch.patches * vision.hidden_size, vision.depth, "vision" in checkpointed)
-    )
+    seen = layer if frozen else _tower(layer, batch.patches * tower.width, tower.blocks, "vision" in checkpointed)
     return language + seen
 
 
 def _pixels(hf_config: Any, batch: Largest) -> int:
     """Numbers of all patches before they are embedded."""
-    vision = vision_shape(hf_config)
-    return batch.patches * 3 * vision.temporal_patch_size * vision.patch_size**2
+    tower = spec_of(hf_config).tower_shape(hf_config)
+    return batch.patches * tower.channels * tower.temporal_patch_size * tower.patch_size**2
 
 
-def _states(config: Config, text: Any, batch: Largest) -> float:
+def _states(config: Config, hf_config: Any, batch: Largest) -> float:
     """Bytes that the library's own recurrence keeps, in float32 and chunks; kernels keep next to nothing."""
-    layers = recurrent_layers(text)
-    if not layers or has_kernels(text):
+    spec = spec_of(hf_config)
+    text = spec.text_shape(hf_config)
+    if not text.recurrent_layers or installed(spec.kernels):
         return 0
-    heads, key, value = state_shape(text)
-    chunk = getattr(text, "chunk_size", DELTA_CHUNK)
+    (heads, key, value), chunk = text.state, text.chunk
     each = heads * (9 * (key + value) + 4 * chunk + 3.5 * key * value / chunk)
     again = "language" in config.model.recomputed
-    return 4 * batch.tokens * each * (1 if again else layers)
-
-
-def _mlp(text: Any) -> int:
-    """Width of what one token opens up in the MLP."""
-    if experts := getattr(text, "num_experts_per_tok", None):
-        shared = [getattr(text, f"{kind}shared_expert_intermediate_size", 0) for kind in ("", "moe_")]
-        return experts * text.moe_intermediate_size + sum(shared)
-    return text.intermediate_size
+    return 4 * batch.tokens * each * (1 if again else text.recurrent_layers)
 
 
 def _tower(layer: float, inputs: float, depth: int, checkpointed: bool) -> float:

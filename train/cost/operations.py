@@ -7,16 +7,17 @@ the vision tower counts as much as one of the language model, though devices do 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from data.batching.sample_cost import DecoderFlops, SampleCost, TowerSavings
 from data.batching.sizes import Sizes
-from evs.packing import recurrent_layers
+from evs.families import spec_of
+from evs.families.spec import TextShape, TowerShape
 
 
 class Operations(NamedTuple):
@@ -72,9 +73,9 @@ def before_tower(config: Any, work: Work, dropped: Any, block: int) -> Work:
 
     The survivors are taken to be shared alike among temporal grids, which concerns attention's part only.
     """
-    vision = config.vision_config
-    left = 1 - dropped * vision.spatial_merge_size**2 / np.maximum(work.patches, 1)
-    whole = block / vision.depth  # the share of blocks that see everything
+    tower = spec_of(config).tower_shape(config)
+    left = 1 - dropped * tower.merge_size**2 / np.maximum(work.patches, 1)
+    whole = block / tower.blocks  # the share of blocks that see everything
     return replace(
         work,
         patches=work.patches * (whole + (1 - whole) * left),
@@ -89,29 +90,13 @@ def causal(length: Any) -> Any:
 
 def forward(config: Any, work: Work) -> Operations:
     """Operations of one forward pass."""
-    text, vision = config.get_text_config(), vision_shape(config)
+    spec, head = spec_of(config), config.get_text_config()
+    text, tower = spec.text_shape(config), spec.tower_shape(config)
     return Operations(
-        vision=2 * work.patches * _vision_weights(vision) + _vision_attention(vision, work),
-        merger=2 * work.patches / vision.spatial_merge_size**2 * _merger_weights(vision),
-        language=2 * work.tokens * (_language_weights(text) + _recurrence(text)) + _causal_attention(text, work),
-        head=2 * work.targets * text.hidden_size * text.vocab_size,
-    )
-
-
-def vision_shape(config: Any) -> Any:
-    """The vision tower's configuration in the terms of Qwen's, in which RADIO's is put."""
-    vision = config.vision_config
-    if hasattr(vision, "depth"):
-        return vision
-    return SimpleNamespace(
-        depth=vision.num_hidden_layers,
-        hidden_size=vision.hidden_size,
-        intermediate_size=int(vision.hidden_size * vision.mlp_ratio),
-        patch_size=vision.patch_size,
-        temporal_patch_size=vision.video_temporal_patch_size,
-        spatial_merge_size=round(1 / config.downsample_ratio),
-        merger_size=config.projector_hidden_size,
-        out_hidden_size=config.get_text_config().hidden_size,
+        vision=2 * work.patches * tower.weights + _vision_attention(tower, work),
+        merger=2 * work.patches / tower.merge_size**2 * tower.merger_weights,
+        language=2 * work.tokens * (text.weights + _recurrence(text)) + _causal_attention(text, work),
+        head=2 * work.targets * head.hidden_size * head.vocab_size,
     )
 
 
@@ -201,88 +186,16 @@ def budget(price: SampleCost, tokens: np.ndarray, token_budget: int) -> float:
     return max(0.9 * token_budget * cost_S.sum() / tokens.sum(), cost_S.max())
 
 
-def _language_weights(text: Any) -> int:
-    """Weights that one token meets in all decoder layers."""
-    if hasattr(text, "layers_block_type"):
-        return sum(_block_weights(text, block) for block in text.layers_block_type)
-    width, recurrent = text.hidden_size, recurrent_layers(text)
-    sides = 3 if recurrent else 2  # queries and outputs, and in hybrids a gate
-    projections = width * _head(text) * (sides * text.num_attention_heads + 2 * text.num_key_value_heads)
-    whole = text.num_hidden_layers * _mlp_weights(text) + (text.num_hidden_layers - recurrent) * projections
-    if not recurrent:
-        return whole
-    keys = text.linear_num_key_heads * text.linear_key_head_dim
-    values = text.linear_num_value_heads * text.linear_value_head_dim
-    projections = width * (2 * keys + 3 * values + 2 * text.linear_num_value_heads)
-    return whole + recurrent * (projections + text.linear_conv_kernel_dim * (2 * keys + values))
-
-
-def _block_weights(text: Any, block: str) -> int:
-    """Weights that one token meets in a block of Nemotron, which is one thing: attention, Mamba, an MLP or experts."""
-    width = text.hidden_size
-    if block == "full_attention":
-        return width * _head(text) * 2 * (text.num_attention_heads + text.num_key_value_heads)
-    if block == "linear_attention":
-        inner, shared = text.mamba_num_heads * text.mamba_head_dim, 2 * text.n_groups * text.ssm_state_size
-        return width * (3 * inner + shared + text.mamba_num_heads) + text.conv_kernel * (inner + shared)
-    if block == "mlp":
-        return 2 * width * text.intermediate_size
-    latent = text.moe_latent_size or width
-    routed = 2 * latent * text.num_experts_per_tok * text.moe_intermediate_size + 2 * width * latent * (latent != width)
-    return routed + width * (text.n_routed_experts + 2 * text.moe_shared_expert_intermediate_size)
-
-
-def _mlp_weights(text: Any) -> int:
-    width = text.hidden_size
-    if experts := getattr(text, "num_experts_per_tok", None):
-        shared = getattr(text, "shared_expert_intermediate_size", 0)
-        routed = text.num_experts + 3 * experts * text.moe_intermediate_size
-        return width * (routed + 3 * shared + bool(shared))
-    return 3 * width * text.intermediate_size
-
-
-def _recurrence(text: Any) -> int:
+def _recurrence(text: TextShape) -> int:
     """Multiply-adds of one token with the states of all layers: read with the key, written, read with the query."""
-    if not (recurrent := recurrent_layers(text)):
-        return 0
-    heads, key, value = state_shape(text)
-    return 3 * recurrent * heads * key * value
+    return 3 * text.recurrent_layers * math.prod(text.state)
 
 
-def state_shape(text: Any) -> tuple[int, int, int]:
-    """Heads of a recurrent layer, and the two sides of a head's state."""
-    if hasattr(text, "mamba_num_heads"):
-        return text.mamba_num_heads, text.ssm_state_size, text.mamba_head_dim
-    return text.linear_num_value_heads, text.linear_key_head_dim, text.linear_value_head_dim
+def _causal_attention(text: TextShape, work: Work) -> Any:
+    return 4 * work.token_pairs * text.attention_width * text.attention_layers
 
 
-def _causal_attention(text: Any, work: Work) -> Any:
-    recurrent = recurrent_layers(text)
-    attending = text.layer_types.count("full_attention") if recurrent else text.num_hidden_layers
-    return 4 * work.token_pairs * _head(text) * text.num_attention_heads * attending
-
-
-def _head(text: Any) -> int:
-    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-
-
-def _vision_weights(vision: Any) -> int:
-    """Weights that one patch meets; the families differ in whether the MLP has a gate."""
-    width = vision.hidden_size
-    patch = getattr(vision, "in_channels", 3) * vision.temporal_patch_size * vision.patch_size**2
-    matrices = 3 if hasattr(vision, "window_size") else 2
-    return vision.depth * (4 * width**2 + matrices * width * vision.intermediate_size) + patch * width
-
-
-def _vision_attention(vision: Any, work: Work) -> Any:
-    whole = getattr(vision, "fullatt_block_indexes", range(vision.depth))
-    window = getattr(vision, "window_size", 0) // vision.patch_size
-    within = np.minimum(window**2 * work.patches, work.pairs)  # windows are full, but where a picture is smaller
-    return 4 * (work.pairs * len(whole) + within * (vision.depth - len(whole))) * vision.hidden_size
-
-
-def _merger_weights(vision: Any) -> int:
-    """Weights that one merged token meets, at every level."""
-    width = vision.hidden_size * vision.spatial_merge_size**2
-    inner = getattr(vision, "merger_size", width)
-    return inner * (width + vision.out_hidden_size) * (1 + len(getattr(vision, "deepstack_visual_indexes", ())))
+def _vision_attention(tower: TowerShape, work: Work) -> Any:
+    whole = tower.blocks if tower.full_attention_blocks is None else tower.full_attention_blocks
+    within = np.minimum(tower.window_patches * work.patches, work.pairs)  # a picture may be smaller than a window
+    return 4 * (work.pairs * whole + within * (tower.blocks - whole)) * tower.width

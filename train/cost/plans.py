@@ -13,6 +13,7 @@ from torch import nn
 from data.batching.plans import TERA, Budget, BudgetPlan, Plan
 from data.batching.sample_cost import SampleCost
 from data.batching.sizes import KeptCounts, Sizes
+from evs.families import spec_of
 from evs.methods import Method
 from evs.methods.base import depth
 from evs.rates import FrameBeta
@@ -69,7 +70,8 @@ def build_price(config: Config, empty: nn.Module, sizes: Sizes, method: Method) 
 def schedule_of(config: Config, method: Method, model: nn.Module) -> cost.StepSchedule:
     """How the run's steps go through their views. `model` as it is trained."""
     distill = config.train.distill
-    base_sees = distill.needs_base and trained_towers(model) != {"language"}
+    spec = spec_of(base_model(model).config)
+    base_sees = distill.needs_base and trained_towers(model, spec) != {"language"}
     return cost.StepSchedule(depth(method) is None, distill.alone, distill.needs_base, base_sees)
 
 
@@ -77,7 +79,7 @@ def freed_patches(method: Method, architecture: Any) -> int | None:
     """Patches that do not enter the vision tower for a token that is dropped; None where it is dropped after it."""
     if (before := depth(method)) is None:
         return None
-    return architecture.vision_config.spatial_merge_size**2 if before == 0 else 0
+    return spec_of(architecture).tower_shape(architecture).merge_size ** 2 if before == 0 else 0
 
 
 def build_kept(method: Method, rates: StepRates) -> KeptCounts:

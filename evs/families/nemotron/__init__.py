@@ -1,0 +1,5 @@
+"""Nemotron Omni."""
+
+from evs.families.nemotron.spec import SPECS
+
+__all__ = ["SPECS"]

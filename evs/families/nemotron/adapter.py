@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from evs.families.base import MediaBatch, check_scheme, rows_in_prompt_order
+from evs.families.base import MediaBatch, rows_in_prompt_order
+from evs.families.spec import FamilySpec
 from evs.packing import decode_packed, index_in_segment
 from evs.types import DecoderInputs, Grid
 
@@ -29,13 +30,10 @@ class Nemotron:
     """`model` is a NemotronH_Omni_Reasoning_V3. Scores the projector's output."""
 
     model: Any
+    spec: FamilySpec
     scheme: str = "preserve"
 
-    schemes: ClassVar[tuple[str, ...]] = ("preserve",)
-    towers: ClassVar[tuple[str, str, str]] = ("vision_model", "language_model.model", "language_model.lm_head")
-
     def __post_init__(self) -> None:
-        check_scheme(self)
         vision = self.model.vision_model
         vision.forward = partial(_see, vision)
         vision.embeddings.forward = partial(_embed, vision.embeddings)
@@ -75,7 +73,7 @@ class Nemotron:
         return replace(embedded, embeds_ND=embeds_ND), rows[len(rows) - of_videos :]
 
     def decode(self, x: DecoderInputs) -> Tensor:
-        return decode_packed(self.model.language_model.model, x)
+        return decode_packed(self.model.language_model.model, x, self.spec.kernels)
 
     def _video_index(self, batch: MediaBatch, visual_N: Tensor) -> Tensor:
         """[N] which video a token belongs to, -1 elsewhere; the media follow one another in the batch's order."""

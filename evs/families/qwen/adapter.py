@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from evs.families.base import MediaBatch, check_scheme, rows_in_prompt_order
+from evs.families.base import MediaBatch, rows_in_prompt_order
 from evs.families.qwen.fast_tower import levels_of, normalised, speed_up
 from evs.families.qwen.pruned_tower import Units
+from evs.families.spec import FamilySpec
 from evs.packing import decode_packed
 from evs.positions import Box, image_box, rope_positions
 from evs.pruning import prune
@@ -23,13 +24,10 @@ class QwenVL:
     """`model` is a Hugging Face *ForConditionalGeneration; a family adds its media's rules."""
 
     model: Any
+    spec: FamilySpec
     scheme: str = "preserve"
 
-    schemes: ClassVar[tuple[str, ...]] = ("preserve",)
-    towers: ClassVar[tuple[str, str, str]] = ("model.visual", "model.language_model", "lm_head")
-
     def __post_init__(self) -> None:
-        check_scheme(self)
         speed_up(self.model.model.visual)
 
     def image_box(self, grid: Grid) -> Box:
@@ -72,7 +70,7 @@ class QwenVL:
         return levels.to(self.model.device, non_blocking=True).reshape(tokens, -1)
 
     def decode(self, x: DecoderInputs) -> Tensor:
-        return decode_packed(self.model.model.language_model, x)
+        return decode_packed(self.model.model.language_model, x, self.spec.kernels)
 
     def positions(self, batch: MediaBatch, *, pruned: bool = True) -> Tensor:
         if not pruned and self.scheme != "preserve":  # servers break positions only when they prune

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from evs.families.qwen.adapter import QwenVL
-from evs.positions import SCHEMES, Box, image_box, stock_vllm, timed_box
+from evs.positions import Box, image_box, stock_vllm, timed_box
 from evs.types import Grid
 
 
 class Qwen25VL(QwenVL):
     """Scores the un-windowed merger output."""
-
-    schemes = SCHEMES
 
     def image_box(self, grid: Grid) -> Box:
         box = image_box(grid)

@@ -1,5 +1,6 @@
 """The cost model against operations that torch itself counts, and what freezing saves."""
 
+import re
 import sys
 
 import numpy as np
@@ -9,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.batching.sizes import SampleSize, gather
 from evs import FrameDelta
-from evs.families import adapter_for
-from tests.evs.models import KERNELS, prompts, tiny_model
+from evs.families import adapter_for, spec_of
+from tests.evs.models import BUILDERS, KERNELS, prompts, tiny_model
 from train.cost import operations as cost
 from train.optim import freeze
 from train.task import UptrainTask
@@ -32,7 +33,7 @@ def test_the_cost_model_counts_what_torch_counts_in_matrix_products(family, froz
         batch = prompts(family, LAYOUT[:1])
         monkeypatch.setattr(cost, "_recurrence", lambda *_: 0)
         monkeypatch.setattr(sys.modules[type(model).__module__], KERNELS[0], without_products)
-    freeze(model, list(frozen))
+    freeze(model, spec_of(model.config), list(frozen))
     task = UptrainTask(model, adapter_for(model), FrameDelta()).train()
     with FlopCounterMode(display=False) as counter:
         out = task(batch, 0.5)
@@ -67,7 +68,7 @@ def test_a_token_meets_every_weight_of_the_layers_when_all_experts_are_chosen(fa
     text = model.config.get_text_config()
     text.num_experts_per_tok = getattr(text, "num_experts", None)
     layers = model.model.language_model.layers.parameters()
-    assert cost._language_weights(text) == sum(p.numel() for p in layers if p.ndim > 1)
+    assert spec_of(model.config).text_shape(model.config).weights == sum(p.numel() for p in layers if p.ndim > 1)
 
 
 def test_a_layer_with_a_state_costs_the_same_for_every_token():
@@ -121,3 +122,16 @@ def test_the_price_of_a_sample_is_what_its_step_costs_with_a_tower_that_drops(fa
             whole = cost.batch_work([(t, h, w)], [50 + t * h * w // 4 - dropped], 7)
             step = cost.training(config, cost.before_tower(config, whole, dropped, before), frozen=frozen)
             assert price(np.array([place]), np.array([[whole.tokens]]))[0] == pytest.approx(step.total, rel=off)
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_a_token_and_a_patch_pass_through_every_matrix_of_the_merger_and_the_tower(family):
+    model = tiny_model(family)
+    spec, counted = spec_of(model.config), {"vision": 0, "merger": 0}
+    tower = spec.tower_shape(model.config)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and not re.search("pos|patch_projection|cls_register", name):
+            counted[spec.group_of(name)] = counted.get(spec.group_of(name), 0) + parameter.numel()
+    if family == "nemotron_h_omni":  # it has two patch embeddings, one of which a patch passes through
+        counted["vision"] += model.vision_model.embeddings.video_patch_projection.weight.numel()
+    assert (tower.weights, tower.merger_weights) == (counted["vision"], counted["merger"])
