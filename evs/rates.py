@@ -205,21 +205,19 @@ def draw(
     seed: int,
     step: int,
     place: int | None = None,
-    stratified: bool = True,
     levels: int | None = None,
 ) -> Tensor:
     """[n] float64 rates on the CPU, a function of the arguments alone: of a step, or of one place in it.
 
-    Stratified, the n quantiles fall one into each n-th of [0, 1), ascending from a random one on, so that the
-    micro-batches of one optimizer step cover the distribution, and ranks that share a turn draw neighbouring rates and
-    wait little for each other. With `levels`, only so many quantiles are ever drawn, the lowest and the
+    The draws are stratified: the n quantiles fall one into each n-th of [0, 1), ascending from a random one on, so that
+    the micro-batches of one optimizer step cover the distribution, and ranks that share a turn draw neighbouring rates
+    and wait little for each other. With `levels`, only so many quantiles are ever drawn, the lowest and the
     highest among them, so that kept counts recur.
     """
     generator = generator_of("rates", seed, step, *(() if place is None else (place,)))
     u = torch.rand(n, dtype=torch.float64, generator=generator)
-    if stratified:
-        first = torch.randint(n, (1,), generator=generator)
-        u = ((torch.arange(n) + first) % n + u) / n
+    first = torch.randint(n, (1,), generator=generator)
+    u = ((torch.arange(n) + first) % n + u) / n
     if levels is not None:
         u = ((u * levels).floor() / max(1, levels - 1)).clamp_max(1 - 2**-50)
     rates = (dist.at(step) if isinstance(dist, Curriculum) else dist).icdf(u)

@@ -34,7 +34,6 @@ class Plan:
     world: int
     rank: int
     seed: int
-    shuffle: bool = True
     mixture: Mixture | None = None  # None: every sample once an epoch
 
     def __post_init__(self) -> None:
@@ -48,11 +47,6 @@ class Plan:
         """Over all ranks."""
         return self.batch_size * self.accumulation * self.world
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps that see every sample at least once."""
-        return -(-self.samples // self.samples_per_step)
-
     def micro_batches(self, step: int) -> tuple[tuple[int, ...], ...]:
         """Sample indices of this rank's micro-batches in `step` (from 0): `accumulation` tuples of `batch_size`."""
         first = step * self.samples_per_step
@@ -61,7 +55,7 @@ class Plan:
 
     def _sample(self, place: int) -> int:
         epoch, within = divmod(place, self.samples)
-        return int(order(self.mixture or self.samples, self.seed, epoch)[within]) if self.shuffle else within
+        return int(order(self.mixture or self.samples, self.seed, epoch)[within])
 
 
 def shards(samples: int, batch_size: int, world: int, rank: int) -> tuple[tuple[int, ...], ...]:

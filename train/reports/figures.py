@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from train.reports.curve import STYLES
 
 Rows = Sequence[Mapping[str, Any]]  # of metrics.jsonl
-BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#999999"
+BLUE, GREY = "#0072B2", "#999999"
 HATCHES = ("", "//", "..", "xx", "\\\\", "++")
 
 
