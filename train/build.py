@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 from hydra.errors import InstantiationException
@@ -17,7 +17,7 @@ from torch import nn
 
 from data.batching.plans import BudgetPlan, Plan
 from data.encoding.encoder import Encoder
-from data.loader import Planned, Step, step_loader
+from data.loader import Planned, Step, shard_loader, step_loader
 from data.sample_limits import SampleLimits
 from data.types import Quarantined, Sample
 from evs.families import adapter_for, spec_of
@@ -38,6 +38,7 @@ from train.config import (
     frame_policy,
 )
 from train.cost import memory_forecast as preflight
+from train.cost.dry_run import dry_run, largest_micro_batch, report
 from train.cost.memory_forecast import Largest, largest
 from train.cost.plans import build_kept, build_plan, freed_patches, schedule_of
 from train.datasets import AuditedData, read_datasets
@@ -56,7 +57,7 @@ from train.model import base_model, build_empty_model, build_model, build_proces
 from train.optim import build_optimizer
 from train.removed import replacement
 from train.task import UptrainTask
-from train.views import StepMethods, StepRates
+from train.views import StepMethods, StepRates, Views
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,13 @@ class Run:
     first_step: int
     forecast_gib: float | None  # memory of a rank at its peak
     origin: Origin  # holds the lock on the run's folder
+
+
+class Forecast(NamedTuple):
+    """Bytes of one rank."""
+
+    peak: float  # that the largest micro-batch needs
+    free: float  # before weights are read
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ class Prepared:
     plan: Plan | BudgetPlan
     origin: Origin
     shape: dict[str, Any]  # train.checkpoint.run_identity
-    forecast_gib: float | None
+    forecast: Forecast | None
 
 
 def build_run(config: Config) -> Run | None:
@@ -150,6 +158,8 @@ def assemble(ready: Prepared) -> Run:
     if origin.checkpoint and origin.saved:
         WATCHDOG.at("checkpoint")
         checkpoints.load(origin.checkpoint, origin.saved)
+    if config.preflight == "dry_run":
+        run_dry(ready, task, optimizer, memory)
     sizes = ready.train_set.index.sizes
     span = {"first_step": origin.step, "last_step": config.train.steps}
     steps = step_loader(
@@ -184,7 +194,21 @@ def assemble(ready: Prepared) -> Run:
         WATCHDOG,
         evaluate,
     )
-    return Run(parts, steps, origin.step, ready.forecast_gib, origin)
+    forecast_gib = None if ready.forecast is None else ready.forecast.peak / 2**30
+    return Run(parts, steps, origin.step, forecast_gib, origin)
+
+
+def run_dry(ready: Prepared, task: nn.Module, optimizer: Any, memory: Memory) -> None:
+    """Print the memory that the largest micro-batch takes. Raises ValueError if it does not fit."""
+    assert ready.forecast is not None
+    config, engine, data = ready.config, ready.engine, ready.train_set
+    kept = build_kept(ready.methods.latest, ready.rates)
+    largest = largest_micro_batch(ready.plan, data.index.sizes, ready.rates, kept)
+    (step,) = shard_loader(data.samples, ready.encoder, [largest.samples])
+    (batch,) = step.batches
+    views = Views(largest.rates(ready.rates, batch.video_grid_thw_V3[:, 0].tolist()), ready.methods.latest)
+    measured = dry_run(engine, task, optimizer, (batch, views), config=config, memory=memory)
+    engine.print(report(measured, *ready.forecast, config))
 
 
 def audited(ready: Prepared) -> tuple[Quarantined, ...]:
@@ -223,15 +247,15 @@ def build_meter(engine: Accelerator, config: Config, model: Any, memory: Memory,
     return meter
 
 
-def check_memory(config: Config, engine: Accelerator, empty: Any, batch: Largest) -> float:
-    """GiB of a rank that the largest micro-batch needs, printed. Raises ValueError when it cannot fit."""
+def check_memory(config: Config, engine: Accelerator, empty: Any, batch: Largest) -> Forecast:
+    """What the largest micro-batch needs, printed. Raises ValueError when it cannot fit."""
     parts = preflight.estimate(
         config, empty, base_model(empty).config, batch, world=engine.num_processes, device=engine.device
     )
     room = preflight.available(engine.device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     engine.print(preflight.report(batch, parts, room))
     preflight.check(parts, room, config)
-    return parts.total / 2**30
+    return Forecast(parts.total, room)
 
 
 def build_step_rates(config: Config, world: int) -> StepRates:

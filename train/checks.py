@@ -43,8 +43,8 @@ def _in_data(config: Config) -> Iterator[tuple[bool, str]]:
         f"data.workers={data.workers} is more than the {cores} cores of this machine can serve: lower it",
     )
     yield (
-        config.preflight == "only" and not data.audit,
-        "preflight=only needs the headers that data.audit=false leaves unread: set data.audit=true",
+        config.preflight in ("only", "dry_run") and not data.audit,
+        f"preflight={config.preflight} needs the headers that data.audit=false leaves unread: set data.audit=true",
     )
     yield (
         data.eval is not None and data.eval_fraction is not None,

@@ -194,8 +194,9 @@ class Config:
     resume: str | None = None  # null: a fresh run; auto: from its newest checkpoint, if any; or a checkpoint's folder
     # What may differ from the run that is resumed: any of train.checkpoint.run_identity's keys that a refusal names.
     resume_changes: list[str] = names([], *RESUMABLE)
-    # null: print the memory needed, stop if it cannot fit; only: print it and exit; off
-    preflight: str | None = names(None, "only", "off")
+    # null: print a forecast of the memory needed, stop if it cannot fit. dry_run: also measure it before the first
+    # step, by forward and backward of the largest micro-batch. only: print the forecast and exit. off: neither
+    preflight: str | None = names(None, "only", "dry_run", "off")
     show: bool = True  # print what is trained, and one row as the model reads it, before the first step
     seed: int = number(0, least=0, below=2**63)  # of data order, rates, LoRA and dropout
 

@@ -1,13 +1,13 @@
-"""What the largest micro-batch will need of one rank's memory, forecast before any weight is read.
+"""Forecast of the memory that the largest micro-batch needs on one rank, made before any weight is read.
 
-An estimate from shapes; allocators and communication buffers come on top.
+Weights, gradients, optimizer states and activations by formula. Communication buffers, the allocator's fragments and
+temporaries of the update come on top: `preflight=dry_run` measures them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import psutil
@@ -22,25 +22,18 @@ from evs.packing import installed
 from train.config import Config
 from train.losses.head import CHUNK
 
-PLANNED = 50  # steps of a budgeted plan that are looked at for what has no bound
-SPARE = 0.95  # of the memory that may be used
-# Of what comes and goes within a step, the share that glibc's malloc holds on top at the peak, measured by
-# `benchmark.py forecast`: blocks below 32 MB are not returned to the system, nor always fit the next request.
-RETAINED, RETAINED_ACTIVATIONS = 0.85, 0.2
-LEVELS, FLOATS = 3, 12  # bytes of a decoded pixel, and of one that a processor resizes in floating point
-
-Parameters: TypeAlias = Sequence[tuple[int, int, bool]]  # (numbers, bytes of one, whether it is trained)
+PLANNED = 50  # steps of a budgeted plan that are searched for the largest micro-batch
+SPARE = 0.95  # share of the free memory that may be used
 
 
 @dataclass(frozen=True)
 class Largest:
-    """The most that one micro-batch of this rank holds, and that one sample does of frames and pixels."""
+    """The most that one micro-batch of this rank holds, and the frames of the longest sample."""
 
-    tokens: int  # read by the language model, in all views
-    text: int  # of them, those that no pruning touches; the labelled ones are among them
+    tokens: int  # that the language model reads, in all views
+    text: int  # of them, those that are never pruned; the labelled ones are among them
     patches: int  # that enter the vision tower
     frames: int
-    pixels: int = 0  # decoded
 
 
 @dataclass(frozen=True)
@@ -51,10 +44,6 @@ class Estimate:
     gradients: float
     optimizer: float
     activations: float
-    logits: float
-    buffers: float = 0.0  # of the engine: buckets, gathered parameters, the update's gradients in float32
-    allocator: float = 0.0  # on a CPU: freed by the step and not returned to the system
-    decoding: float = 0.0  # on a CPU without data workers: what the pixels of a sample take above all that a step frees
 
     @property
     def total(self) -> float:
@@ -62,104 +51,62 @@ class Estimate:
 
 
 def largest(plan: Plan | BudgetPlan, sizes: Sizes, rates: Views, kept: KeptCounts, freed: int | None = None) -> Largest:
-    """`rates`: the lowest that will be drawn. Bounds, but for text, and patches, that a budget leaves open.
-
-    `freed`: see data.batching.sample_cost.Patches.
-    """
-    of_sample, everything = (int(sizes.frames_S.max()), int(sizes.pixels_S.max())), np.arange(len(sizes))
+    """Upper bounds at `rates`, the lowest that will be drawn; of text, and of patches without a budget, the most in the
+    first steps of the plan. `freed`: see data.batching.sample_cost.Patches."""
+    everything, frames = np.arange(len(sizes)), int(sizes.frames_S.max())
     tokens = sizes.in_views(everything, rates, kept)
     patches_S = Patches(sizes.patches_S, sizes.unpruned(), freed)(everything, tokens)
     text_S = len(rates) * sizes.fixed_S
     if isinstance(plan, Plan):
         most = min(plan.batch_size, len(sizes))
-        all_tokens, text, patches = (_sum_of_largest(each, most) for each in (tokens.sum(0), text_S, patches_S))
-        return Largest(all_tokens, text, patches, *of_sample)
+        read, text, patches = (int(np.sort(each)[-most:].sum()) for each in (tokens.sum(0), text_S, patches_S))
+        return Largest(read, text, patches, frames)
     batches = [np.array(batch) for step in range(PLANNED) for batch in plan.micro_batches(step)]
     text, patches = (max(int(each[batch].sum()) for batch in batches) for each in (text_S, patches_S))
-    return Largest(plan.budget.tokens, text, plan.budget.patches or patches, *of_sample)
-
-
-def _sum_of_largest(costs: np.ndarray, most: int) -> int:
-    return int(np.sort(costs)[-most:].sum())
+    return Largest(plan.budget.tokens, text, plan.budget.patches or patches, frames)
 
 
 def estimate(
     config: Config, model: nn.Module, hf_config: Any, batch: Largest, *, world: int, device: torch.device
 ) -> Estimate:
-    """`model` may be on the meta device; only its parameters are counted. `device`: where it will be trained."""
+    """`model` may be on the meta device: only its parameters are counted. `device`: where it will be trained."""
     parameters = [(p.numel(), p.element_size(), p.requires_grad) for p in model.parameters()]
     stage = int(config.engine.zero.get("stage", 0)) if config.engine.name.startswith("zero") else None
     trained = sum(n for n, _, wanted in parameters if wanted)
     here = 2 if config.engine.precision == "bf16" else 4  # bytes of an activation
     shared = [world if stage is not None and stage >= least else 1 for least in (1, 2, 3)]
-    offloads = config.engine.zero if device.type != "cpu" else {}  # there it moves nothing anywhere
-    offloaded = {part: f"offload_{part}" in offloads for part in ("optimizer", "param")}
+    offloads = config.engine.zero if device.type != "cpu" else {}  # offloading from the CPU to the CPU frees nothing
     weights = sum(n * size for n, size, _ in parameters) / shared[2]
-    copies = sum(n * here for n, size, _ in parameters if size > here)  # autocast keeps what it has cast
+    casts = sum(n * here for n, size, _ in parameters if size > here)  # autocast keeps them
     states = trained * (12 if stage is not None else 2 * max(size for _, size, _ in parameters))
     if config.train.ema is not None:
-        states += 4 * trained  # their average
-    parts = Estimate(
-        weights=0 if offloaded["param"] else weights + copies,
+        states += 4 * trained  # the average of the weights
+    logits = min(CHUNK, batch.text * hf_config.get_text_config().vocab_size) * (4 + 4 + here)
+    return Estimate(
+        weights=0 if "offload_param" in offloads else weights + casts,
         gradients=sum(n * size for n, size, wanted in parameters if wanted) / shared[1],
-        optimizer=0 if offloaded["optimizer"] else states / shared[0],
+        optimizer=0 if "offload_optimizer" in offloads else states / shared[0],
         activations=_activations(config, hf_config, batch) * here
-        + _pixels(hf_config, batch) * (4 + here)  # normalised in float32, and as the patch embedding keeps them
-        + _states(config, hf_config, batch),
-        logits=min(CHUNK, batch.text * hf_config.get_text_config().vocab_size) * (4 + 4 + here),
+        + _pixels(hf_config, batch) * (4 + here)
+        + _states(config, hf_config, batch)
+        + logits,
     )
-    if config.engine.name == "ddp" and world > 1:
-        buckets, passing = parts.gradients, 0.0
-    else:
-        buckets, passing = _buffers(config.engine.zero, parameters, here, world=world, device=device)
-    kept = RETAINED * (copies + parts.gradients + passing) + RETAINED_ACTIVATIONS * parts.activations
-    if device.type != "cpu":
-        return replace(parts, buffers=buckets + passing)
-    freed = parts.gradients + parts.activations + parts.logits + passing
-    decoding = 0 if config.data.workers else max(0, _decoded(hf_config, batch) - freed)
-    return replace(parts, buffers=buckets + passing, allocator=kept, decoding=decoding)
-
-
-def _decoded(hf_config: Any, batch: Largest) -> int:
-    """Bytes of one sample's media before they are resized: between two steps, so not beside what a step holds."""
-    return batch.pixels * (LEVELS if spec_of(hf_config).uint8_pixels else LEVELS + FLOATS)
-
-
-def _buffers(
-    zero: Mapping[str, Any], parameters: Parameters, here: int, *, world: int, device: torch.device
-) -> tuple[float, float]:
-    """Bytes that DeepSpeed holds besides weights, gradients and states: (as long as it lives, within a step).
-
-    On a CPU a bucket costs what is used of it.
-    """
-    if not zero:
-        return 0, 0
-    stage, everything = int(zero["stage"]), sum(n for n, _, _ in parameters)
-    trained = sum(n for n, _, wanted in parameters if wanted)
-    bucket = float(zero.get("reduce_bucket_size", 5e8))
-    buckets = (2 if zero.get("overlap_comm") and stage < 3 else 1) * (
-        min(bucket, trained) if device.type == "cpu" else bucket
-    )
-    gathered = min(everything, float(zero.get("stage3_max_live_parameters", 1e9))) if stage == 3 else 0
-    unreduced = min(bucket, trained) * (1 - 1 / world) if stage == 3 else 0  # stage 2 moves them into the bucket
-    update = 0 if "offload_optimizer" in zero and device.type != "cpu" else 4 * trained / world  # gradients in float32
-    return here * buckets, here * (gathered + unreduced) + update
 
 
 def _activations(config: Config, hf_config: Any, batch: Largest) -> float:
-    """Numbers kept for backward at the peak: every layer's, or its input only and one layer's again."""
+    """Numbers kept for backward at the peak: of every layer, or its input only and one layer recomputed."""
     spec, text = spec_of(hf_config), hf_config.get_text_config()
-    tower, checkpointed = spec.tower_shape(hf_config), config.model.recomputed
+    tower, recomputed = spec.tower_shape(hf_config), config.model.recomputed
     layer = batch.tokens * (12 * text.hidden_size + 4 * spec.text_shape(hf_config).mlp_width)
-    language = _tower(layer, batch.tokens * text.hidden_size, text.num_hidden_layers, "language" in checkpointed)
+    language = _tower(layer, batch.tokens * text.hidden_size, text.num_hidden_layers, "language" in recomputed)
     layer = batch.patches * (12 * tower.width + 4 * tower.mlp_width)
-    frozen = "vision" in config.model.freeze or config.model.lora.r is not None
-    seen = layer if frozen else _tower(layer, batch.patches * tower.width, tower.blocks, "vision" in checkpointed)
-    return language + seen
+    if "vision" in config.model.freeze or config.model.lora.r is not None:
+        return language + layer
+    return language + _tower(layer, batch.patches * tower.width, tower.blocks, "vision" in recomputed)
 
 
 def _pixels(hf_config: Any, batch: Largest) -> int:
-    """Numbers of all patches before they are embedded."""
+    """Numbers of all patches before they are embedded: normalised in float32, and as the patch embedding keeps them."""
     tower = spec_of(hf_config).tower_shape(hf_config)
     return batch.patches * tower.channels * tower.temporal_patch_size * tower.patch_size**2
 
@@ -172,19 +119,18 @@ def _states(config: Config, hf_config: Any, batch: Largest) -> float:
         return 0
     (heads, key, value), chunk = text.state, text.chunk
     each = heads * (9 * (key + value) + 4 * chunk + 3.5 * key * value / chunk)
-    again = "language" in config.model.recomputed
-    return 4 * batch.tokens * each * (1 if again else text.recurrent_layers)
+    return 4 * batch.tokens * each * (1 if "language" in config.model.recomputed else text.recurrent_layers)
 
 
-def _tower(layer: float, inputs: float, depth: int, checkpointed: bool) -> float:
-    return depth * inputs + layer if checkpointed else depth * layer
+def _tower(layer: float, inputs: float, depth: int, recomputed: bool) -> float:
+    return depth * inputs + layer if recomputed else depth * layer
 
 
 def available(device: torch.device, ranks_here: int) -> float:
-    """Bytes that one rank may take: of its device, or its share of the machine's."""
+    """Bytes that one rank may take: what is free on its GPU, or its share of the machine's memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available / ranks_here  # what files are cached in can be had too
+    return psutil.virtual_memory().available / ranks_here  # the page cache counts as available
 
 
 def report(batch: Largest, parts: Estimate, room: float) -> str:
@@ -197,7 +143,7 @@ def report(batch: Largest, parts: Estimate, room: float) -> str:
 
 
 def check(parts: Estimate, room: float, config: Config) -> None:
-    """ValueError with a suggestion when it cannot fit."""
+    """ValueError with a suggestion if it cannot fit."""
     if parts.total <= SPARE * room:
         return
     raise ValueError(
@@ -208,15 +154,19 @@ def check(parts: Estimate, room: float, config: Config) -> None:
 
 def suggestion(parts: Estimate, config: Config) -> str:
     """What helps most against the largest part."""
-    biggest = max(vars(parts), key=lambda name: vars(parts)[name])
-    if biggest in ("activations", "logits"):
-        if not config.model.gradient_checkpointing:
-            return "set model.gradient_checkpointing=true"
-        if config.train.token_budget is None and config.train.batch_size > 1:
-            return f"lower train.batch_size={config.train.batch_size}"
-        return "lower train.token_budget and train.patch_budget, data.max_frames or data.max_pixels"
-    if biggest == "decoding":
-        return "lower data.max_frames, or let a process of its own decode: data.workers=1"
+    if parts.activations == max(vars(parts).values()):
+        return "set model.gradient_checkpointing=true" if not config.model.gradient_checkpointing else budget(config)
     if config.engine.name in ("none", "ddp", "zero1", "zero2"):
         return "use engine=zero3 over more ranks, freeze a tower or train with model.lora.r=64"
     return "use engine=zero3_offload, more ranks, or model.lora.r=64"
+
+
+def budget(config: Config) -> str:
+    """The budget that bounds the largest micro-batch, and what to do about it."""
+    train, data = config.train, config.data
+    if train.token_budget is not None:
+        return f"lower train.token_budget={train.token_budget}"
+    if train.batch_size > 1:
+        return f"lower train.batch_size={train.batch_size}"
+    limits = f"data.max_pixels={data.max_pixels} or data.max_frames={data.max_frames}"
+    return f"lower {limits.replace('=None', '')}"

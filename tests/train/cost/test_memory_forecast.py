@@ -13,7 +13,7 @@ from tests.runs import composed, trained
 from train.cost.memory_forecast import Estimate, Largest, available, check, estimate, largest
 
 GPU = torch.device("cuda")
-SIZES = gather(SampleSize(10 * i, ((i, 4),), 16 * i, 2 * i, 5, 256 * i, 1000 * i) for i in range(1, 9))
+SIZES = gather(SampleSize(10 * i, ((i, 4),), 16 * i, 2 * i, 5, 256 * i) for i in range(1, 9))
 
 
 def kept(grids, tokens, rate):
@@ -22,7 +22,7 @@ def kept(grids, tokens, rate):
 
 def test_the_largest_batch_is_a_bound():
     plan = Plan(8, 2, 1, 1, 0, 0)
-    assert largest(plan, SIZES, (0.5,), kept) == Largest(80 + 16 + 70 + 14, 80 + 70, 16 * 15, 16, 8000)
+    assert largest(plan, SIZES, (0.5,), kept) == Largest(80 + 16 + 70 + 14, 80 + 70, 16 * 15, 16)
     assert largest(plan, SIZES, (0.5,), kept, freed=4).patches == 4 * (16 + 14)
     budgeted = BudgetPlan(SIZES, Budget(300), lambda step: [(0.5,)], kept, 1, 0, 0)
     of_budget = largest(budgeted, SIZES, (0.5,), kept)
@@ -52,30 +52,6 @@ def test_an_average_of_the_weights_is_counted_with_the_optimizer(words):
     assert kept - plain == 4 * 1_000_000
 
 
-def test_buffers_are_allocated_whole_on_a_gpu_and_as_used_on_a_cpu(words):
-    config = composed(*words("engine=zero2", "engine.precision=bf16", "model.freeze=[]"))
-    hf_config, batch = AutoConfig.from_pretrained(config.model.path), Largest(100, 20, 400, 8)
-    model = torch.nn.Linear(1000, 1000, bias=False, dtype=torch.bfloat16)
-    on_gpu, on_cpu = (
-        estimate(config, model, hf_config, batch, world=2, device=torch.device(name)) for name in ("cuda", "cpu")
-    )
-    assert on_gpu.buffers == 2 * 2 * 5e8 + 4e6 / 2 and on_gpu.allocator == 0
-    assert on_cpu.buffers == 2 * 2 * 1e6 + 4e6 / 2 and on_cpu.allocator > 0
-
-
-@pytest.mark.parametrize(("family", "bytes_each"), [("qwen2_5_vl", 3), ("nemotron_h_omni", 3 + 12)])
-def test_a_process_that_decodes_holds_the_pixels_of_a_sample_or_a_step(words, family, bytes_each):
-    def parts(pixels, *more, device="cpu"):
-        config = composed(*words(*more, family=family))
-        hf_config, batch = AutoConfig.from_pretrained(config.model.path), Largest(100, 20, 400, 8, pixels)
-        return estimate(config, torch.nn.Linear(1, 1), hf_config, batch, world=1, device=torch.device(device))
-
-    many, without = parts(10**8), parts(0)
-    of_step = without.gradients + without.activations + without.logits
-    assert many.total - without.total == pytest.approx(bytes_each * 10**8 - of_step)
-    assert parts(1).decoding == parts(10**8, "data.workers=1").decoding == parts(10**8, device="cuda").decoding == 0
-
-
 def test_checkpointing_and_freezing_lower_the_activations(words):
     def activations(*more):
         config = composed(*words(*more))
@@ -91,10 +67,24 @@ def test_checkpointing_and_freezing_lower_the_activations(words):
 
 
 def test_what_cannot_fit_is_told_with_a_remedy(words):
-    parts = Estimate(weights=4e9, gradients=1e9, optimizer=1e9, activations=2e9, logits=1e8)
+    parts = Estimate(weights=4e9, gradients=1e9, optimizer=1e9, activations=2.1e9)
     check(parts, 9e9, composed(*words()))
     with pytest.raises(ValueError, match=r"needs about 7.5 GiB a rank and 4.7 are free: use engine=zero3"):
         check(parts, 5e9, composed(*words()))
+
+
+@pytest.mark.parametrize(
+    ("more", "budget"),
+    [
+        (["train.token_budget=700"], "lower train.token_budget=700"),
+        (["train.batch_size=3"], "lower train.batch_size=3"),
+        ([], "lower data.max_pixels=25088 or data.max_frames=8"),
+    ],
+)
+def test_the_budget_to_lower_is_the_one_that_is_set(words, more, budget):
+    parts = Estimate(weights=1e9, gradients=1e9, optimizer=1e9, activations=2e9)
+    with pytest.raises(ValueError, match=budget):
+        check(parts, 1e9, composed(*words(*more)))
 
 
 def test_memory_that_only_caches_files_is_free():
