@@ -47,6 +47,7 @@ from train.ema import Average
 from train.evaluation.evaluation import Evaluation
 from train.evaluation.scores import Score
 from train.faults.bad_sample_limit import BadSampleLimit, check_audited
+from train.faults.first_line import first_line
 from train.faults.nonfinite import Health
 from train.faults.watchdog import WATCHDOG
 from train.loop import Parts
@@ -334,7 +335,7 @@ def _plug(key: str, node: dict[str, Any], *parts: str) -> Any:
     try:
         plug = instantiate(node, _convert_="all")
     except (InstantiationException, TypeError) as error:
-        reason = replacement(str(node)) or str(error.__cause__ or error).splitlines()[0]
+        reason = replacement(str(node)) or first_line(error.__cause__ or error)
         raise ValueError(f"{key}={node}: {reason}") from error
     if missing := [part for part in parts if not hasattr(plug, part)]:
         raise ValueError(f"{key}={node} has no {missing[0]}: choose one of configs/{key}")

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from data.progress import hide_library_bars
 from train import usage
 from train.config import DataConfig, EvalConfig, ModelConfig
+from train.faults.first_line import first_line
 from train.faults.printing import print_error
 from train.ranges import check_values
 from train.removed import replacement
@@ -89,7 +90,7 @@ def parse(schema: type[T], argv: Sequence[str] | None = None) -> T:
     try:
         config = OmegaConf.merge(OmegaConf.structured(schema), _values(words, known))
     except OmegaConfBaseException as error:
-        fail(f"{error.full_key}: {str(error).splitlines()[0]}")
+        fail(f"{error.full_key}: {first_line(error)}")
     if missing := sorted(OmegaConf.missing_keys(config)):
         fail(f"missing {', '.join(f'{key}=...' for key in missing)}")
     options = cast(T, OmegaConf.to_object(config))
@@ -147,8 +148,8 @@ def config_error(error: Exception, words: Sequence[str], known: Sequence[str]) -
     if unread := _unread(error, words):
         return unread
     lines = str(error).splitlines()
-    message = lines[0]
-    if error.__cause__ is not None and (cause := str(error.__cause__).splitlines()[0]) not in message:
+    message = first_line(error)
+    if error.__cause__ is not None and (cause := first_line(error.__cause__)) not in message:
         message += f" ({cause})"
     if advice := replacement(str(error)):
         return f"{message}; {advice}"

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from evs.families import spec_of
 from train.config import Config, LoraConfig, ModelConfig
+from train.faults.first_line import first_line
 from train.optim import freeze
 from train.seeding import seed_draws
 
@@ -87,7 +88,7 @@ def build_empty_model(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
                 architecture, dtype=dtype, attn_implementation=config.attention
             )
         except (ImportError, ValueError) as error:  # transformers refuses what is not installed
-            raise ValueError(f"model.attention={config.attention} cannot be used ({_first_line(error)})") from error
+            raise ValueError(f"model.attention={config.attention} cannot be used ({first_line(error)})") from error
         return fit_for_training(model, config)
 
 
@@ -117,11 +118,7 @@ def _why_not_loaded(error: Exception, folder: Path) -> str:
                 pass
         except (SafetensorError, OSError) as damage:
             return f"{path} is truncated or corrupt, {damage}; copy or download it again"
-    return _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return first_line(error)
 
 
 def weight_dtype(config: Config) -> torch.dtype:

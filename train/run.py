@@ -39,6 +39,7 @@ from train import cli, usage
 from train.checks import check
 from train.config import Config
 from train.faults.error_lines import one_line_failures
+from train.faults.first_line import first_line
 
 
 @hydra.main(version_base="1.3", config_path="pkg://configs", config_name="config")
@@ -153,7 +154,7 @@ def main() -> None:
     try:
         job()
     except UncompletedJobError as error:  # killed, so that it could not say why
-        cli.fail(f"a job was lost, the others continue: {str(error).splitlines()[0]}", 1)
+        cli.fail(f"a job was lost, the others continue: {first_line(error)}", 1)
     except (HydraException, OmegaConfBaseException) as error:
         cli.fail(cli.config_error(error, sys.argv[1:], list(cli.leaves(OmegaConf.structured(Config)))))
 

@@ -21,6 +21,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 
 from train import cli
+from train.atomic_write import write_atomically
 from train.faults.signals import INTERRUPTED, PREEMPTED, foreign_handler
 from train.faults.watchdog import WATCHDOG
 
@@ -81,9 +82,7 @@ def write(folder: Path, job: Job) -> None:
     if int(os.environ.get("RANK", 0)):
         return
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "job.json.partial"
-    partial.write_text(json.dumps(asdict(job)) + "\n")
-    partial.replace(folder / "job.json")
+    write_atomically(folder / "job.json", json.dumps(asdict(job)) + "\n")
 
 
 def jobs(folder: Path) -> dict[int, Job]:

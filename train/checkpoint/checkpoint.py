@@ -23,11 +23,13 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor
 
+from train.atomic_write import write_atomically
 from train.checkpoint import manifest
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.storage import load_resharded, load_state, save_state
 from train.collectives import on_main
 from train.ema import Average
+from train.faults.first_line import first_line
 from train.faults.nonfinite import weights_are_finite
 from train.task import UptrainTask
 
@@ -75,7 +77,7 @@ class Checkpoints:
         """Note the mean accuracy of the checkpoint after `step` steps, if there is one: the best is kept."""
         checkpoint = self.folder / f"step_{step:08d}"
         if self.engine.is_main_process and checkpoint.is_dir():
-            replace_text(checkpoint / "score.json", json.dumps({"accuracy": accuracy}))
+            write_atomically(checkpoint / "score.json", json.dumps({"accuracy": accuracy}))
 
     def scored(self, step: int) -> bool:
         """Whether `score` has noted one for this step."""
@@ -127,7 +129,7 @@ class Checkpoints:
         except (OSError, RuntimeError, SafetensorError) as error:
             full = shutil.disk_usage(self.folder).free < FULL
             shutil.rmtree(partial, ignore_errors=True)
-            reason = "disk full" if full else str(error).splitlines()[0]
+            reason = "disk full" if full else first_line(error)
             remedy = "make room and start again" if full else "start again"
             raise ValueError(f"{reason}: {partial} not saved, {self.last}; {remedy} with resume=auto") from error
 
@@ -208,13 +210,6 @@ def set_aside(damaged: Sequence[Path]) -> None:
     """Rename checkpoints that are not whole, so that they neither count as kept ones nor are taken for the newest."""
     for path in damaged:
         path.rename(path.with_suffix(".damaged"))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def save_weights(task: UptrainTask, state: dict[str, Tensor], folder: Path) -> None:

@@ -21,6 +21,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from train.collectives import on_main
+from train.faults.first_line import first_line
 
 TAG = "deepspeed"  # DeepSpeed's name for one of several checkpoints of a folder
 
@@ -102,7 +103,7 @@ def _universal(source: Path, target: Path) -> None:
 def _reason(error: Exception) -> str:
     """The line that names the class."""
     lines = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line]
-    return lines[0] if lines else str(error).splitlines()[0]
+    return lines[0] if lines else first_line(error)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from train.atomic_write import write_atomically
 from train.collectives import on_main
 
 
@@ -93,9 +94,7 @@ class Answers:
 
     def _replace(self, answers: list[Answer]) -> None:
         rows = [{"setting": self.setting}, *map(asdict, answers)]
-        part = self.path.with_name(f"{self.path.name}.part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        part.replace(self.path)
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         for other in self._others():
             other.unlink()
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
+
+from train.atomic_write import write_atomically
 
 
 def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -43,11 +44,7 @@ def cut_back(path: Path, step: int) -> None:
         return
     with path.open() as file:
         kept = [line for line in file if (row := _row(line)) is not None and row.get("step", 0) <= step]
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text("".join(kept))
-    with partial.open() as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_atomically(path, "".join(kept))
 
 
 def _row(line: str) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from train.config import TrackerConfig
+from train.faults.first_line import first_line
 from train.metrics.jsonl import append_lines, as_json
 from train.reports.curve import Curve, curve_of, figure, table
 
@@ -92,7 +93,7 @@ class Wandb:
                 function()
         except Exception as error:
             self.run = None
-            print(f"W&B gave up ({_first_line(error)}); metrics.jsonl is still written", file=sys.stderr)
+            print(f"W&B gave up ({first_line(error)}); metrics.jsonl is still written", file=sys.stderr)
 
 
 def start_wandb(config: TrackerConfig, run_dir: Path, settings: dict) -> Wandb:
@@ -103,7 +104,7 @@ def start_wandb(config: TrackerConfig, run_dir: Path, settings: dict) -> Wandb:
         try:
             return Wandb(_wandb(config, run_dir, settings, each))
         except Exception as error:
-            print(f"W&B did not start ({_first_line(error)})", file=sys.stderr)
+            print(f"W&B did not start ({first_line(error)})", file=sys.stderr)
     return Wandb(None)
 
 
@@ -142,7 +143,3 @@ def wandb_key() -> str | None:
 def wandb_id(project: str, run_dir: Path) -> str:
     """The same for every part of one run, and another for every other folder."""
     return hashlib.blake2b(f"{project}/{run_dir.absolute()}".encode(), digest_size=8).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
