@@ -117,7 +117,6 @@ def test_peers_read_the_rows_in_the_order_in_which_our_run_takes_them(tmp_path):
         ({"modes": ["batch 3"]}, "modes holds 'batch 3'"),
         ({"device": "tpu"}, "device=tpu is unknown"),
         ({"rounds": 0}, "rounds=0 must be at least 1"),
-        ({"page": "README.md"}, "has no line"),
     ],
 )
 def test_a_bad_option_is_named_before_anything_is_built(change, message):

@@ -19,7 +19,6 @@ from scripts.bench.peers.contenders import MODES, PEERS, RATES, Framework, Job, 
 from scripts.bench.peers.material import BenchmarkData, prepare
 from train import cli
 from train.metrics.machine import machine
-from train.reports import marked
 
 
 @dataclass
@@ -34,7 +33,6 @@ class Options:
     workers: int = 1  # loaders' processes, for every contender
     threads: int | None = None  # null: one a core
     out: str | None = None  # JSON
-    page: str | None = None  # Markdown file whose table, between two marks, is replaced
 
 
 @dataclass
@@ -134,8 +132,6 @@ def check(options: Options) -> None:
     for key in ("rounds", "samples"):
         if getattr(options, key) < 1:
             raise ValueError(f"{key}={getattr(options, key)} must be at least 1")
-    if options.page:
-        marked.check(Path(options.page), "peers")
 
 
 def main(options: Options) -> None:
@@ -155,5 +151,3 @@ def main(options: Options) -> None:
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
         Path(options.out).write_text(json.dumps(about | {"checks": checks, "result": race.results}, indent=1) + "\n")
         print(f"figures: {options.out}")
-    if options.page:
-        marked.put(Path(options.page), "peers", "\n\n".join([tables, " ".join(f"{line}." for line in checks)]))
