@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from packaging.version import Version
+
+from tests.ranks import Ranks
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 # Before, its processor asks for librosa and its forward fails; Python 3.10 has transformers 5.20 at most.
@@ -43,6 +45,14 @@ def checkpoint(tmp_path_factory) -> Callable[[str], Path]:
         return made[family]
 
     return of
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory) -> Iterator[Callable[..., None]]:
+    """Train a configuration in two rank processes, which all tests of a worker share."""
+    ranks = Ranks(tmp_path_factory.mktemp("ranks"))
+    yield ranks.train
+    ranks.close()
 
 
 @pytest.fixture(scope="session")

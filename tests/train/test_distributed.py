@@ -6,18 +6,13 @@ import pytest
 from transformers import AutoModelForImageTextToText
 
 from scripts import export
-from tests.runs import ended, started, trained
+from tests.runs import trained
 from tests.train.test_run import assert_same_weights, metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributed")]
 FIXED = ["rate=constant", "rate.rate=0.5", "train.steps=3", "optim.lr=1e-4", "engine.precision=fp32"]
 
 BEFORE = ["method=pixel_delta", "method.prune_at=input", "model.gradient_checkpointing=true"]
-
-
-def torchrun(*words: str) -> None:
-    status, printed = ended(started(*words, ranks=2), timeout=900)
-    assert status == 0, printed[-3000:]
 
 
 @pytest.mark.parametrize(
@@ -33,10 +28,10 @@ def torchrun(*words: str) -> None:
         pytest.param("zero3", "qwen2_5_vl", ["method=drawn"], id="zero3-qwen2_5_vl-before_tower_drawn"),
     ],
 )
-def test_two_ranks_train_as_one_process_does(words, tmp_path, engine, family, more):
+def test_two_ranks_train_as_one_process_does(words, two_ranks, tmp_path, engine, family, more):
     trained(*words(*FIXED, *more, "train.accumulation=4", family=family, run_dir=tmp_path / "one"))
     own = (*more, "train.accumulation=2", f"engine={engine}")
-    torchrun(*words(*FIXED, *own, family=family, run_dir=tmp_path / "two"))
+    two_ranks(*words(*FIXED, *own, family=family, run_dir=tmp_path / "two"))
     for name in ("loss", "grad_norm"):
         assert metrics(tmp_path / "two", name) == pytest.approx(metrics(tmp_path / "one", name), rel=1e-3)
     export.main(export.Options(run=str(tmp_path / "two"), out=str(tmp_path / "out")))
@@ -45,10 +40,10 @@ def test_two_ranks_train_as_one_process_does(words, tmp_path, engine, family, mo
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero3"])
-def test_two_ranks_draw_the_adapters_and_drop_out_what_one_process_does(words, tmp_path, engine):
+def test_two_ranks_draw_the_adapters_and_drop_out_what_one_process_does(words, two_ranks, tmp_path, engine):
     lora = ["model.lora.r=4", "model.lora.dropout=0.5"]
     trained(*words(*FIXED, *lora, "train.accumulation=4", run_dir=tmp_path / "one"))
-    torchrun(*words(*FIXED, *lora, "train.accumulation=2", f"engine={engine}", run_dir=tmp_path / "two"))
+    two_ranks(*words(*FIXED, *lora, "train.accumulation=2", f"engine={engine}", run_dir=tmp_path / "two"))
     assert metrics(tmp_path / "two", "loss") == pytest.approx(metrics(tmp_path / "one", "loss"), rel=1e-4)
 
 
@@ -57,10 +52,10 @@ def test_two_ranks_draw_the_adapters_and_drop_out_what_one_process_does(words, t
     [("ddp", []), ("zero3", []), ("zero3", ["method=pixel_delta", "method.prune_at=input", "rate.rate=0"])],
     ids=["ddp", "zero3", "zero3-input"],
 )
-def test_two_ranks_train_views_as_one_process_does(words, tmp_path, engine, more):
+def test_two_ranks_train_views_as_one_process_does(words, two_ranks, tmp_path, engine, more):
     views = [*FIXED, "train.views=2", "train.anchor_rate=0", "model.freeze=[]", *more]
     trained(*words(*views, "train.accumulation=4", run_dir=tmp_path / "one"))
-    torchrun(*words(*views, "train.accumulation=2", f"engine={engine}", run_dir=tmp_path / "two"))
+    two_ranks(*words(*views, "train.accumulation=2", f"engine={engine}", run_dir=tmp_path / "two"))
     for name in ("loss", "grad_norm"):
         assert metrics(tmp_path / "two", name) == pytest.approx(metrics(tmp_path / "one", name), rel=1e-3)
     assert_same_weights(tmp_path / "one", tmp_path / "two", atol=2e-4, rtol=1e-3)
@@ -75,18 +70,18 @@ def test_two_ranks_train_views_as_one_process_does(words, tmp_path, engine, more
     ],
     ids=["zero3-alone", "zero3-base", "ddp-base"],
 )
-def test_two_ranks_distill_as_one_process_does(words, tmp_path, engine, more):
+def test_two_ranks_distill_as_one_process_does(words, two_ranks, tmp_path, engine, more):
     views = [*FIXED, "train.views=2", "train.anchor_rate=0", "train.distill.weight=1", *more]
     trained(*words(*views, "train.accumulation=4", run_dir=tmp_path / "one"))
-    torchrun(*words(*views, "train.accumulation=2", f"engine={engine}", run_dir=tmp_path / "two"))
+    two_ranks(*words(*views, "train.accumulation=2", f"engine={engine}", run_dir=tmp_path / "two"))
     source = "base" if "train.distill.teacher=base" in more else "view"
     for name in ("loss", "grad_norm", f"divergence/{source}"):
         assert metrics(tmp_path / "two", name) == pytest.approx(metrics(tmp_path / "one", name), rel=1e-3, abs=1e-6)
 
 
-def test_zero2_resumes_exactly(words, tmp_path):
+def test_zero2_resumes_exactly(words, two_ranks, tmp_path):
     def run(name: str, steps: int, *more: str) -> None:
-        torchrun(
+        two_ranks(
             *words(
                 "engine=zero2",
                 "engine.precision=bf16",

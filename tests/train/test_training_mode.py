@@ -11,7 +11,6 @@ import pytest
 from torch import nn
 
 from tests.runs import composed
-from tests.train.test_distributed import torchrun
 from train.build import build_run
 from train.loop import fit
 
@@ -56,7 +55,7 @@ def test_training_mode_after_evaluation_saving_and_resuming(words, questions):
 
 @pytest.mark.xdist_group("distributed")
 @pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
-def test_training_mode_shows_in_the_meters_under_every_engine(words, tmp_path, engine):
-    torchrun(*words(f"engine={engine}", "train.steps=2"))
+def test_training_mode_shows_in_the_meters_under_every_engine(words, two_ranks, tmp_path, engine):
+    two_ranks(*words(f"engine={engine}", "train.steps=2"))
     rows = [json.loads(line) for line in Path(tmp_path, "run", "metrics.jsonl").read_text().splitlines()]
     assert all({"time/vision", "time/language_model"} <= row.keys() for row in rows)
