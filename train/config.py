@@ -1,4 +1,4 @@
-"""Every default and its range. YAML selects and overrides; below run.py no function sees a raw config."""
+"""The configuration: every key with its default and range. The comment of a key is its help text."""
 
 from __future__ import annotations
 
@@ -27,12 +27,16 @@ CELL = 28 * 28  # pixels of the smallest visual token of any family
 
 @dataclass
 class LoraConfig:
-    r: int | None = number(None, least=1)  # rank; null: no LoRA, all weights are trained
-    alpha: int = number(128, least=1)  # its scale is alpha / r
-    dropout: float = number(0.05, least=0, below=1)  # before the adapters
-    dora: bool = False  # DoRA: the length of every weight's columns is trained apart from their direction
-    # Over module names. Not the output projection of a Mamba mixer: the kernel for training reads its weight directly,
-    # and LoRA in the module would be skipped silently.
+    # Rank of the LoRA matrices; null trains all weights without LoRA.
+    r: int | None = number(None, least=1)
+    # LoRA's scale is alpha / r.
+    alpha: int = number(128, least=1)
+    # Dropout probability of the adapters' inputs.
+    dropout: float = number(0.05, least=0, below=1)
+    # Use DoRA: the magnitude of every weight's columns is trained separately from their direction.
+    dora: bool = False
+    # Regular expression over module names. It excludes the output projection of Mamba mixers, whose training kernel
+    # reads the weight directly, so that LoRA in that module would be skipped silently.
     targets: str = ruled(
         r".*language_model.*\.((q|k|v|o|gate|up|down|in)_proj(_\w+)?|(?<!\.mixer\.)out_proj)", Expression()
     )
@@ -40,167 +44,235 @@ class LoraConfig:
 
 @dataclass
 class ModelConfig:
-    path: str = MISSING  # a folder or a Hub id
-    revision: str | None = None  # commit or branch on the Hub
-    attention: str = names("sdpa", *ATTENTION, pattern=".+/.+")  # transformers' attn_implementation; a/b: a Hub kernel
-    scheme: str = names("preserve", *SCHEMES)  # positions under pruning; vllm*: a stock server's (Qwen2.5-VL)
-    freeze: list[str] = names([], *TOWERS)  # towers that are not trained
+    # Folder or Hub id of the model.
+    path: str = MISSING
+    # Commit or branch of a model on the Hub.
+    revision: str | None = None
+    # attn_implementation of transformers; a value like user/kernel loads a kernel from the Hub.
+    attention: str = names("sdpa", *ATTENTION, pattern=".+/.+")
+    # Position scheme under pruning; vllm and vllm_bf16 imitate a stock vLLM server (Qwen2.5-VL only).
+    scheme: str = names("preserve", *SCHEMES)
+    # Parts of the model that are not trained.
+    freeze: list[str] = names([], *TOWERS)
     lora: LoraConfig = field(default_factory=LoraConfig)
-    gradient_checkpointing: bool = True  # less memory for a second forward pass
-    checkpoint_towers: list[str] = names(["vision", "language"], "vision", "language")  # where it is on
-    compile: bool = False  # torch.compile of the language model's layers; not under ZeRO 3
+    # Recompute activations in the backward pass: less memory, one more forward pass.
+    gradient_checkpointing: bool = True
+    # Parts of the model in which gradient checkpointing is used.
+    checkpoint_towers: list[str] = names(["vision", "language"], "vision", "language")
+    # Compile the layers of the language model with torch.compile; not available under ZeRO 3.
+    compile: bool = False
 
     @property
     def recomputed(self) -> list[str]:
-        """Towers whose activations are made again in the backward pass."""
+        """Parts of the model whose activations are recomputed in the backward pass."""
         return self.checkpoint_towers if self.gradient_checkpointing else []
 
 
 @dataclass
 class DataConfig:
-    train: Any = MISSING  # a file, list, glob or dataset, or a mapping of them to weights: see data/sources/spec.py
-    eval: Any = None  # held-out data, named likewise; its accuracy by rate is measured during the run
-    eval_fraction: float | None = number(None, above=0, below=1)  # of data.train's rows, held out by video
-    format: str = "auto"  # a layout of data/formats, found by its columns where it is auto
-    columns: Columns = field(default_factory=Columns)  # names that differ in the data
-    media_root: str | None = None  # where relative media paths start, and which none may leave; null: the file's folder
-    cache: str | None = None  # folder of the index; null: beside the data, or the user's where that is read-only
+    # Training data: a file, list, glob or dataset id, or a mapping of them to weights (docs/data.md).
+    train: Any = MISSING
+    # Held-out data, given like data.train; its accuracy is measured at every rate of eval.rates.
+    eval: Any = None
+    # Fraction of the rows of data.train to hold out for evaluation, split by video.
+    eval_fraction: float | None = number(None, above=0, below=1)
+    # Layout of the rows, a module of data/formats; auto detects it from the columns.
+    format: str = "auto"
+    # Column names of the data that differ from the layout's.
+    columns: Columns = field(default_factory=Columns)
+    # Folder that relative media paths start from and that no path may leave; null uses the folder of the data file.
+    media_root: str | None = None
+    # Folder of the index; null uses the folder of the data, or ~/.cache/evs if that is read-only.
+    cache: str | None = None
+    # Frames to sample per second of video.
     fps: float = number(FramePolicy.fps, above=0)
+    # Least number of frames of a video that is long enough.
     min_frames: int = number(FramePolicy.min_frames, least=2)
-    max_frames: int = number(FramePolicy.max_frames, least=2)  # the server's default; max_tokens keeps memory in check
-    min_pixels: int | None = number(None, least=CELL)  # of a frame (Qwen3-VL: a video); null: as the checkpoint says
-    max_pixels: int | None = number(None, least=CELL)  # of a frame
-    total_pixels: int | None = number(None, least=CELL)  # of all frames of a video together
-    times: str = names(FramePolicy.times, *TIMES)  # frame times the model reads: index / average rate, or the real ones
-    max_tokens: int | None = number(None, least=1)  # longer rows are dropped whole, and counted
-    workers: int = number(4, least=0, most=1024)  # processes that decode; 0: this one
-    audit: bool = True  # read every file's header before the first step
-    # What one sample may take before it is left out.
-    sample_seconds: float = number(SampleLimits.seconds, above=0)  # from file to tensors
-    sample_gib: float = number(
-        SampleLimits.gib, above=0
-    )  # of decoded pixels, by the headers: frames x height x width x 3
-    # Share of the audited rows, or of the samples so far, that may be left out, those of too many tokens among them;
-    # above it the run stops and says why. Three rows are never too many, nor are so many of the first 100 samples as
-    # this share of 100; 0: none may be bad.
+    # Greatest number of frames of a video.
+    max_frames: int = number(FramePolicy.max_frames, least=2)
+    # Least number of pixels of a frame (Qwen3-VL: of a video); null uses the checkpoint's.
+    min_pixels: int | None = number(None, least=CELL)
+    # Greatest number of pixels of a frame; null uses the checkpoint's.
+    max_pixels: int | None = number(None, least=CELL)
+    # Greatest number of pixels of all frames of a video together; null sets no limit.
+    total_pixels: int | None = number(None, least=CELL)
+    # Frame times given to the model: server uses index / average rate as servers do, real uses the file's timestamps.
+    times: str = names(FramePolicy.times, *TIMES)
+    # Greatest number of tokens of a row before pruning; longer rows are quarantined, never truncated.
+    max_tokens: int | None = number(None, least=1)
+    # Number of processes that decode videos; 0 decodes in the training process.
+    workers: int = number(4, least=0, most=1024)
+    # Read the header of every medium before the first step. Budgets and the memory forecast need it.
+    audit: bool = True
+    # Time limit in seconds for reading one sample, from file to tensors.
+    sample_seconds: float = number(SampleLimits.seconds, above=0)
+    # Memory limit in GiB for the decoded pixels of one sample (frames x height x width x 3).
+    sample_gib: float = number(SampleLimits.gib, above=0)
+    # Fraction of the samples that may be quarantined before the run stops. Three samples are always allowed, and
+    # during the first 100 samples this fraction of 100. 0 allows none.
     max_bad_fraction: float = number(0.1, least=0, most=1)
 
 
 @dataclass
 class OptimConfig:
-    lr: float = number(1e-5, above=0)  # at the peak
-    vision_lr: float | None = number(None, least=0)  # None: lr
-    merger_lr: float | None = number(None, least=0)  # None: lr
-    betas: tuple[float, float] = number((0.9, 0.98), least=0, below=1)  # AdamW's
-    eps: float = number(1e-8, above=0)  # AdamW's
-    weight_decay: float = number(0.0, least=0)  # AdamW's
-    warmup: float = number(0.03, least=0)  # fraction of the steps when below 1, else steps
-    final_lr: float = number(0.1, least=0, most=1)  # of the peak, at the end of the cosine
-    clip: float = number(1.0, above=0)  # of the gradient norm
+    # Peak learning rate of the cosine schedule.
+    lr: float = number(1e-5, above=0)
+    # Peak learning rate of the vision tower; null uses optim.lr.
+    vision_lr: float | None = number(None, least=0)
+    # Peak learning rate of the merger; null uses optim.lr.
+    merger_lr: float | None = number(None, least=0)
+    # Betas of AdamW.
+    betas: tuple[float, float] = number((0.9, 0.98), least=0, below=1)
+    # Epsilon of AdamW.
+    eps: float = number(1e-8, above=0)
+    # Weight decay of AdamW, applied to matrices only.
+    weight_decay: float = number(0.0, least=0)
+    # Length of the linear warm-up: a fraction of the steps below 1, else a number of steps.
+    warmup: float = number(0.03, least=0)
+    # Learning rate at the end of the cosine schedule, as a fraction of the peak.
+    final_lr: float = number(0.1, least=0, most=1)
+    # Gradient norm above which gradients are scaled down.
+    clip: float = number(1.0, above=0)
 
 
 @dataclass
 class EngineConfig:
-    name: str = names("none", *ENGINES)  # set by engine=
-    precision: str = names("bf16", "bf16", "fp32")  # of forward and backward passes
-    # Minutes without progress after which every rank writes where it is, and the run ends.
+    # Engine, set by the group engine=.
+    name: str = names("none", *ENGINES)
+    # Precision of forward and backward passes.
+    precision: str = names("bf16", "bf16", "fp32")
+    # Minutes without progress after which the run ends; every rank first writes its stacks to run_dir/stall.
     timeout_minutes: float = number(TIMEOUT_MINUTES, above=0, most=525_600)
-    zero: dict[str, Any] = field(default_factory=dict)  # DeepSpeed's zero_optimization, as is
+    # DeepSpeed's zero_optimization section, passed unchanged.
+    zero: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class DistillConfig:
-    """Views that teach one another, at labelled tokens. A teacher's side has no gradient."""
+    """Distillation between views at the labelled tokens. No gradient reaches a teacher."""
 
-    # Of the divergence from the teacher, beside the cross-entropy; 0: none
+    # Weight of the divergence from the teacher, added to the cross-entropy; 0 disables distillation.
     weight: float = number(0.0, least=0)
-    teacher: str = names("view", *TEACHERS)  # view: the one of the lowest rate; base: the model without its LoRA on it
-    train_teacher: bool = True  # the view that teaches by its cross-entropy too; false: it is read without gradient
-    direction: str = names("forward", *DIRECTIONS)  # forward: KL(teacher || student); reverse: KL(student || teacher)
-    temperature: float = number(1.0, above=0)  # that logits are divided by; divergences are multiplied by its square
-    # Of the divergence from the model without its LoRA on views at rate 0, against forgetting; 0: none
+    # view: the view of the lowest rate teaches the others; base: the model without its LoRA teaches.
+    teacher: str = names("view", *TEACHERS)
+    # Train the teaching view by its cross-entropy too; false runs it without gradient.
+    train_teacher: bool = True
+    # forward is KL(teacher || student), reverse is KL(student || teacher).
+    direction: str = names("forward", *DIRECTIONS)
+    # Divides the logits; divergences are multiplied by its square.
+    temperature: float = number(1.0, above=0)
+    # Weight of the divergence from the model without its LoRA on views at rate 0, against forgetting; 0 disables it.
     base_weight: float = number(0.0, least=0)
 
     @property
     def alone(self) -> bool:
-        """Whether the view that teaches does nothing else."""
+        """True if the teaching view is not trained."""
         return self.weight > 0 and self.teacher == "view" and not self.train_teacher
 
     @property
     def needs_base(self) -> bool:
-        """Whether the model is read without its LoRA."""
+        """True if a forward pass without LoRA is needed."""
         return bool(self.base_weight or (self.weight and self.teacher == "base"))
 
 
 @dataclass
 class TrainConfig:
-    steps: int = number(MISSING, least=1)  # of the optimizer
-    batch_size: int = number(1, least=1)  # samples a rank and micro-batch; without effect under a token budget
-    # What a micro-batch may hold: tokens that the language model reads in all views (null: batch_size samples
-    # instead), and patches that the vision tower reads (null: as many as come). Both bound memory; what a step takes is
-    # bounded by its cost, 10^12 operations of forward, backward and recomputation: a number, auto (what token_budget
-    # tokens cost at the lowest rate, less a tenth), or null (equal in tokens).
+    # Number of optimizer steps.
+    steps: int = number(MISSING, least=1)
+    # Samples per micro-batch and rank; not used with train.token_budget.
+    batch_size: int = number(1, least=1)
+    # Greatest number of tokens of a micro-batch after pruning, in all views together; null uses train.batch_size.
+    # It bounds memory. Micro-batches are filled to equal cost, see train.cost_budget.
     token_budget: int | None = number(None, least=1)
-    patch_budget: int | None = number(None, least=1)  # patches of a micro-batch; see token_budget
-    cost_budget: str | None = names("auto", "auto", pattern=NUMBER)  # see token_budget
-    lookahead: int = number(256, least=1)  # samples beyond a step's own among which those that fit are looked for
-    accumulation: int = number(1, least=1)  # micro-batches a step, each with its own rate
-    rate_levels: int | None = number(64, least=2)  # rates that are ever drawn, so that lengths recur; null: any
-    rate_per_video: bool = False  # each video of a micro-batch draws its own; budgets count it at the lowest
-    # How often the language model reads in a step what is decoded and seen by the vision tower once: at one rate from
-    # each of as many equal shares of the distribution. The loss is the mean over these views.
+    # Greatest number of patches of a micro-batch that enter the vision tower; null sets no limit.
+    patch_budget: int | None = number(None, least=1)
+    # Cost of a micro-batch in TFLOP of forward, backward and recomputation, so that ranks take equally long; auto
+    # uses 90 % of what token_budget tokens cost at the lowest rate, null makes micro-batches equal in tokens.
+    cost_budget: str | None = names("auto", "auto", pattern=NUMBER)
+    # Number of further samples among which the planner searches for those that fill a step.
+    lookahead: int = number(256, least=1)
+    # Micro-batches per step and rank, each with its own rate.
+    accumulation: int = number(1, least=1)
+    # Number of distinct rates, so that sequence lengths recur; null draws any rate.
+    rate_levels: int | None = number(64, least=2)
+    # Draw a rate for each video instead of one per micro-batch; budgets assume the lowest.
+    rate_per_video: bool = False
+    # Pruning rates at which each micro-batch is trained in a step, one from each of as many equal shares of the
+    # distribution. Media are decoded and encoded once. The loss is the mean over these views.
     views: int = number(1, least=1)
-    # Rate of one of the views, always, the others are drawn; 0: each video is also read unpruned. null: all are drawn
+    # Fixed rate of one view, 0 for an unpruned one; null draws the rates of all views.
     anchor_rate: float | None = number(None, least=0, below=1)
     distill: DistillConfig = field(default_factory=DistillConfig)
-    save_every: int = number(500, least=1)  # steps
-    keep: int = number(2, least=1)  # checkpoints
-    log_every: int = number(10, least=1)  # steps
-    ema: float | None = number(None, above=0, below=1)  # decay of an average of the weights, saved beside them
-    max_bad_steps: int = number(5, least=1)  # in a row whose loss or gradient is not finite: skipped, then the run ends
-    signals: list[str] = names(list(DEFAULT), *SIGNALS)  # save, and exit with status 85
+    # Steps between checkpoints.
+    save_every: int = number(500, least=1)
+    # Number of newest checkpoints to keep, in addition to the best.
+    keep: int = number(2, least=1)
+    # Steps between reports of metrics.
+    log_every: int = number(10, least=1)
+    # Decay of an exponential moving average of the weights, saved with them; null disables it.
+    ema: float | None = number(None, above=0, below=1)
+    # Number of consecutive steps with a non-finite loss or gradient after which the run ends; each is skipped.
+    max_bad_steps: int = number(5, least=1)
+    # Signals upon which the run saves and exits with status 85.
+    signals: list[str] = names(list(DEFAULT), *SIGNALS)
 
 
 @dataclass
 class EvalConfig:
-    every: int = number(500, least=0)  # steps; 0: never
+    # Steps between evaluations; 0 evaluates at the beginning and the end only.
+    every: int = number(500, least=0)
+    # Pruning rates at which accuracy is measured.
     rates: list[float] = pruning_rates([0.0, 0.5, 0.75, 0.9])
-    batch_size: int = number(1, least=1)  # samples that are read together
-    limit: int | None = number(None, least=1)  # samples
-    new_tokens: int = number(64, least=1)  # of an answer that is written, for rows that name a metric
+    # Samples per forward pass of an evaluation.
+    batch_size: int = number(1, least=1)
+    # Number of samples to evaluate; null evaluates all.
+    limit: int | None = number(None, least=1)
+    # Greatest number of generated tokens of an answer whose row names a metric.
+    new_tokens: int = number(64, least=1)
 
 
 @dataclass
 class TrackerConfig:
-    wandb: bool = True  # offline unless a key is known and the network answers
-    tensorboard: bool = True  # event files in the run's folder
-    batches: bool = False  # list the samples and the rates of every micro-batch in batches.jsonl
-    project: str = "evs-uptrain"  # W&B's
-    name: str | None = None  # of the run in W&B and on the model card; default: its folder's
+    # Log to Weights & Biases; offline without an API key or network.
+    wandb: bool = True
+    # Write TensorBoard event files to the run's folder.
+    tensorboard: bool = True
+    # Write the samples and rates of every micro-batch to batches.jsonl.
+    batches: bool = False
+    # Project in Weights & Biases.
+    project: str = "evs-uptrain"
+    # Name of the run in Weights & Biases and on the model card; null uses the name of its folder.
+    name: str | None = None
 
 
 @dataclass
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    rate: dict[str, Any] = MISSING  # _target_ of a rate distribution and its arguments
-    method: dict[str, Any] = MISSING  # _target_ of a pruning method and its arguments, or methods: of which steps draw
+    # _target_ and arguments of the rate distribution, set by the group rate=.
+    rate: dict[str, Any] = MISSING
+    # _target_ and arguments of the pruning method, or a list of methods to draw from; set by the group method=.
+    method: dict[str, Any] = MISSING
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
-    run_dir: str = MISSING  # default: runs/EXPERIMENT
-    resume: str | None = None  # null: a fresh run; auto: from its newest checkpoint, if any; or a checkpoint's folder
-    # What may differ from the run that is resumed: any of train.checkpoint.run_identity's keys that a refusal names.
+    # Folder of the run; the experiments use runs/EXPERIMENT.
+    run_dir: str = MISSING
+    # null starts a new run, auto continues from the newest checkpoint if there is one, a folder from that checkpoint.
+    resume: str | None = None
+    # Settings that may differ from the resumed run, as named by the error that refuses the resume.
     resume_changes: list[str] = names([], *RESUMABLE)
-    # null: print a forecast of the memory needed, stop if it cannot fit. dry_run: also measure it before the first
-    # step, by forward and backward of the largest micro-batch. only: print the forecast and exit. off: neither
+    # null forecasts memory and stops if it cannot suffice, dry_run measures it too by a forward and backward pass of the
+    # largest micro-batch, only prints the forecast and exits, off skips it.
     preflight: str | None = names(None, "only", "dry_run", "off")
-    show: bool = True  # print what is trained, and one row as the model reads it, before the first step
-    seed: int = number(0, least=0, below=2**63)  # of data order, rates, LoRA and dropout
+    # Before the first step, print the trained parameters and one row as the model reads it.
+    show: bool = True
+    # Seed of the data order, rates, LoRA's initial weights and dropout.
+    seed: int = number(0, least=0, below=2**63)
 
 
 def frame_policy(data: DataConfig) -> FramePolicy:
-    """How many frames and pixels of a video are taken. Raises ValueError for what contradicts itself."""
+    """The sampling of frames and pixels. Raise ValueError if its values contradict each other."""
     return FramePolicy(**{each.name: getattr(data, each.name) for each in fields(FramePolicy)})
