@@ -11,6 +11,7 @@ from peft import PeftModel, get_peft_model
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from evs.families import spec_of
 from train.config import Config, LoraConfig, ModelConfig
@@ -82,6 +83,7 @@ def build_empty_model(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
     """
     check_attention(config.attention)
     architecture = load_pretrained(AutoConfig, config.path, config.revision)
+    unset_hf_deepspeed_config()  # of an earlier job of a sweep, under which transformers would gather parameters
     with torch.device("meta"):
         try:
             model = AutoModelForImageTextToText.from_config(

@@ -1,4 +1,7 @@
+import multiprocessing
+import os
 import pickle
+import signal
 
 import pytest
 import torch
@@ -93,3 +96,16 @@ def test_encoders_travel_to_spawned_workers(encoder, samples):
 def test_batches_are_pinned_where_there_is_a_gpu(samples, encoder):
     (step,) = step_loader(samples[:1], encoder, Plan(1, 1, 1, 1, 0, seed=0), first_step=0, last_step=1)
     assert step.batches[0].pixel_values_videos.is_pinned() and step.batches[0].input_ids_N.is_pinned()
+
+
+@pytest.mark.slow
+def test_workers_outlast_the_signals_that_end_a_job(samples, encoder):
+    """A scheduler signals all processes, and the run needs its workers until the end of its step."""
+    steps = iter(
+        step_loader(samples, encoder, Plan(len(samples), 1, 1, 1, 0, seed=0), first_step=0, last_step=6, workers=1)
+    )
+    next(steps)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, number)
+    assert len(list(steps)) == 5

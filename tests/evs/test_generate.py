@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from evs.families import adapter_for, towers_of
-from evs.generate import Decoding, generate, next_positions
+from evs.generate import Decoding, continue_at, generate, next_positions
 from evs.methods.evs import FrameDelta
+from evs.pipeline import EncodedBatch
 from evs.pruning import keep_mask, prune
 from tests.evs.models import IMAGE, MIXED, VIDEO, alone, prompts, stock_inputs, tiny_model
 
@@ -85,6 +86,21 @@ def test_a_server_s_scheme_changes_generation_only_where_it_prunes(family, batch
     ours, theirs = adapter_for(model), adapter_for(model, "vllm")
     assert generate(model, ours, batch, 0.0, decoding) == generate(model, theirs, batch, 0.0, decoding)
     assert generate(model, ours, batch, 0.5, decoding) != generate(model, theirs, batch, 0.5, decoding)
+
+
+def test_answers_continue_at_the_positions_after_their_prompts(model, family, batch) -> None:
+    if family == "nemotron_h_omni":
+        return  # its language model has no rotary positions
+    x = EncodedBatch(adapter_for(model), batch, FrameDelta()).prune([0.5] * len(batch.video_grid_thw_V3), pruned=True).x
+    ends = x.segment_N.bincount().cumsum(0)
+    given: list[torch.Tensor] = []
+    hook = towers_of(model).language.register_forward_pre_hook(
+        lambda _, args, options: given.append(options["position_ids"]), with_kwargs=True
+    )
+    continue_at(model, x, ends.tolist(), Decoding(2, eos_ids=()))
+    hook.remove()
+    last = x.positions_PN[:, ends - 1].amax(0)  # the prompts end with text
+    assert torch.equal(given[-1].reshape(-1, len(ends))[-1], last + 1)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0])

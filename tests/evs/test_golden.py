@@ -98,6 +98,11 @@ def test_golden_qwen2_5_vl_positions(golden):
         assert following == case["preserving_next_pos"]
 
 
+def test_seconds_pass_through_float32_as_on_their_way_to_a_server():
+    box = timed_box(Grid(6, 1, 1), tokens_per_second=2, second_per_grid=0.7)
+    assert box.t_offsets == (0, 1, 2, 4, 5, 6)  # 5 x 2 x .7 is 7 in float64
+
+
 def test_golden_qwen2_5_vl_served_positions(golden):
     z, index = golden
     served = [case for case in index["q25_cases"] if "error" not in case]

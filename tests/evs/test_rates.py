@@ -111,3 +111,8 @@ def test_levels_are_few_equally_likely_and_hold_both_ends():
     torch.testing.assert_close(found, torch.arange(8, dtype=torch.float64) / 10 + 0.1)
     assert counts.min() > 150
     assert set(draw(Choice([0.0, 0.5, 0.75]), 64, seed=0, step=0, levels=16).tolist()) == {0.0, 0.5, 0.75}
+
+
+def test_a_micro_batch_draws_every_part_of_the_distribution_over_the_steps():
+    first = torch.stack([draw(Uniform(0.0, 0.8), 8, seed=0, step=step)[0] for step in range(100)])
+    assert set((first / 0.1).floor().tolist()) == set(range(8))

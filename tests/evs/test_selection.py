@@ -46,3 +46,16 @@ def test_a_rate_outside_the_unit_interval_is_an_error(rate):
 def test_counts_of_many_videos_are_those_of_each(videos, rate):
     grids, tokens = torch.tensor(videos).T
     assert keep_counts(grids, tokens, rate).tolist() == [keep_count(Grid(t, 1, n), rate) for t, n in videos]
+
+
+def test_ties_do_not_depend_on_how_an_unstable_sort_would_order_them(monkeypatch):
+    """CPU sorts happen to be stable, GPU sorts are so only on request: this one reverses ties unless it is asked."""
+    argsort = torch.argsort
+
+    def adversarial(values, *, descending=False, stable=False):
+        if stable:
+            return argsort(values, descending=descending, stable=True)
+        return len(values) - 1 - argsort(values.flip(0), descending=descending, stable=True)
+
+    monkeypatch.setattr(torch, "argsort", adversarial)
+    assert select(torch.zeros(4, 2, 2), 0.5).flatten().tolist() == [True] * 8 + [False] * 8

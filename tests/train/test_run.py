@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.runs import trained
+from tests.runs import composed, trained
+from train.build import build_run
 from train.checkpoint.checkpoint import complete
+from train.loop import fit
 from train.reports.summary import summarize
 
 pytestmark = pytest.mark.slow
@@ -90,6 +92,28 @@ def test_checkpoints_are_complete_or_absent_and_only_the_newest_stay(words, tmp_
     assert [path.name for path in complete(folder)] == ["step_00000003", "step_00000004"]
     (folder / "step_00000009.partial").mkdir()
     assert complete(folder)[-1].name == "step_00000004"
+
+
+def test_a_checkpoint_stays_until_the_step_after_the_next_one_has_proven_it(words, tmp_path):
+    config = composed(*words("train.save_every=2", "train.keep=1", "train.steps=5", "train.accumulation=1"))
+    run = build_run(config)
+    assert run is not None
+    there: list[list[int]] = []
+    folder = tmp_path / "run" / "checkpoints"
+    run.parts.task.register_forward_pre_hook(
+        lambda *_: there.append([int(path.name[-8:]) for path in complete(folder)] if folder.exists() else [])
+    )
+    fit(run.parts, run.steps, config, run.first_step)
+    assert there == [[], [], [2], [2], [2, 4]]  # during step 5, which the weights of step 4 may not survive
+
+
+def test_every_forward_pass_is_progress_in_an_evaluation_too(words, questions, monkeypatch):
+    run = build_run(composed(*words("train.steps=1", f"data.eval={questions}", "eval.limit=3", "eval.rates=[0]")))
+    assert run is not None and run.parts.evaluate is not None
+    passes: list[str] = []
+    monkeypatch.setattr(run.parts.watchdog, "progress", lambda: passes.append("progress"))
+    run.parts.evaluate()
+    assert len(passes) >= 3
 
 
 def test_broken_and_missing_videos_are_quarantined_with_a_reason(words, questions, tmp_path):

@@ -133,9 +133,10 @@ def test_a_cut_off_tail_is_an_error(tmp_path, suffix):
         container.mux(stream.encode())
     whole = path.read_bytes()
     cut = tmp_path / f"cut.{suffix}"
-    cut.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(MediaError, match=rf"cut\.{suffix}: "):
-        decode(VideoRef(str(cut)), evenly(6))
+    for share in (0.5, 0.7):
+        cut.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(MediaError, match=rf"cut\.{suffix}: "):
+            decode(VideoRef(str(cut)), evenly(6))
     assert len(decode(VideoRef(str(path)), evenly(6)).times_T) == 6
 
 

@@ -5,6 +5,7 @@ import torch
 
 from evs import FrameDelta, Grid, select
 from evs.methods.baselines import EvenFrames, RandomTokens
+from evs.methods.vidcom2 import VidCom2
 
 GRID = Grid(6, 3, 2)
 
@@ -48,3 +49,13 @@ def test_autocast_does_not_upcast_the_score():
 def test_even_frames_keep_whole_grids_at_even_distances():
     keep = select(EvenFrames()(torch.zeros(8 * 6, 4), Grid(8, 3, 2)), 0.5)
     assert keep.flatten(1).all(1).nonzero().flatten().tolist() == [0, 2, 4, 6]
+
+
+def test_vidcom2_gives_a_grid_that_differs_most_of_the_tokens():
+    """Shares follow a softmax of temperature .01, in which a small difference in uniqueness decides."""
+    generator = torch.Generator().manual_seed(0)
+    scene, other = torch.randn(2, 16, 64, generator=generator)
+    grids = [scene + 0.01 * torch.randn(16, 64, generator=generator) for _ in range(4)]
+    grids[2] = other
+    keep = VidCom2().keep(torch.cat(grids), Grid(4, 4, 4), 0.5)
+    assert keep.flatten(1).sum(1).tolist() == [6, 6, 14, 6]

@@ -33,7 +33,9 @@ def test_weights_are_finite_only_if_all_are():
 
 
 @pytest.mark.parametrize(
-    ("losses", "norm", "dead"), [([6.9], 1.0, False), ([2.0], 0.0, True), ([2.0, 6.9], 1.0, True)], ids=str
+    ("losses", "norm", "dead"),
+    [([6.9], 1.0, False), ([2.0], 0.0, True), ([2.0, 6.9], 1.0, True), ([2.0, 6.5, 6.9], 1.0, True)],
+    ids=str,
 )
 def test_a_dead_model_is_reported_once(tmp_path, losses, norm, dead):
     health = Health(Accelerator(cpu=True), tmp_path / "health.jsonl", 5, 1000)
