@@ -264,8 +264,8 @@ class Config:
     resume: str | None = None
     # Settings that may differ from the resumed run, as named by the error that refuses the resume.
     resume_changes: list[str] = names([], *RESUMABLE)
-    # null forecasts memory and stops if it cannot suffice, dry_run measures it too by a forward and backward pass of the
-    # largest micro-batch, only prints the forecast and exits, off skips it.
+    # null forecasts memory and stops if it cannot suffice, dry_run also measures it by a forward and backward pass of
+    # the largest micro-batch, only prints the forecast and exits, off skips it.
     preflight: str | None = names(None, "only", "dry_run", "off")
     # Before the first step, print the trained parameters and one row as the model reads it.
     show: bool = True
