@@ -53,7 +53,10 @@ EVERYWHERE = {
         "thoughts",
     ),
     TOOLS: ("tools", "tool_calls", "tool_call", "tool_call_id", "tool_choice", "functions", "function_call"),
-    WEIGHT: ("mask", "masks", "sample_weight", "instance_weight", "example_weight"),
+    WEIGHT: (
+        *("mask", "masks", "sample_weight", "instance_weight", "example_weight"),
+        *("mask_history", "train_on_inputs", "train_on_input", "train_on_prompt"),
+    ),
 }
 ROW = EVERYWHERE | {
     CLIP: ("start", "end", "start_time", "end_time", "start_sec", "end_sec", "clip_start", "clip_end"),

@@ -101,6 +101,8 @@ def test_a_row_without_a_learned_turn_is_refused():
         turns({"messages": messages})
     refused('"weight" is 0, so nothing is learned', weight=0)
     refused('"sample_weight" is not supported', sample_weight=0.5)
+    refused('"mask_history" is not supported', mask_history=True)
+    refused('"train_on_inputs" is not supported', train_on_inputs=True)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
