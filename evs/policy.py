@@ -35,6 +35,8 @@ SERVED: dict[tuple[str, str | int], tuple[str, tuple[str, ...]]] = {
     ("pixel_delta", "input"): ("evs", (QWEN2_5, *QWEN3)),
 }
 
+KINDS: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "dict": dict, "None": type(None)}
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -126,7 +128,18 @@ def read(folder: str | Path) -> Policy | None:
         raise ValueError(f"{path}: not an evs.json of version {VERSION}: export the checkpoint again with this package")
     if unknown := values.keys() - {each.name for each in fields(Policy)}:
         raise ValueError(f"{path}: unknown key {min(unknown)!r}: update this package or export the checkpoint again")
+    for each in fields(Policy):
+        if each.name in values and not _fits(values[each.name], str(each.type)):
+            raise ValueError(
+                f"{path}: {each.name}={values[each.name]!r:.60} is not {each.type}: export the checkpoint again"
+            )
     return Policy(**values)
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    """True if a JSON value has the type of an annotation of `Policy`, as "str | None"."""
+    kinds = [KINDS[name.partition("[")[0].strip()] for name in annotation.split("|")]
+    return not isinstance(value, bool) and any(isinstance(value, kind) for kind in kinds)
 
 
 def _mark(config: Path, marks: dict[str, Any]) -> None:

@@ -19,7 +19,6 @@ if not __package__:  # run as a file: imports start at the repository root, not 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from huggingface_hub import snapshot_download
-from omegaconf import OmegaConf
 
 from evs.policy import Policy, read
 from train import cli
@@ -29,9 +28,9 @@ from train.config import Config
 from train.export.card import About, Measured, about_base, is_hub_id, model_card
 from train.export.hub import push
 from train.export.serving_metadata import lora_flags, not_pruned, policy_of, serve_command, write_processor
-from train.export.weights import ADAPTER, check_shapes, copy_companions, write_adapter, write_weights
-from train.removed import without_removed
+from train.export.weights import ADAPTER, check_shapes, copy_companions, open_files, write_adapter, write_weights
 from train.reports.curve import evaluations, from_results, plot
+from train.run_folder import read_config
 
 
 @dataclass
@@ -63,7 +62,7 @@ class Trained:
 def main(options: Options) -> None:
     check(options)
     run, out = Path(options.run), Path(options.out)
-    config = run_config(run)
+    config = read_config(run)
     checkpoint = Path(options.checkpoint) if options.checkpoint else newest(run)
     measured = measured_by(run, checkpoint, options)
     policy = replace(policy_of(config, options.method), weights=identity(checkpoint, options), curve=by_rate(measured))
@@ -92,15 +91,6 @@ def check(options: Options) -> None:
             raise ValueError(f"{key}={wrong[0]} is no Hub id: give user/name")
     if options.private and options.push is None:
         raise ValueError("private=true has no effect without push=user/name: give both")
-
-
-def run_config(run: Path) -> Config:
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise ValueError(f"run={run} holds no config.yaml: give the run_dir of a training run")
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), without_removed(OmegaConf.load(path))))
-    assert isinstance(config, Config)
-    return config
 
 
 def newest(run: Path) -> Path:
@@ -162,12 +152,13 @@ def write(trained: Trained, policy: Policy, out: Path, about: About) -> None:
     """All but the card and `evs.json`."""
     out.mkdir(parents=True, exist_ok=True)
     if about.adapter:
-        write_adapter(trained.weights, out, about.base_model)
+        write_adapter(trained.weights, out, about.base_model or trained.base.resolve().name)
     else:
         write_weights(trained.config.model, trained.weights, out)
         check_shapes(trained.base, out)
     copy_companions(trained.base, out)
     write_processor(out, policy)
+    open_files(out)
 
 
 def about_of(options: Options, trained: Trained, policy: Policy) -> About:
@@ -208,6 +199,8 @@ def explain(policy: Policy, measured: Measured, options: Options, trained: Train
         evaluate = cli.command("evaluate", f"model={options.out}", "data=FILE", "out=curve.json")
         print(f"not evaluated: {evaluate}, then add the curve:")
         print(f"  {cli.command('export', f'run={options.run}', f'out={options.out}')} 'results=[curve.json]'")
+    if about.adapter and about.base_model is None:
+        print("the adapter does not say where its base model is: give base_model=user/name")
     if policy.times == "real":
         print(
             "trained on data.times=real: servers give the model index / average rate, which differs at a variable rate"

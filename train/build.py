@@ -1,4 +1,4 @@
-"""config -> objects, one function an object; the only place where `_target_` is instantiated."""
+"""config -> objects, one function an object."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate import Accelerator
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from torch import nn
 
 from data.batching.plans import BudgetPlan, Plan
@@ -47,7 +45,6 @@ from train.ema import Average
 from train.evaluation.evaluation import Evaluation
 from train.evaluation.scores import Score
 from train.faults.bad_sample_limit import BadSampleLimit, check_audited
-from train.faults.first_line import first_line
 from train.faults.nonfinite import Health
 from train.faults.watchdog import WATCHDOG
 from train.loop import Parts
@@ -56,7 +53,7 @@ from train.metrics.meters import Meter
 from train.metrics.recorder import build_recorder
 from train.model import base_model, build_empty_model, build_model, build_processor, weight_dtype
 from train.optim import build_optimizer
-from train.removed import replacement
+from train.plugins import build, build_methods
 from train.task import UptrainTask
 from train.views import StepMethods, StepRates, Views
 
@@ -309,7 +306,8 @@ def ask_about(
 
 
 def build_rates(node: dict[str, Any]) -> RateDistribution:
-    return _plug("rate", node, "icdf")
+    """The distribution that a `rate` node describes."""
+    return build("rate", node)
 
 
 def build_step_methods(config: Config) -> StepMethods:
@@ -318,25 +316,3 @@ def build_step_methods(config: Config) -> StepMethods:
     if len(methods) > 1 and views > 1:
         raise ValueError(f"train.views={views} reads a video pruned by one method: leave out method.methods")
     return StepMethods(methods, config.seed)
-
-
-def build_methods(node: dict[str, Any]) -> tuple[Method, ...]:
-    """One, or those that are named under `methods`. ValueError for what is none."""
-    several = node.get("methods", {"": node})
-    if not several or not isinstance(several, dict):
-        raise ValueError(
-            f"method.methods={several} names no method: give names and methods, as configs/method/drawn.yaml"
-        )
-    return tuple(_plug("method", each, "name", "count", "counts", "keep") for each in several.values())
-
-
-def _plug(key: str, node: dict[str, Any], *parts: str) -> Any:
-    """Instantiate a plug point that must have these `parts`; what is wrong becomes one line that names the key."""
-    try:
-        plug = instantiate(node, _convert_="all")
-    except (InstantiationException, TypeError) as error:
-        reason = replacement(str(node)) or first_line(error.__cause__ or error)
-        raise ValueError(f"{key}={node}: {reason}") from error
-    if missing := [part for part in parts if not hasattr(plug, part)]:
-        raise ValueError(f"{key}={node} has no {missing[0]}: choose one of configs/{key}")
-    return plug

@@ -24,6 +24,7 @@ from train import cli
 from train.atomic_write import write_atomically
 from train.faults.signals import INTERRUPTED, PREEMPTED, foreign_handler
 from train.faults.watchdog import WATCHDOG
+from train.run_folder import read_object
 
 ENDED: dict[Any, str] = {PREEMPTED: "preempted", INTERRUPTED: "interrupted"}  # by exit status: somebody asked
 
@@ -74,7 +75,10 @@ def _ranks_are_out_of_step() -> bool:
 def read(folder: Path) -> Job | None:
     """The record in a job's folder; None where there is none."""
     path = folder / "job.json"
-    return Job(**json.loads(path.read_text())) if path.is_file() else None
+    try:
+        return Job(**read_object(path)) if path.is_file() else None
+    except TypeError as error:
+        raise ValueError(f"{path}: not the record of a job ({error}); remove it") from None
 
 
 def write(folder: Path, job: Job) -> None:

@@ -26,6 +26,24 @@ def test_a_file_that_cannot_be_followed_is_named(tmp_path, text, reason):
     assert str(tmp_path) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("method", ["evs"]),
+        ("method", None),
+        ("fps", "2"),
+        ("max_frames", 2.5),
+        ("prune_at", {}),
+        ("curve", []),
+        ("times", 1),
+    ],
+)
+def test_a_hostile_value_is_named(tmp_path, key, value):
+    (tmp_path / FILE).write_text(json.dumps({"version": 1, key: value}))
+    with pytest.raises(ValueError, match=rf"evs\.json: {key}="):
+        read(tmp_path)
+
+
 def test_the_file_is_flat_json_with_its_version(tmp_path):
     values = json.loads(Policy().write(tmp_path).read_text())
     assert (values["version"], values["method"], values["fps"], values["max_frames"]) == (1, "evs", 2.0, 768)

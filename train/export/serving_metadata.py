@@ -9,7 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hydra.utils import get_class
 from safetensors import safe_open
 from transformers import AutoConfig, AutoVideoProcessor
 
@@ -18,6 +17,7 @@ from data.media.processor import configuration, wrap_processor
 from evs.policy import FILE, Policy, load_policy, loader_options, served_method
 from train.config import Config, frame_policy
 from train.model import load_pretrained
+from train.plugins import build, class_name, method_nodes
 
 Options = TypeVar("Options")
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of vLLM's --max-lora-rank
@@ -29,20 +29,20 @@ def policy_of(config: Config, method: str | None = None) -> Policy:
 
     ValueError for a method that the run was not trained on.
     """
-    node = config.method
-    if several := node.get("methods"):
-        if method not in (None, *several):
-            raise ValueError(f"method={method}: the run drew from {', '.join(several)}: use one of them")
-        node = several[method or next(iter(several))]
-    target: Any = get_class(node["_target_"])
-    if method not in (None, target.name):
-        raise ValueError(f"method={method}: the run was trained on {target.name}: leave method out")
+    nodes = method_nodes(config.method)
+    if "methods" in config.method and method not in (None, *nodes):
+        raise ValueError(f"method={method}: the run drew from {', '.join(nodes)}: use one of them")
+    trained = build("method", nodes[method] if method in nodes else next(iter(nodes.values())))
+    if method not in (None, trained.name):
+        raise ValueError(f"method={method}: the run was trained on {trained.name}: leave method out")
+    build("rate", config.rate)
+    arguments = {key: value for key, value in config.rate.items() if key != "_target_"}
     return Policy(
         scheme=config.model.scheme,
-        method=target.name,
-        prune_at=node.get("prune_at", target.prune_at),
-        scorer_dtype=node.get("dtype"),
-        rates={"name": _name(config.rate), **{key: value for key, value in config.rate.items() if key != "_target_"}},
+        method=trained.name,
+        prune_at=trained.prune_at,
+        scorer_dtype=getattr(trained, "dtype", None),
+        rates={"name": class_name("rate", config.rate), **arguments},
         package=package_version(),
         **asdict(frame_policy(config.data)),
     )
@@ -166,10 +166,6 @@ def _sizes(base: Path, policy: Policy) -> dict[str, Any]:
 def media_io(policy: Policy, architecture: str = "") -> dict[str, dict[str, Any]]:
     """What vLLM's loader is given: the frame rate and limits, which it reads from no file."""
     return {"video": loader_options(policy, architecture)}
-
-
-def _name(node: dict[str, Any]) -> str:
-    return str(node["_target_"]).rsplit(".", 1)[-1]
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

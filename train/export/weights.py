@@ -6,22 +6,36 @@ Weights are streamed: beside the model itself, one tensor is held at a time.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText
+from transformers.dynamic_module_utils import get_relative_import_files
 
-from evs.policy import FILE
 from train.config import ModelConfig
 from train.experts import publish_experts
 from train.model import load_pretrained
+from train.run_folder import read_object
 
 SHARD = "5GB"
-ADAPTER = "adapter_config.json"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LORA = ("r", "lora_alpha", "lora_dropout", "use_dora", "target_modules")  # as train/model.py sets
+CONFIGURATIONS = (
+    *("config.json", "tokenizer_config.json", "processor_config.json"),
+    *("preprocessor_config.json", "video_preprocessor_config.json"),
+)
+COMPANIONS = (  # of a model's weights
+    *CONFIGURATIONS,
+    *("generation_config.json", "chat_template.json", "chat_template.jinja"),
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model"),
+    *("special_tokens_map.json", "added_tokens.json"),
+    *("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt"),
+)
 
 
 def write_weights(config: ModelConfig, folder: Path, out: Path) -> None:
@@ -29,22 +43,26 @@ def write_weights(config: ModelConfig, folder: Path, out: Path) -> None:
     # Read by the library, so that it remembers keys and dtype: its files are mapped, not copied.
     model = load_pretrained(AutoModelForImageTextToText, config.path, revision=config.revision, dtype="auto")
     if (folder / ADAPTER).is_file():
-        model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+        model = PeftModel.from_pretrained(model, str(folder), config=lora_config(folder)).merge_and_unload()
     else:
         fill(model, folder)
     model.save_pretrained(out, max_shard_size=SHARD)
     publish_experts(out, model.config)
 
 
-def write_adapter(folder: Path, out: Path, base: str | None) -> None:
-    """The LoRA adapter of a checkpoint, to be put on `base` where that is known. ValueError without LoRA."""
+def lora_config(folder: Path) -> LoraConfig:
+    """The settings of a checkpoint's adapter that training writes; peft would import modules that others name."""
+    settings = read_object(folder / ADAPTER)
+    return LoraConfig(**{name: settings[name] for name in LORA if name in settings})
+
+
+def write_adapter(folder: Path, out: Path, base: str) -> None:
+    """The LoRA adapter of a checkpoint, to be put on the model called `base`. ValueError without LoRA."""
     if not (folder / ADAPTER).is_file():
         raise ValueError("adapter=true: this run trained without LoRA (model.lora.r): leave it out")
-    for path in sorted(folder.glob("adapter_*")):
-        shutil.copyfile(path, out / path.name)
-    if base is not None:
-        settings = json.loads((out / ADAPTER).read_text())
-        (out / ADAPTER).write_text(json.dumps(settings | {"base_model_name_or_path": base}, indent=2) + "\n")
+    shutil.copyfile(folder / ADAPTER_WEIGHTS, out / ADAPTER_WEIGHTS)
+    settings = read_object(folder / ADAPTER) | {"base_model_name_or_path": base}
+    (out / ADAPTER).write_text(json.dumps(settings, indent=2) + "\n")
 
 
 @torch.no_grad()
@@ -64,11 +82,30 @@ def fill(model: Any, folder: Path) -> None:
 
 
 def copy_companions(base: Path, out: Path) -> None:
-    """Everything of the base that is no weight and no card, as it stands: configuration, processor, chat template."""
-    for path in sorted(base.iterdir()):
-        weights = ".safetensors" in path.name or path.suffix in {".bin", ".pth", ".pt"}
-        if path.is_file() and not weights and path.name not in {FILE, "README.md", ".gitattributes", "curve.png"}:
-            shutil.copyfile(path, out / path.name)
+    """Copy the base's configuration, tokenizer, processor, chat template, licence and the code that its configuration
+    names; whatever else lies in its folder may be private."""
+    for name in (*COMPANIONS, *code_files(base)):
+        if (base / name).is_file():
+            shutil.copyfile(base / name, out / name)
+
+
+def code_files(base: Path) -> list[str]:
+    """Names of the modules that the configurations of a model name under `auto_map`, and of those that they import."""
+    maps = [read_object(base / name).get("auto_map") for name in CONFIGURATIONS if (base / name).is_file()]
+    classes = [value for each in maps if isinstance(each, dict) for value in each.values()]
+    listed = [name for value in classes for name in (value if isinstance(value, list) else [value])]
+    paths = {base / f"{name.rpartition('.')[0]}.py" for name in listed if isinstance(name, str) and "/" not in name}
+    found = [path for path in sorted(paths) if path.is_file()]
+    more = [Path(path) for each in found for path in get_relative_import_files(each)]
+    return sorted({path.name for path in (*found, *more)})
+
+
+def open_files(out: Path) -> None:
+    """Give all files the mode of new ones; safetensors creates its own for their owner alone."""
+    os.umask(umask := os.umask(0))
+    for path in out.iterdir():
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
 
 
 def check_shapes(base: Path, out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,29 @@ def cut_back(path: Path, step: int) -> None:
     with path.open() as file:
         kept = [line for line in file if (row := _row(line)) is not None and row.get("step", 0) <= step]
     write_atomically(path, "".join(kept))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, none if it does not exist. A last line that was cut short is left out, and reported on
+    stderr. ValueError, naming file and line, for any other line that is not a JSON object."""
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if line:
+                rows.append(_object(line))
+        except (ValueError, RecursionError) as error:
+            if number < len(lines):
+                raise ValueError(f"{path}:{number}: not a JSON object ({error}); correct or remove the line") from None
+            print(f"{path}:{number}: left out, since the line was cut short", file=sys.stderr)
+    return rows
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError(type(row).__name__)
+    return row
 
 
 def _row(line: str) -> dict[str, Any] | None:

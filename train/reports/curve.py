@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data.types import printable
+from train.metrics.jsonl import read_lines
+
 POINT = 0.01  # of accuracy: what serving at a rate may cost
 ACCURACY = "eval/accuracy_at_"  # metrics.jsonl's name of it, before the rate
 STYLES = (  # Okabe and Ito's colours, and a grey
@@ -39,8 +42,11 @@ def evaluations(run_dir: Path) -> dict[int, Curve]:
     path = run_dir / "metrics.jsonl"
     if not path.is_file():
         raise ValueError(f"{run_dir} holds no metrics.jsonl: give the run_dir of a training run")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    found = {row["step"]: curve_of(f"step {row['step']}", row) for row in rows}
+    found: dict[int, Curve] = {}
+    for row in read_lines(path):
+        if not isinstance(step := row.get("step"), int):
+            raise ValueError(f"{path}: a line has step {step!r:.60}; correct or remove it")
+        found[step] = curve_of(f"step {step}", row)
     return {step: curve for step, curve in sorted(found.items()) if curve.accuracy}
 
 
@@ -63,7 +69,7 @@ def from_results(path: Path) -> Curve:
         scores = {float(score["rate"]): score for score in value["scores"]}
         accuracy = {rate: float(score["accuracy"]) for rate, score in scores.items()}
         interval = {rate: (score["low"], score["high"]) for rate, score in scores.items() if "low" in score}
-        return Curve(value["name"], accuracy, interval, Path(value["data"]).stem)
+        return Curve(printable(str(value["name"])), accuracy, interval, Path(value["data"]).stem)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not what scripts/evaluate.py out=... writes ({error!r}): give that file") from None
 
@@ -74,7 +80,8 @@ def table(curves: Sequence[Curve]) -> str:
     lines = ["| | " + " | ".join(f"{rate:g}" for rate in rates) + " |", "|---" * (len(rates) + 1) + "|"]
     for curve in curves:
         cells = [f"{100 * curve.accuracy[rate]:.1f}" if rate in curve.accuracy else "" for rate in rates]
-        lines.append(f"| {curve.name} | " + " | ".join(cells) + " |")
+        name = curve.name.replace("|", r"\|")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -91,19 +98,24 @@ def figure(curves: Sequence[Curve], title: str) -> Any:
         colour, marker, dashes = STYLES[i % len(STYLES)]
         rates = sorted(curve.accuracy)
         percent = [100 * curve.accuracy[rate] for rate in rates]
-        axes.plot(rates, percent, color=colour, marker=marker, linestyle=dashes, linewidth=2, label=curve.name)
+        axes.plot(rates, percent, color=colour, marker=marker, linestyle=dashes, linewidth=2, label=literal(curve.name))
         bars = [rate for rate in rates if rate in curve.interval]
         ends = [[100 * abs(curve.interval[rate][end] - curve.accuracy[rate]) for rate in bars] for end in (0, 1)]
         if bars:
             at = [100 * curve.accuracy[rate] for rate in bars]
             axes.errorbar(bars, at, yerr=ends, fmt="none", ecolor=colour, capsize=3)
-    axes.set(xlabel="pruning rate (fraction of video tokens removed)", ylabel="accuracy (%)", title=title)
+    axes.set(xlabel="pruning rate (fraction of video tokens removed)", ylabel="accuracy (%)", title=literal(title))
     axes.grid(alpha=0.3)
     if many:
         drawn.legend(loc="outside right upper")
     else:
         axes.legend()
     return drawn
+
+
+def literal(text: str) -> str:
+    """The text such that matplotlib draws it as it stands: not as mathematics, not hidden from the legend."""
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def plot(curves: Sequence[Curve], out: Path, title: str) -> None:

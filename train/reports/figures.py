@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from train.reports.curve import STYLES
+from train.reports.curve import STYLES, literal
 
 Rows = Sequence[Mapping[str, Any]]  # of metrics.jsonl
 BLUE, GREY = "#0072B2", "#999999"
@@ -39,7 +39,7 @@ def loss_by_rate(rows: Rows) -> Figure:
     names = sorted({name for row in rows for name in row if name.startswith("loss/rate_")})
     for name, (colour, marker, dashes) in zip(names, STYLES):
         points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-        label = f"rates {name.removeprefix('loss/rate_')}"
+        label = f"rates {literal(name.removeprefix('loss/rate_'))}"
         every = max(1, len(points) // 12)
         axes.plot(*zip(*points), color=colour, linestyle=dashes, marker=marker, markevery=every, ms=5, label=label)
     axes.set(xlabel="step", ylabel="loss per labelled token")
@@ -63,7 +63,7 @@ def step_time(rows: Rows) -> Figure:
     figure, axes = blank(height=2.6)
     left = 0.0
     for (name, seconds), hatch, (colour, _, _) in zip(parts.items(), HATCHES, STYLES):
-        label = f"{name}: {seconds:.3g} s ({seconds / max(total, 1e-9):.0%})"
+        label = f"{literal(name)}: {seconds:.3g} s ({seconds / max(total, 1e-9):.0%})"
         axes.barh(0, seconds, left=left, color=colour, edgecolor="white", hatch=hatch, label=label)
         left += seconds
     axes.set(xlabel="seconds of a step (mean)", yticks=[], ylim=(-0.5, 0.5))

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from train import cli
 from train.build import build_rates
 from train.checkpoint import manifest
 from train.checkpoint.checkpoint import complete
+from train.metrics.jsonl import read_lines
 from train.removed import replacement
 from train.reports import figures
 from train.reports.curve import Curve, figure, from_run, table
-from train.reports.figures import as_image
-from train.reports.summary import Summary, read_lines, summarize
+from train.reports.figures import Rows, as_image
+from train.reports.summary import Summary, summarize
+from train.run_folder import read_object
 from train.views import StepRates
 
 PAGE = Template("""\
@@ -27,8 +31,8 @@ PAGE = Template("""\
 <style>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2rem auto; padding: 0 1rem; color: #111; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin: 0 0 .5rem; }
-main { display: grid; grid-template-columns: repeat(auto-fit, minmax(500px, 1fr)); gap: 1.5rem; }
-section { border: 1px solid #ccc; border-radius: 8px; padding: 1rem; min-width: 0; }
+main { columns: 2 500px; column-gap: 1.5rem; }
+section { border: 1px solid #ccc; border-radius: 8px; padding: 1rem; margin-bottom: 1.5rem; break-inside: avoid; }
 img { max-width: 100%; } pre { overflow-x: auto; background: #f4f4f4; padding: .75rem; font-size: .85rem; }
 table { border-collapse: collapse; } td, th { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
 td:first-child, th:first-child { text-align: left; } td:nth-child(2):last-child { overflow-wrap: anywhere; }
@@ -46,15 +50,17 @@ def write(run_dir: Path, out: Path, results: Sequence[Curve], prefill: Path | No
         raise ValueError(f"run={run_dir} holds no config.yaml: give the run_dir of a training run")
     done = summarize(run_dir)
     rows = [row for row in read_lines(run_dir / "metrics.jsonl") if "samples" in row]
+    curves = results or from_run(run_dir)
     found = [
-        *_curves(results or from_run(run_dir), done),
+        *_curves(curves),
         *_first_token(prefill),
-        ("Loss by pruning rate", as_image(figures.loss_by_rate(rows), "loss over steps, one line a range of rates")),
+        *_steps(rows, "loss/rate_", "Loss by pruning rate", figures.loss_by_rate, "loss over steps by range of rates"),
         *_rates(run_dir),
         ("Tokens saved", _tokens(done)),
-        ("Where a step's time goes", as_image(figures.step_time(rows), "seconds of a step by part")),
+        *_steps(rows, "time/", "Where a step's time goes", figures.step_time, "seconds of a step by part"),
         ("Samples left out", _quarantine(done)),
         *_origin(run_dir, done),
+        *_not_measured(curves, prefill, done),
     ]
     sections = "\n".join(f"<section><h2>{heading}</h2>{body}</section>" for heading, body in found)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -69,11 +75,28 @@ def _lead(done: Summary) -> str:
     )
 
 
-def _curves(curves: Sequence[Curve], done: Summary) -> Iterator[Section]:
+def _steps(rows: Rows, prefix: str, heading: str, draw: Callable[[Rows], Figure], alt: str) -> Iterator[Section]:
+    """A picture of the values whose names begin with `prefix`, if there are any."""
+    if any(name.startswith(prefix) for row in rows for name in row):
+        yield heading, as_image(draw(rows), alt)
+
+
+def _not_measured(curves: Sequence[Curve], prefill: Path | None, done: Summary) -> Iterator[Section]:
+    """What the page lacks, and the commands that add it."""
+    commands = []
     if not curves:
-        command = cli.command("evaluate", f"model={done.checkpoint or 'DIR'}", "data=FILE", "out=curve.json")
-        text = f"Not evaluated. Measure it and give <code>results=[curve.json]</code>:<pre>{html.escape(command)}</pre>"
-        yield "Accuracy by pruning rate", text
+        commands += [cli.command("evaluate", f"model={done.checkpoint or 'DIR'}", "data=FILE", "out=curve.json")]
+    if prefill is None:
+        commands += ["python scripts/benchmark.py prefill out=prefill.json"]
+    if commands:
+        hint = (
+            "<code>results=[curve.json]</code> and <code>prefill=prefill.json</code> add what these commands measure:"
+        )
+        yield "Not measured", f"{hint}<pre>{html.escape(chr(10).join(commands))}</pre>"
+
+
+def _curves(curves: Sequence[Curve]) -> Iterator[Section]:
+    if not curves:
         return
     picture = as_image(figure(curves, ""), "accuracy by pruning rate")
     best = curves[-1].recommended()
@@ -93,11 +116,6 @@ def _first_token(prefill: Path | None) -> Iterator[Section]:
     """From the figures of `benchmark.py prefill`."""
     heading = "Time to first token by pruning rate"
     if prefill is None:
-        yield (
-            heading,
-            "Not measured. <code>prefill=prefill.json</code> adds it:"
-            "<pre>python scripts/benchmark.py prefill out=prefill.json</pre>",
-        )
         return
     try:
         measured = json.loads(prefill.read_text())
@@ -115,6 +133,13 @@ def _first_token(prefill: Path | None) -> Iterator[Section]:
 
 def _rates(run_dir: Path) -> Iterator[Section]:
     """Of every micro-batch: as listed, else drawn again where they follow from the seed and the step alone."""
+    try:
+        yield from _drawn_rates(run_dir)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"run={run_dir}: its manifest or batches.jsonl is not what a run writes ({error!r})") from None
+
+
+def _drawn_rates(run_dir: Path) -> Iterator[Section]:
     if rates := [rate for row in read_lines(run_dir / "batches.jsonl") for view in row["rates"] for rate in _all(view)]:
         yield "Drawn rates", as_image(figures.drawn_rates(rates), "histogram of drawn pruning rates")
     elif checkpoints := complete(run_dir / "checkpoints"):
@@ -151,8 +176,9 @@ def _quarantine(done: Summary) -> str:
 def _origin(run_dir: Path, done: Summary) -> Iterator[Section]:
     """Hardware, commit, commands and configuration."""
     path = run_dir / "machine.json"
-    about: Mapping[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    facts = [f"<tr><td>{name}</td><td>{html.escape(str(value))}</td></tr>" for name, value in about.items()]
+    about: Mapping[str, Any] = read_object(path) if path.is_file() else {}
+    pairs = [(html.escape(name), html.escape(str(value))) for name, value in about.items()]
+    facts = [f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in pairs]
     yield "Hardware and commit", f"<table>{''.join(facts)}</table>" if facts else "Not recorded by this run."
     commands = [str(about["command"])] if "command" in about else []
     if done.checkpoint:

@@ -7,10 +7,10 @@ import re
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from train import cli
 from train.checkpoint.checkpoint import complete
+from train.metrics.jsonl import read_lines
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,14 @@ class Summary:
 
 
 def summarize(run_dir: Path, forecast_gib: float | None = None) -> Summary:
-    """ValueError where `run_dir` holds no metrics of a training step."""
+    """ValueError if `run_dir` holds no metrics of a training step, or metrics that no run writes."""
+    try:
+        return _summary(run_dir, forecast_gib)
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f"{run_dir}/metrics.jsonl: not what a run writes ({error!r}); correct the file") from None
+
+
+def _summary(run_dir: Path, forecast_gib: float | None) -> Summary:
     rows = [row for row in read_lines(run_dir / "metrics.jsonl") if "samples" in row]
     if not rows:
         raise ValueError(f"{run_dir} holds no metrics of a training step: give the run_dir of a training run")
@@ -61,11 +68,6 @@ def by_reason(run_dir: Path) -> dict[str, int]:
     """How many samples of a run were left out for each reason, names and numbers put aside; the commonest first."""
     lost = {row["id"]: row["reason"] for row in read_lines(run_dir / "quarantine.jsonl")}  # each once, resumed or not
     return dict(Counter(map(kind_of, lost.values())).most_common())
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file; none where there is no file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def write(summary: Summary, run_dir: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from train.metrics.jsonl import read_lines
 from train.sweep import Job, jobs
 
 PREFIX = "eval/accuracy_at_"
@@ -32,8 +32,8 @@ def rows(folder: Path) -> list[Row]:
 
 def _row(number: int, job: Job, metrics: Path) -> Row:
     last: dict[str, Any] = {}
-    for line in metrics.read_text().splitlines() if metrics.is_file() else ():
-        last |= json.loads(line)
+    for row in read_lines(metrics):
+        last |= row
     accuracy = {float(name.removeprefix(PREFIX)): value for name, value in last.items() if name.startswith(PREFIX)}
     return Row(number, job, last.get("step"), last.get("loss"), accuracy)
 
