@@ -18,7 +18,6 @@ shown with the first stage at which it does.
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import re
@@ -50,7 +49,7 @@ from scripts.serving.ours import STEPS, TOP, Answer, Ours
 from scripts.serving.prompts import Prompt, without_headers
 from train import cli
 from train.export.serving_metadata import architecture, beside, filled, frames_of, media_io
-from train.model import load_pretrained
+from train.model import encoder_of, load_pretrained
 from train.ranges import number, pruning_rates
 
 SERVED = ("evs", "vidcom2")  # --video-pruning-method
@@ -141,10 +140,10 @@ def _asked(
 
 def prepare(model: str, cases: dict[str, Case]) -> list[Prompt]:
     """The cases at this checkpoint's patch size, encoded by the trainer's own encoder."""
-    processor = load_pretrained(AutoProcessor, model)
-    bare = copy.copy(processor)
-    bare.chat_template = without_headers(processor)
-    encoders = {True: Encoder(processor, FramePolicy()), False: Encoder(bare, FramePolicy())}
+    template = without_headers(load_pretrained(AutoProcessor, model))
+    encoders = {
+        chat: encoder_of(model, FramePolicy(), chat_template=None if chat else template) for chat in (True, False)
+    }
     return [_prompt(name, case, encoders[case.chat]) for name, case in cases.items()]
 
 

@@ -31,7 +31,7 @@ from data.formats.conversation import MARK, Media
 from data.formats.roots import Folder
 from data.media.frames import FramePolicy
 from data.types import Batch, Sample, Turn
-from evs.families import adapter_for, spec_of
+from evs.families import adapter_for
 from evs.generate import Decoding, Generation, generate
 from evs.methods import method_named
 from evs.pipeline import check_place
@@ -39,7 +39,7 @@ from evs.selection import check_rate
 from train import cli
 from train.config import CELL
 from train.export.serving_metadata import beside, filled
-from train.model import load_pretrained
+from train.model import encoder_of, load_pretrained
 from train.ranges import number
 
 
@@ -77,11 +77,12 @@ class Options:
 
 def main(options: Options) -> None:
     check_rate(options.rate)
-    spec_of(load_pretrained(hf.AutoConfig, options.model))
     options = filled(options, beside(options.model))
     method = method_named(cast(str, options.method), options.scorer_dtype, options.prune_at)
-    processor = load_pretrained(hf.AutoProcessor, options.model)
-    batch = read(options, processor)
+    encoder = encoder_of(
+        options.model, FramePolicy(**{each.name: getattr(options, each.name) for each in fields(FramePolicy)})
+    )
+    batch, processor = read(options, encoder), encoder.processor
     how = {"dtype": options.dtype, "attn_implementation": options.attention}
     model: Any = load_pretrained(hf.AutoModelForImageTextToText, options.model, **how)
     adapter = adapter_for(model.to(options.device).eval(), cast(str, options.scheme))
@@ -108,7 +109,7 @@ def main(options: Options) -> None:
             print(f"{step:4d} {processor.tokenizer.decode([token])!r}: {listed}")
 
 
-def read(options: Options, processor: Any) -> Batch:
+def read(options: Options, encoder: Encoder) -> Batch:
     """The prompt and its media as the trainer encodes them. RowError or MediaError if they do not fit or open."""
     videos, images = _listed(options.video), _listed(options.image)
     text = options.prompt
@@ -117,8 +118,7 @@ def read(options: Options, processor: Any) -> Batch:
     media = Media({"video": videos, "image": images}, Folder(""), "prompt")
     parts = media.split(text)
     media.check_all_taken()
-    policy = FramePolicy(**{each.name: getattr(options, each.name) for each in fields(FramePolicy)})
-    encoding = Encoder(processor, policy).prompt(Sample("prompt", (Turn("user", parts),)))
+    encoding = encoder.prompt(Sample("prompt", (Turn("user", parts),)))
     return collate([encoding], filler_token=0)
 
 

@@ -51,7 +51,7 @@ from train.loop import Parts
 from train.metrics.memory import Memory, watch
 from train.metrics.meters import Meter
 from train.metrics.recorder import build_recorder
-from train.model import base_model, build_empty_model, build_model, build_processor, weight_dtype
+from train.model import base_model, build_empty_model, build_model, encoder_of, weight_dtype
 from train.optim import build_optimizer
 from train.plugins import build, build_methods
 from train.task import UptrainTask
@@ -279,7 +279,7 @@ def build_step_rates(config: Config, world: int) -> StepRates:
 def build_encoder(model: ModelConfig, data: DataConfig) -> Encoder:
     """Rows to tensors, through the checkpoint's own processor."""
     limits = SampleLimits(data.sample_seconds, data.sample_gib)
-    return Encoder(build_processor(model), frame_policy(data), data.max_tokens, limits)
+    return encoder_of(model.path, frame_policy(data), model.revision, max_tokens=data.max_tokens, limits=limits)
 
 
 def build_evaluation(

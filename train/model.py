@@ -13,6 +13,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from data.encoding.encoder import Encoder
+from data.encoding.labels import ChatMarkers
+from data.media.frames import FramePolicy
+from data.sample_limits import LIMITS, SampleLimits
 from evs.families import spec_of
 from train.config import Config, LoraConfig, ModelConfig
 from train.faults.first_line import first_line
@@ -20,10 +24,24 @@ from train.optim import freeze
 from train.seeding import seed_draws
 
 
-def build_processor(config: ModelConfig) -> Any:
-    """The checkpoint's own Hugging Face processor. Raises ValueError for an unsupported model family."""
-    spec_of(load_pretrained(AutoConfig, config.path, config.revision))
-    return load_pretrained(AutoProcessor, config.path, config.revision)
+def encoder_of(
+    model: str,
+    policy: FramePolicy,
+    revision: str | None = None,
+    *,
+    max_tokens: int | None = None,
+    limits: SampleLimits = LIMITS,
+    chat_template: str | None = None,
+) -> Encoder:
+    """An encoder with a checkpoint's own processor. Raises ValueError for a model family that is not supported.
+
+    `model` is a folder or a Hub id, `chat_template` replaces the checkpoint's own.
+    """
+    spec = spec_of(load_pretrained(AutoConfig, model, revision))
+    processor = load_pretrained(AutoProcessor, model, revision)
+    if chat_template is not None:
+        processor.chat_template = chat_template
+    return Encoder(spec.processor(processor), policy, max_tokens, limits, ChatMarkers(**spec.chat))
 
 
 def build_model(config: ModelConfig, dtype: torch.dtype, seed: int = 0) -> nn.Module:

@@ -18,12 +18,12 @@ from jinja2 import TemplateError
 
 from data.batching.sizes import SampleSize
 from data.collate import grids_of, joined
-from data.encoding.labels import HEADER, Labeller, check_rendered
+from data.encoding.labels import CHATML, ChatMarkers, Labeller, check_rendered
 from data.media.decode import decode, places
 from data.media.frame_list import load_frames, places_of, timed
 from data.media.frames import FramePolicy
 from data.media.images import load_image
-from data.media.processor import CALL, LEVELS, VideoRule, frame_patches, normal, rule_of, wrap_processor
+from data.media.processor import CALL, LEVELS, VideoRule, frame_patches, normal, rule_of
 from data.sample_limits import LIMITS, SampleLimits, check_room, guarded
 from data.types import IGNORE, Clip, Encoding, FrameList, ImageRef, MediaError, RowError, Sample, Turn, VideoRef
 
@@ -60,11 +60,16 @@ class Encoder:
     """
 
     def __init__(
-        self, processor: Any, policy: FramePolicy, max_tokens: int | None = None, limits: SampleLimits = LIMITS
+        self,
+        processor: Any,
+        policy: FramePolicy,
+        max_tokens: int | None = None,
+        limits: SampleLimits = LIMITS,
+        chat: ChatMarkers = CHATML,
     ) -> None:
-        processor = wrap_processor(processor)
         self.processor, self.policy, self.max_tokens, self.limits = processor, policy, max_tokens, limits
-        self.labeller = Labeller(processor.tokenizer, self._opening())
+        self.markers = chat
+        self.labeller = Labeller(processor.tokenizer, self._opening(), chat)
         tokenizer = processor.tokenizer
         self.filler_token: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.video_processor = rule_of(processor.video_processor, policy).processor
@@ -259,15 +264,17 @@ class Encoder:
         thinks = "enable_thinking" in str(self.processor.chat_template)  # others would take the word for a processor's
         options = {"enable_thinking": False} if thinks else {}
         try:
-            return self.processor.apply_chat_template(
+            text = self.processor.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=generate, **options
             )
         except TemplateError as error:
             raise RowError(f"{sample.id}: the chat template refuses the row ({error}); correct its turns") from None
+        is_open = not generate and sample.turns[-1].role == "assistant" and not text.endswith(self.markers.closing)
+        return text + self.markers.closing if is_open else text
 
     def _opening(self) -> str:
         """What the generation prompt writes after the header of an answer."""
-        return self.chat(Sample("opening", (Turn("user", ("?",)),)), generate=True).rpartition(HEADER)[2]
+        return self.chat(Sample("opening", (Turn("user", ("?",)),)), generate=True).rpartition(self.markers.header)[2]
 
     def _expand(self, sample: Sample, text: str, videos: Sequence[str], pictures: Sequence[str]) -> str:
         """`text` with each placeholder replaced by what the processor writes for its medium."""

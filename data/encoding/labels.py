@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,22 +14,42 @@ from data.types import IGNORE, RowError, Sample, Turn
 
 OPTION = re.compile(r"^\s*\(?([A-Z])[.):]\s*\S", re.MULTILINE)  # "A. foo", "(B) bar", "C) baz"
 LETTER = re.compile(r"^\(?([A-Z])(?=[.):,]|\s*$)")  # an answer that names one
-HEADER = "<|im_start|>assistant\n"  # before an answer; ChatML
+
+
+@dataclass(frozen=True)
+class ChatMarkers:
+    """How a chat template delimits answers. The defaults are ChatML's."""
+
+    header: str = "<|im_start|>assistant\n"  # before an answer; begins with a special token
+    ends: tuple[str, ...] = ("<|im_end|>",)  # special tokens that end an answer
+    closing: str = ""  # what to append to a conversation, for templates that do not end its last answer
+
+    @property
+    def special(self) -> set[str]:
+        """The special tokens among them."""
+        return {*self.ends, self.header[: self.header.index(">") + 1]}
+
+
+CHATML = ChatMarkers()
 
 
 class Labeller:
-    """Finds a chat's answers by the tokenizer's own special tokens; ChatML, as all Qwen families write it.
+    """Finds a chat's answers by the special tokens of its template.
 
-    `opening` is what the template's generation prompt writes after HEADER, as the empty thought of a thinking model.
+    `opening` is what the generation prompt writes after the header, as the empty thought of a thinking model.
     """
 
-    def __init__(self, tokenizer: Any, opening: str = "") -> None:
+    def __init__(self, tokenizer: Any, opening: str = "", chat: ChatMarkers = CHATML) -> None:
         self.tokenizer = tokenizer
         specials = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-        if not {"<|im_start|>", "<|im_end|>"} <= specials.keys():
-            raise ValueError("the tokenizer lacks <|im_start|> or <|im_end|>; use a checkpoint with a ChatML template")
-        self.end = specials["<|im_end|>"]
-        self.header = self.tokens(HEADER)
+        if missing := chat.special - specials.keys():
+            raise ValueError(
+                f"the tokenizer lacks {min(missing)}; use a checkpoint whose chat template writes "
+                f"{chat.header!r} before an answer"
+            )
+        self.chat = chat
+        self.ends = {specials[end] for end in chat.ends}
+        self.header = self.tokens(chat.header)
         self.opening = self.tokens(opening)
         self.special = re.compile("|".join(map(re.escape, specials)))
 
@@ -58,7 +79,7 @@ class Labeller:
         if len(spans) != len(learned):
             raise RowError(
                 f"{where}: {len(learned)} assistant turns but {len(spans)} answers found in its tokens; no answer may "
-                "begin with a line break, and the chat template must be ChatML"
+                f"begin with a line break, and the chat template must write {self.chat.header!r} before it"
             )
         for begin, end in (span for span, labelled in zip(spans, learned) if labelled):
             labels_N[begin:end] = ids_N[begin:end]
@@ -71,7 +92,9 @@ class Labeller:
                 begin = place + width
                 if ids[begin : begin + len(self.opening)] == self.opening:
                     begin += len(self.opening)
-                yield begin, ids.index(self.end, begin) + 1
+                end = next((i for i in range(begin, len(ids)) if ids[i] in self.ends), None)
+                if end is not None:
+                    yield begin, end + 1
 
     def choices(self, turns: Sequence[Turn]) -> tuple[tuple[int, ...], ...]:
         """Per learned turn the first token of each option's letter, in the answer's own form; () if free-form."""

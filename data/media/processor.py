@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from data.media.frames import FramePolicy, Sampler
-from data.media.nemotron import NemotronProcessor, NemotronVideos
 from data.types import Normal, VideoSettings
 
 FLOOR = 1.05  # of the smallest frame: the library's bounds on a frame never go below
@@ -27,17 +26,6 @@ CALL = {
     "return_metadata": True,
     "return_tensors": "pt",
 }
-
-
-OWN_TERMS: dict[str, Any] = {  # families whose processors are asked in their own terms
-    "NemotronH_Omni_Reasoning_V3Processor": NemotronProcessor,
-    "NemotronH_Omni_Reasoning_V3VideoProcessor": NemotronVideos,
-}
-
-
-def wrap_processor(processor: Any) -> Any:
-    """A Hugging Face processor, or one part of it, as the encoder asks it; Qwen's is so already."""
-    return OWN_TERMS.get(type(processor).__name__, lambda same: same)(processor)
 
 
 def configured(video_processor: Any, policy: FramePolicy) -> Any:
@@ -105,7 +93,7 @@ def normal(processor: Any) -> Normal | None:
 
 
 def _of_frames(processor: Any, policy: FramePolicy) -> dict[str, Any]:
-    """Where `size` bounds a frame (Qwen2.5-VL), the cap bounds the video: .9 x tokens, in pixels, x 2 frames."""
+    """If `size` bounds a frame, the cap bounds the video: 0.9 x tokens, in pixels, x 2 frames."""
     own = processor.size
     size = {
         "shortest_edge": policy.min_pixels or own["shortest_edge"],
@@ -118,7 +106,7 @@ def _of_frames(processor: Any, policy: FramePolicy) -> dict[str, Any]:
 
 
 def _of_video(processor: Any, policy: FramePolicy) -> dict[str, Any]:
-    """Where `size` bounds the video (Qwen3-VL), the library's cap bounds a frame. `min_pixels` are the video's."""
+    """If `size` bounds the video, the library's cap bounds a frame. `min_pixels` are the video's."""
     own = processor.size
     shortest = policy.min_pixels or own["shortest_edge"]
     longest = policy.total_pixels or own["longest_edge"]

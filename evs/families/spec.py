@@ -58,6 +58,11 @@ class TextShape:
     chunk: int = 64  # tokens that the recurrence of transformers takes at once
 
 
+def unchanged(processor: Any) -> Any:
+    """The processor itself, for families whose processor has the interface that `data.encoding` calls."""
+    return processor
+
+
 @dataclass(frozen=True)
 class FamilySpec:
     """One or more `model_type`s of transformers that differ in nothing stated here."""
@@ -68,6 +73,10 @@ class FamilySpec:
     mergers: tuple[str, ...]  # paths of the modules between the vision tower and the language model
     tower_shape: Callable[[Any], TowerShape]  # of the model's configuration
     text_shape: Callable[[Any], TextShape]
+    # Hugging Face processor, and video processor -> the same with the interface that `data.encoding` calls.
+    processor: Callable[[Any], Any] = unchanged
+    video_processor: Callable[[Any], Any] = unchanged
+    chat: Mapping[str, Any] = field(default_factory=dict)  # fields of data.encoding.labels.ChatMarkers; ChatML if empty
     schemes: tuple[str, ...] = ("preserve",)  # position schemes under pruning
     uint8_pixels: bool = True  # frames are resized as uint8: methods can score pixels and prune before the tower
     # Packages whose kernels restart a recurrence at the borders of packed samples.

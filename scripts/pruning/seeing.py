@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
 from data.collate import collate
-from data.encoding.encoder import Encoder
 from data.media.container import VideoInfo
 from data.media.decode import decode
 from data.types import Sample, Turn, VideoRef
@@ -25,7 +24,7 @@ from evs.methods.evs import FIRST_FRAME
 from evs.selection import select
 from evs.types import Grid
 from train.export.serving_metadata import beside, frames_of
-from train.model import load_pretrained
+from train.model import encoder_of, load_pretrained
 
 CELL = 28  # pixels of a token's side in the size that the picture is pruned at
 WIDTH = 448
@@ -44,7 +43,7 @@ class Shown:
 def seen_by_model(video: Path, model: str, rates: Sequence[float]) -> Shown:
     """As the checkpoint's own vision tower and its evs.json have it."""
     policy = beside(model)
-    encoder = Encoder(load_pretrained(AutoProcessor, model), frames_of(policy))
+    encoder = encoder_of(model, frames_of(policy))
     sample = Sample("video", (Turn("user", (VideoRef(str(video)), "?")),))
     clips, _ = encoder.read(sample)
     batch = collate([encoder.encode_clips(sample, clips, [], generate=True)], filler_token=0)

@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoProcessor
-
 from data.collate import collate
 from data.encoding.encoder import Encoder
 from data.media.frames import FramePolicy
@@ -17,7 +15,7 @@ from scripts.serving.compare import Verdict, compare
 from scripts.serving.loading import to_bytes
 from scripts.serving.ours import Answer
 from scripts.serving.prompts import Prompt
-from train.model import load_pretrained
+from train.model import encoder_of
 
 QUESTION = "What happens in the video?"
 PIXELS = 1  # of 255: two versions of a library may round apart
@@ -25,7 +23,7 @@ PIXELS = 1  # of 255: two versions of a library may round apart
 
 def prepare(model: str, videos: Sequence[str], policy: FramePolicy) -> tuple[list[Prompt], dict[str, Verdict]]:
     """(a prompt for every file, and a verdict on those that training would put aside)."""
-    encoder = Encoder(load_pretrained(AutoProcessor, model), policy)
+    encoder = encoder_of(model, policy)
     prompts, refused = [], {}
     for path in videos:
         try:

@@ -13,7 +13,8 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoVideoProcessor
 
 from data.media.frames import FramePolicy
-from data.media.processor import configuration, wrap_processor
+from data.media.processor import configuration
+from evs.families import spec_of
 from evs.policy import FILE, Policy, load_policy, loader_options, served_method
 from train.config import Config, frame_policy
 from train.model import load_pretrained
@@ -80,9 +81,9 @@ def filled(options: Options, policy: Policy) -> Options:
 def write_processor(folder: Path, policy: Policy) -> None:
     """Put what the policy decides into the video processor's configuration, in the file that is read for it.
 
-    What a server reads in the model's configuration instead, as the patches of Nemotron's frames, goes there too.
+    Entries that the model's `vision_config` has too are written there as well: some servers read them there.
     """
-    entries = configuration(wrap_processor(load_pretrained(AutoVideoProcessor, str(folder))), frames_of(policy))
+    entries = _entries(folder, policy)
     model = json.loads((folder / "config.json").read_text())
     if also := entries.keys() & model["vision_config"].keys():
         model["vision_config"] |= {name: entries[name] for name in also}
@@ -94,6 +95,13 @@ def write_processor(folder: Path, policy: Policy) -> None:
         return
     own = load_pretrained(AutoVideoProcessor, str(folder)).to_dict()
     _write(folder / VIDEO_PROCESSOR, own | entries)
+
+
+def _entries(folder: Path, policy: Policy) -> dict[str, Any]:
+    """What the policy decides in the video processor's configuration of a checkpoint."""
+    spec = spec_of(load_pretrained(AutoConfig, str(folder)))
+    processor = spec.video_processor(load_pretrained(AutoVideoProcessor, str(folder)))
+    return configuration(processor, frames_of(policy))
 
 
 def architecture(model: str | Path) -> str:
@@ -157,8 +165,7 @@ def lora_flags(adapter: Path, base: Path, policy: Policy) -> str:
 
 def _sizes(base: Path, policy: Policy) -> dict[str, Any]:
     """What the policy changes in the base's video processor, but for the frames, which the loader samples."""
-    own = AutoVideoProcessor.from_pretrained(base)
-    entries = configuration(wrap_processor(own), frames_of(policy))
+    own, entries = AutoVideoProcessor.from_pretrained(base), _entries(base, policy)
     sampling = {"fps", "num_frames", "min_frames", "max_frames"}
     return {key: value for key, value in entries.items() if key not in sampling and value != own.to_dict().get(key)}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from evs.families.nemotron.adapter import Nemotron
+from evs.families.nemotron.processor import NemotronProcessor, NemotronVideos
 from evs.families.spec import FamilySpec, TextShape, Towers, TowerShape
 
 
@@ -62,6 +63,8 @@ SPECS = (
         mergers=("multi_modal_projector", "vision_final_layernorm"),
         tower_shape=radio_tower,
         text_shape=mamba_text,
+        processor=NemotronProcessor,
+        video_processor=NemotronVideos,
         uint8_pixels=False,
         kernels=("mamba_ssm", "causal_conv1d"),
         untrained=(".layer_scale",),  # ones, which the published checkpoints lack and servers assume

@@ -1,4 +1,4 @@
-"""Nemotron's processor as the encoder asks for one: sampling, patches and text as its server has them.
+"""Nemotron's processor with the interface that `data.encoding` calls: frames, patches and text as on its server.
 
 Every frame is resized to one number of patches, two frames make a temporal grid, and each grid stands behind the times
 of its frames in words. The server samples evenly and reads the number of patches in the model's `vision_config`.
@@ -9,17 +9,14 @@ from __future__ import annotations
 from math import floor
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
-
-from data.media.frames import FramePolicy
 
 ASKED: dict[str, Any] = {"input_data_format": "channels_first", "return_tensors": "pt"}
 
 
 class NemotronProcessor:
-    """The library's processor, its parts in the terms of those of Qwen."""
+    """The library's processor with the interface of Qwen's."""
 
     def __init__(self, processor: Any) -> None:
         self.tokenizer, self.apply_chat_template = processor.tokenizer, processor.apply_chat_template
@@ -50,7 +47,7 @@ def _frames(metadata: Any) -> list[tuple[int, float]]:
 
 
 class NemotronVideos:
-    """The video processor; `size` and the cap say nothing here, `max_pixels` sets the patches of a frame."""
+    """The video processor. `size` and `cap_pixels_per_frame` are not used: `max_pixels` sets the patches of a frame."""
 
     size: ClassVar[dict[str, int]] = {"shortest_edge": 0, "longest_edge": 0}
     cap_pixels_per_frame = False
@@ -65,7 +62,7 @@ class NemotronVideos:
         self.fps, self.max_frames = 2.0, 32
         self.video_target_num_patches: int = processor.video_target_num_patches
 
-    def configuration(self, policy: FramePolicy) -> dict[str, Any]:
+    def configuration(self, policy: Any) -> dict[str, Any]:
         """The entries of the processor's configuration that a policy decides; ValueError where it cannot be had."""
         for name in ("min_pixels", "total_pixels"):
             if (value := getattr(policy, name)) is not None:
@@ -76,11 +73,12 @@ class NemotronVideos:
             raise ValueError(f"max_pixels={policy.max_pixels} is less than one token: give {cell}")
         return {"fps": policy.fps, "max_frames": policy.max_frames, "video_target_num_patches": patches}
 
-    def sample_frames(self, header: Any, fps: float) -> np.ndarray:
+    def sample_frames(self, header: Any, fps: float) -> list[int]:
         """`fps` frames a second, no more than `max_frames`, evenly from the first to the last."""
         total = header.total_num_frames
         count = max(1, min(self.max_frames, total, floor(total / header.fps * fps)))
-        return np.arange(total) if count == total else np.linspace(0, total - 1, count, dtype=int)
+        step = (total - 1) / max(1, count - 1)
+        return [*(int(i * step) for i in range(count - 1)), total - 1 if count > 1 else 0]
 
     def resize(self, video: Tensor, **_: Any) -> Tensor:
         """An empty clip of the size that frames are brought to."""

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from data.encoding.encoder import Encoder
 from data.media.container import probe
 from data.media.frames import FramePolicy
 from data.types import Sample, Turn, VideoRef
+from train.model import encoder_of
 
 FAMILY = "nemotron_h_omni"
 
@@ -22,7 +22,7 @@ def sample(clips):
 @pytest.mark.parametrize("frames", [7, 8])
 def test_tokens_and_patches_are_the_library_s(checkpoint, sample, frames):
     processor = AutoProcessor.from_pretrained(checkpoint(FAMILY))
-    encoder = Encoder(processor, FramePolicy(max_frames=frames))
+    encoder = encoder_of(str(checkpoint(FAMILY)), FramePolicy(max_frames=frames))
     got, (clip,) = encoder.encode(sample), encoder.read(sample)[0]
     metadata = {"fps": clip.fps, "frames_indices": clip.places_T.tolist(), "total_num_frames": clip.frames}
     video = torch.from_numpy(clip.frames_THWC).permute(0, 3, 1, 2)
@@ -34,7 +34,7 @@ def test_tokens_and_patches_are_the_library_s(checkpoint, sample, frames):
 
 
 def test_the_cost_is_that_of_the_encoding_and_the_empty_thought_is_not_labelled(checkpoint, sample):
-    encoder = Encoder(AutoProcessor.from_pretrained(checkpoint(FAMILY)), FramePolicy(max_frames=7))
+    encoder = encoder_of(str(checkpoint(FAMILY)), FramePolicy(max_frames=7))
     got, cost = encoder.encode(sample), encoder.cost(sample, {part: probe(part) for part in sample.media})
     ((grids, tokens),) = cost.videos
     assert (cost.fixed + grids * tokens, cost.patches) == (len(got.input_ids_N), len(got.pixel_values_videos))
@@ -44,4 +44,4 @@ def test_the_cost_is_that_of_the_encoding_and_the_empty_thought_is_not_labelled(
 @pytest.mark.parametrize(("name", "value"), [("min_pixels", 50000), ("total_pixels", 50000), ("max_pixels", 512)])
 def test_sizes_that_its_frames_cannot_have_are_refused(checkpoint, name, value):
     with pytest.raises(ValueError, match=f"{name}={value}"):
-        Encoder(AutoProcessor.from_pretrained(checkpoint(FAMILY)), FramePolicy(**{name: value}))
+        encoder_of(str(checkpoint(FAMILY)), FramePolicy(**{name: value}))
