@@ -35,11 +35,9 @@ class LoraConfig:
     dropout: float = number(0.05, least=0, below=1)
     # Use DoRA: the magnitude of every weight's columns is trained separately from their direction.
     dora: bool = False
-    # Regular expression over module names. It excludes the output projection of Mamba mixers, whose training kernel
-    # reads the weight directly, so that LoRA in that module would be skipped silently.
-    targets: str = ruled(
-        r".*language_model.*\.((q|k|v|o|gate|up|down|in)_proj(_\w+)?|(?<!\.mixer\.)out_proj)", Expression()
-    )
+    # Regular expression over the names of modules that get adapters; null takes the model family's own, which covers
+    # the linear layers of the language model.
+    targets: str | None = ruled(None, Expression())
 
 
 @dataclass

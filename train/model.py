@@ -73,7 +73,7 @@ def fit_for_training(model: Any, config: ModelConfig) -> nn.Module:
     if config.compile:
         for layer in towers["language"].layers:  # layer by layer: one graph serves them all, at any length
             layer.compile(dynamic=True)
-    fitted = _with_lora(model, config.lora) if config.lora.r is not None else model
+    fitted = _with_lora(model, config.lora, spec.lora_targets) if config.lora.r is not None else model
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
             # The library and peft have embeddings require gradients for reentrant checkpointing alone. A frozen tower
@@ -82,14 +82,14 @@ def fit_for_training(model: Any, config: ModelConfig) -> nn.Module:
     return fitted
 
 
-def _with_lora(model: nn.Module, lora: LoraConfig) -> nn.Module:
+def _with_lora(model: nn.Module, lora: LoraConfig, targets: str) -> nn.Module:
     assert lora.r is not None
     adapter = peft.LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         use_dora=lora.dora,
-        target_modules=lora.targets,
+        target_modules=lora.targets or targets,
     )
     return get_peft_model(model, adapter)
 

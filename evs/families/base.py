@@ -93,3 +93,19 @@ def rows_in_prompt_order(embedded: DecoderInputs) -> Tensor:
     """[M] for every visual token in order, its row in (all images' rows, then all videos' rows)."""
     video_M = embedded.video_N[embedded.visual_N] >= 0
     return torch.where(video_M, (~video_M).sum() + video_M.cumsum(0), (~video_M).cumsum(0)) - 1
+
+
+def video_index(batch: MediaBatch, visual_N: Tensor, tokens_M: Tensor) -> Tensor:
+    """[N] index of the video that a token belongs to, -1 for others; the media have `tokens_M` tokens, in prompt order.
+
+    Raises ValueError if the placeholders `visual_N` are not as many.
+    """
+    if int(tokens_M.sum()) != int(visual_N.sum()):
+        raise ValueError(
+            f"the prompts have {int(visual_N.sum())} placeholders and their {len(tokens_M)} videos and images take "
+            f"{int(tokens_M.sum())}: remove a mark or add a file"
+        )
+    video_M = (batch.video_M.cumsum(0) - 1).where(batch.video_M, -1)
+    index_N = torch.full_like(batch.input_ids_N, -1)
+    index_N[visual_N] = video_M.repeat_interleave(tokens_M)
+    return index_N

@@ -58,6 +58,11 @@ class TextShape:
     chunk: int = 64  # tokens that the recurrence of transformers takes at once
 
 
+# Linear layers of the language model. Not the output projection of a state-space mixer: its training kernel reads the
+# weight directly, and LoRA in that module would be skipped silently.
+LORA_TARGETS = r".*language_model.*\.((q|k|v|o|gate|up|down|in)_proj(_\w+)?|(?<!\.mixer\.)out_proj)"
+
+
 def unchanged(processor: Any) -> Any:
     """The processor itself, for families whose processor has the interface that `data.encoding` calls."""
     return processor
@@ -83,6 +88,7 @@ class FamilySpec:
     kernels: tuple[str, ...] = ()
     # Parts of the names of parameters that servers do not read, which are therefore never trained.
     untrained: tuple[str, ...] = ()
+    lora_targets: str = LORA_TARGETS  # regular expression over module names
     # Endings of the names of experts whose published layout is transposed, with the axis of the hidden size there.
     transposed_experts: Mapping[str, int] = field(default_factory=dict)
 

@@ -10,7 +10,9 @@ from typing import Any
 import xxhash
 from torch import nn
 
+from evs.families import spec_of
 from train.config import Config, LoraConfig
+from train.model import base_model
 
 PACKING = 3  # raised whenever data/batching/bin_packing.py would fill the same steps with other samples
 FIXED = ("model", "average", "engine")  # a checkpoint cannot be loaded into another one of these
@@ -68,7 +70,7 @@ def shape_of(config: Config, split: StepSplit, empty: nn.Module) -> dict[str, An
         "method": {**config.method, "scheme": config.model.scheme},
         "frames": {key: getattr(data, key) for key in FRAMES},
         "model": {"weights": _fingerprint_of(empty), "freeze": sorted(config.model.freeze)}
-        | {"lora": _given(config.model.lora) if config.model.lora.r is not None else None},
+        | {"lora": _given(config.model.lora, empty) if config.model.lora.r is not None else None},
         "average": train.ema,
         "engine": {"state": _state(config.engine.name), "precision": config.engine.precision},
         "world": asdict(split),
@@ -76,9 +78,10 @@ def shape_of(config: Config, split: StepSplit, empty: nn.Module) -> dict[str, An
     return json.loads(json.dumps(shape))  # as it will be read
 
 
-def _given(lora: LoraConfig) -> dict[str, Any]:
-    """Without what is off, which older checkpoints do not name."""
-    return {key: value for key, value in asdict(lora).items() if value is not False}
+def _given(lora: LoraConfig, empty: nn.Module) -> dict[str, Any]:
+    """Without what is off, which older checkpoints do not name, and with the targets that a null stands for."""
+    targets = lora.targets or spec_of(base_model(empty).config).lora_targets
+    return {key: value for key, value in asdict(lora).items() if value is not False} | {"targets": targets}
 
 
 FRAMES = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels", "max_tokens")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evs.families.base import MediaBatch, rows_in_prompt_order
+from evs.families.base import MediaBatch, rows_in_prompt_order, video_index
 from evs.families.spec import FamilySpec
 from evs.packing import decode_packed, index_in_segment
 from evs.types import DecoderInputs, Grid
@@ -53,7 +53,7 @@ class Nemotron:
             positions_PN=self.positions(batch).to(device),
             segment_N=batch.segment_N.to(device),
             labels_N=batch.labels_N.to(device),
-            video_N=self._video_index(batch, visual_N).to(device),
+            video_N=video_index(batch, visual_N, self._tokens(batch)).to(device),
             visual_N=visual_N.to(device),
         )
 
@@ -75,19 +75,12 @@ class Nemotron:
     def decode(self, x: DecoderInputs) -> Tensor:
         return decode_packed(self.model.language_model.model, x, self.spec.kernels)
 
-    def _video_index(self, batch: MediaBatch, visual_N: Tensor) -> Tensor:
-        """[N] which video a token belongs to, -1 elsewhere; the media follow one another in the batch's order."""
-        tokens, numbers = torch.zeros_like(batch.video_M, dtype=torch.long), batch.video_M.cumsum(0) - 1
-        tokens[batch.video_M] = torch.tensor([grid.tokens for grid in self.grids(batch)], dtype=torch.long)
+    def _tokens(self, batch: MediaBatch) -> Tensor:
+        """[media] tokens of every medium, in prompt order."""
+        tokens = torch.empty(len(batch.video_M), dtype=torch.long)
+        tokens[batch.video_M] = batch.video_grid_thw_V3.prod(1) // self._merge**2
         tokens[~batch.video_M] = batch.image_grid_thw_I3.prod(1) // self._merge**2
-        if int(tokens.sum()) != int(visual_N.sum()):
-            raise ValueError(
-                f"the prompts have {int(visual_N.sum())} placeholders and their {len(tokens)} videos and images take "
-                f"{int(tokens.sum())}: remove a mark or add a file"
-            )
-        index = torch.full_like(batch.input_ids_N, -1)
-        index[visual_N] = numbers.where(batch.video_M, -1).repeat_interleave(tokens)
-        return index
+        return tokens
 
     def _tower(self, batch: MediaBatch) -> Tensor:
         """[rows, D] tokens of all images, then of all videos, by one call of every module whatever the batch holds."""

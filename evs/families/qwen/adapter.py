@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from evs.families.base import MediaBatch, rows_in_prompt_order
+from evs.families.base import MediaBatch, rows_in_prompt_order, video_index
 from evs.families.qwen.fast_tower import levels_of, normalised, speed_up
-from evs.families.qwen.pruned_tower import Units
+from evs.families.qwen.pruned_tower import Stages, Units
 from evs.families.spec import FamilySpec
 from evs.packing import decode_packed
 from evs.positions import Box, image_box, rope_positions
@@ -27,8 +27,10 @@ class QwenVL:
     spec: FamilySpec
     scheme: str = "preserve"
 
+    stages: ClassVar[Stages] = Stages()
+
     def __post_init__(self) -> None:
-        speed_up(self.model.model.visual)
+        speed_up(self.model.model.visual, self.stages)
 
     def image_box(self, grid: Grid) -> Box:
         return image_box(grid)
@@ -36,12 +38,15 @@ class QwenVL:
     def video_boxes(self, grid: Grid, second_per_grid: float) -> list[Box]:
         raise NotImplementedError
 
+    def tower_grids(self, grid_thw: Tensor) -> Tensor:
+        """The grids as the vision tower takes them."""
+        return grid_thw
+
     def grids(self, batch: MediaBatch) -> list[Grid]:
         return self._merged(batch.video_grid_thw_V3)
 
     def embed_prompt(self, batch: MediaBatch) -> DecoderInputs:
-        video_N = batch.input_ids_N == self.model.config.video_token_id
-        visual_N = video_N | (batch.input_ids_N == self.model.config.image_token_id)
+        visual_N = self._visual(batch.input_ids_N)
         embeds_ND = self.model.get_input_embeddings()(batch.input_ids_N.to(self.model.device))
         device = embeds_ND.device
         return DecoderInputs(
@@ -49,7 +54,7 @@ class QwenVL:
             positions_PN=self.positions(batch).to(device),
             segment_N=batch.segment_N.to(device),
             labels_N=batch.labels_N.to(device),
-            video_N=self._video_index(batch, video_N).to(device),
+            video_N=video_index(batch, visual_N, self._tokens(batch)).to(device),
             visual_N=visual_N.to(device),
         )
 
@@ -75,30 +80,33 @@ class QwenVL:
     def positions(self, batch: MediaBatch, *, pruned: bool = True) -> Tensor:
         if not pruned and self.scheme != "preserve":  # servers break positions only when they prune
             return replace(self, scheme="preserve").positions(batch)
-        ids, segments = batch.input_ids_N, batch.segment_N
-        image, video = self.model.config.image_token_id, self.model.config.video_token_id
-        images = iter(self._merged(batch.image_grid_thw_I3))
-        videos = iter(zip(self.grids(batch), batch.second_per_grid_V.tolist()))
-        pieces = []
-        for prompt in ids.split(segments.bincount().tolist()):
-            visual = (prompt == image) | (prompt == video)
-            pieces.append(rope_positions(visual, self._boxes(prompt[visual].tolist(), images, videos))[0])
+        media, pieces = self._media(batch), []
+        for visual_N in self._visual(batch.input_ids_N).split(batch.segment_N.bincount().tolist()):
+            boxes: list[Box] = []
+            while sum(box.grid.tokens for box in boxes) < int(visual_N.sum()):
+                boxes += next(media)
+            pieces.append(rope_positions(visual_N, boxes)[0])
         return torch.cat(pieces, dim=1)
 
-    def _boxes(
-        self, placeholders: list[int], images: Iterator[Grid], videos: Iterator[tuple[Grid, float]]
-    ) -> list[Box]:
-        """The media of one prompt in order, taken from the batch's as its placeholder tokens ask for them."""
-        boxes: list[Box] = []
-        while (used := sum(box.grid.tokens for box in boxes)) < len(placeholders):
-            kind = "image" if placeholders[used] == self.model.config.image_token_id else "video"
-            try:
-                boxes += [self.image_box(next(images))] if kind == "image" else self.video_boxes(*next(videos))
-            except StopIteration:
-                raise ValueError(
-                    f"the prompt has more {kind} placeholders than {kind}s: remove a mark or add a file"
-                ) from None
-        return boxes
+    def _media(self, batch: MediaBatch) -> Iterator[list[Box]]:
+        """The boxes of every medium of the batch in prompt order. ValueError at the end of the media."""
+        images = iter(self._merged(batch.image_grid_thw_I3))
+        videos = iter(zip(self.grids(batch), batch.second_per_grid_V.tolist()))
+        for is_video in batch.video_M.tolist():
+            yield self.video_boxes(*next(videos)) if is_video else [self.image_box(next(images))]
+        raise ValueError("the prompts have more placeholders than their media take: remove a mark or add a file")
+
+    def _visual(self, input_ids: Tensor) -> Tensor:
+        """True on the placeholder tokens of images and videos."""
+        config = self.model.config
+        return (input_ids == config.image_token_id) | (input_ids == config.video_token_id)
+
+    def _tokens(self, batch: MediaBatch) -> Tensor:
+        """[media] tokens of every medium, in prompt order."""
+        tokens = torch.empty(len(batch.video_M), dtype=torch.long)
+        tokens[batch.video_M] = batch.video_grid_thw_V3.prod(1) // self._merge**2
+        tokens[~batch.video_M] = batch.image_grid_thw_I3.prod(1) // self._merge**2
+        return tokens
 
     def _tower(self, batch: MediaBatch, device: torch.device, units: Units | None = None) -> tuple[Tensor, ...]:
         """(merged rows of all media, images first; the same rows of every deepstack level), of `units` where given.
@@ -112,6 +120,7 @@ class QwenVL:
             merge = vision.spatial_merge_size
             patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
             pixels, grids = [torch.zeros(merge**2, patch, device=device)], torch.tensor([[1, merge, merge]])
+        grids = self.tower_grids(grids)
         rows_RP = pixels.pop() if len(pixels) == 1 else torch.cat(pixels)  # no copy of what is one already
         if units is not None:
             return self.model.model.visual(rows_RP, grid_thw=grids, units=units)
@@ -137,12 +146,6 @@ class QwenVL:
     @property
     def _merge(self) -> int:
         return self.model.config.vision_config.spatial_merge_size
-
-    def _video_index(self, batch: MediaBatch, video_N: Tensor) -> Tensor:
-        tokens = torch.tensor([grid.tokens for grid in self.grids(batch)], dtype=torch.long)
-        index = torch.full_like(batch.input_ids_N, -1)
-        index[video_N] = torch.arange(len(tokens)).repeat_interleave(tokens)
-        return index
 
 
 def _filled(embedded: DecoderInputs, levels: tuple[Tensor, ...]) -> DecoderInputs:

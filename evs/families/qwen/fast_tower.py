@@ -17,21 +17,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad, scaled_dot_product_attention
 
-from evs.families.qwen.pruned_tower import Units, borders, encode_units, on_device
+from evs.families.qwen.pruned_tower import Stages, Units, borders, encode_units, on_device
 
 GATED = ("gate_proj", "up_proj", "down_proj")
 ALIGNED = 8  # numbers of half precision in the 16 bytes that a GPU's matrix units load at once
 SHORT = 256  # rows: up to here windows are attended by matrix products on a CPU
 
 
-def speed_up(visual: Any) -> None:
+def speed_up(visual: Any, stages: Stages) -> None:
     """Rebind the forwards of a Qwen vision tower: same weights, same keys, equal up to rounding."""
     proj = visual.patch_embed.proj
     if tuple(proj.stride) != tuple(proj.kernel_size):
         raise ValueError(
             f"patch embedding with stride {proj.stride} and kernel {proj.kernel_size} is no matrix product"
         )
-    visual.forward = partial(_forward, visual)
+    visual.forward = partial(_forward, visual, stages=stages)
     # The forward of the module that owns the weight, so that ZeRO 3 gathers it around the call.
     proj.forward = partial(_patches_as_matrix_product, proj)
     for block in visual.blocks:
@@ -93,10 +93,12 @@ def normalised(rows_RP: Tensor, normal: tuple[Sequence[float], Sequence[float]] 
     return rows_RP.float().unflatten(1, (len(mean_C), -1)).sub_(mean_C).div_(std_C).flatten(1)
 
 
-def _forward(visual: Any, pixels_RP: Tensor, grid_thw: Tensor, units: Units | None = None, **options: Any) -> Any:
+def _forward(
+    visual: Any, pixels_RP: Tensor, grid_thw: Tensor, units: Units | None = None, *, stages: Stages, **options: Any
+) -> Any:
     """The library's forward; on some merge units alone, a tuple of rows."""
     if units is not None:
-        return encode_units(visual, pixels_RP, grid_thw, units)
+        return encode_units(visual, pixels_RP, grid_thw, units, stages)
     if not on_device(visual):
         options |= borders(visual, grid_thw)
     return type(visual).forward(visual, pixels_RP, grid_thw=grid_thw.to(pixels_RP.device), **options)

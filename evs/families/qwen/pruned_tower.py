@@ -8,6 +8,7 @@ every unit kept nothing differs.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,7 @@ class Order:
         return Order(self.unit_U[kept], grids_B, windows_B)
 
 
-def encode_units(visual: Any, pixels_RP: Tensor, grid_thw: Tensor, units: Units) -> tuple[Tensor, ...]:
+def encode_units(visual: Any, pixels_RP: Tensor, grid_thw: Tensor, units: Units, stages: Stages) -> tuple[Tensor, ...]:
     """(merged rows of the survivors by unit, the same of every deepstack level); `grid_thw` on the CPU."""
     cell, whole = visual.spatial_merge_size**2, torch.ones_like(units.kept_U)
     order = _order(visual, grid_thw)
@@ -52,8 +53,8 @@ def encode_units(visual: Any, pixels_RP: Tensor, grid_thw: Tensor, units: Units)
     place_U = entering_U.cumsum(0) - 1  # of a unit among the rows that enter
     device = pixels_RP.device
     rows_R = _rows(order.unit_U, cell)
-    hidden = visual.patch_embed(pixels_RP)[_rows(place_U[order.unit_U], cell).to(device)]
-    hidden = _placed(visual, hidden, grid_thw, rows_R)
+    hidden = stages.embed(visual, pixels_RP)[_rows(place_U[order.unit_U], cell).to(device)]
+    hidden = stages.place(visual, hidden, grid_thw, rows_R)
     rope = _rope(visual, hidden, grid_thw, rows_R)
     levels = []
     for number, block in enumerate(visual.blocks):
@@ -66,7 +67,7 @@ def encode_units(visual: Any, pixels_RP: Tensor, grid_thw: Tensor, units: Units)
             levels.append(merger(_drop(hidden, order, units.kept_U, cell)[0]))
     hidden, order = _drop(hidden, order, units.kept_U, cell)
     by_unit = order.unit_U.argsort().to(device)
-    return tuple(level[by_unit] for level in (visual.merger(hidden), *levels))
+    return tuple(level[by_unit] for level in (stages.merge(visual, hidden), *levels))
 
 
 def on_device(visual: Any) -> bool:
@@ -122,6 +123,15 @@ def _placed(visual: Any, hidden: Tensor, grid_thw: Tensor, rows_R: Tensor) -> Te
     )
     taps, weights = (each[rows_R].to(hidden.device) for each in (taps, weights))
     return hidden + (visual.pos_embed(taps) * weights[:, :, None]).sum(1).to(hidden.dtype)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What a vision tower does before and after its blocks; the defaults are Qwen's."""
+
+    embed: Callable[[Any, Tensor], Tensor] = lambda visual, pixels_RP: visual.patch_embed(pixels_RP)
+    place: Callable[[Any, Tensor, Tensor, Tensor], Tensor] = _placed  # (tower, [R, D], grids, rows) -> [R, D]
+    merge: Callable[[Any, Tensor], Tensor] = lambda visual, hidden: visual.merger(hidden)
 
 
 def _rope(visual: Any, hidden: Tensor, grid_thw: Tensor, rows_R: Tensor) -> tuple[Tensor, Tensor]:
