@@ -19,7 +19,7 @@ if not __package__:  # run as a file: imports start at the repository root, not 
 import torch
 import transformers as hf
 
-from scripts.tiny import nemotron, qwen
+from scripts.tiny import glm, nemotron, qwen
 from scripts.tiny.sizes import Sizes
 from train import cli
 from train.experts import publish_experts
@@ -31,12 +31,13 @@ class Family(Protocol):
         """Tokenizer, configuration and processor."""
 
 
-FAMILIES: dict[str, Family] = {**qwen.FAMILIES, "nemotron_h_omni": nemotron}
+FAMILIES: dict[str, Family] = {**qwen.FAMILIES, **glm.FAMILIES, "nemotron_h_omni": nemotron}
 
 
 @dataclass(frozen=True)
 class Options:
-    family: str  # qwen2_5_vl, qwen3_vl, qwen3_vl_moe, qwen3_5, qwen3_5_moe or nemotron_h_omni
+    # qwen2_5_vl, qwen3_vl, qwen3_vl_moe, qwen3_5, qwen3_5_moe, glm4v, glm4v_moe or nemotron_h_omni
+    family: str
     out: Path  # a new folder
     seed: int = number(0, least=0, below=2**63)  # of the weights
     sizes: Sizes = field(default_factory=Sizes)  # widths and depths, as sizes.text_layers=3
@@ -55,7 +56,7 @@ def make(family: str, out: Path, seed: int = 0, **sizes: Any) -> Path:
         model = hf.AutoModelForImageTextToText.from_config(config)
     model.generation_config = hf.GenerationConfig(
         do_sample=False,
-        eos_token_id=tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"]),
+        eos_token_id=tokenizer.convert_tokens_to_ids([tokenizer.eos_token, "<|endoftext|>"]),
         pad_token_id=tokenizer.pad_token_id,
     )
     model.save_pretrained(out)

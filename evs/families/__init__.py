@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from evs.families import nemotron, qwen
+from evs.families import glm, nemotron, qwen
 from evs.families.base import Adapter, MediaBatch
 from evs.families.spec import FamilySpec, Towers
 
-FAMILIES = {name: spec for family in (qwen, nemotron) for spec in family.SPECS for name in spec.model_types}
+FAMILIES = {name: spec for family in (qwen, nemotron, glm) for spec in family.SPECS for name in spec.model_types}
 
 __all__ = ["FAMILIES", "Adapter", "FamilySpec", "MediaBatch", "adapter_for", "spec_of", "towers_of"]
 

@@ -12,6 +12,10 @@ from unittest.mock import patch
 
 import torch
 from transformers import (
+    Glm4vConfig,
+    Glm4vForConditionalGeneration,
+    Glm4vMoeConfig,
+    Glm4vMoeForConditionalGeneration,
     NemotronH_Omni_Reasoning_V3,
     NemotronH_Omni_Reasoning_V3_Config,
     Qwen2_5_VLConfig,
@@ -117,7 +121,33 @@ BUILDERS: dict[str, Any] = {
         )
     ),
 }
-
+GLM_IDS = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "image_start_token_id": START,
+    "image_end_token_id": END,
+    "video_start_token_id": 15,
+    "video_end_token_id": 16,
+}
+GLM_MOE = {
+    **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "first_k_dense_replace": 1},
+    "rope_parameters": HYBRID["rope_parameters"],
+}
+GLM_TOWER = {**TOWER, "image_size": 24}
+BUILDERS |= {
+    "glm4v": lambda: Glm4vForConditionalGeneration(
+        Glm4vConfig(
+            text_config={name: value for name, value in TEXT.items() if name != "head_dim"},
+            vision_config=GLM_TOWER,
+            **GLM_IDS,
+        )
+    ),
+    "glm4v_moe": lambda: Glm4vMoeForConditionalGeneration(
+        Glm4vMoeConfig(text_config={**TEXT, **GLM_MOE}, vision_config=GLM_TOWER, **GLM_IDS)
+    ),
+}
+GLM = ("glm4v", "glm4v_moe")
+ONE_PLACEHOLDER = ("nemotron_h_omni", *GLM)  # families whose videos and images share a placeholder token
 
 QWEN = [family for family in BUILDERS if family.startswith("qwen")]
 
@@ -166,7 +196,7 @@ def prompts(family: str, layout: list[list[Any]], seed: int = 0) -> Prompts:
             kind, (t, h, w) = item
             grids[kind].append((t, 2 * h, 2 * w))
             videos.append(kind == "video")
-            pad = VIDEO if kind == "video" and family != "nemotron_h_omni" else IMAGE
+            pad = VIDEO if kind == "video" and family not in ONE_PLACEHOLDER else IMAGE
             if kind == "video" and family != "qwen2_5_vl":
                 for frame in range(t):
                     ids += [*([5] * (1 + frame % 2)), START, *([pad] * (h * w)), END]
@@ -235,6 +265,8 @@ def stock_inputs(family: str, batch: Prompts) -> SimpleNamespace | None:
     """The library's own keyword arguments for a pack of one sample; None where it takes no such prompt."""
     if family == "nemotron_h_omni":
         return _nemotron_inputs(batch)
+    if family in GLM and len(set(batch.video_M.tolist())) > 1:
+        return None
     kwargs = {
         "input_ids": batch.input_ids_N[None],
         "pixel_values_videos": batch.pixel_values_videos,

@@ -13,7 +13,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLMLP, ap
 from evs import FrameDelta, keep_count, keep_mask, prune
 from evs.families import adapter_for, spec_of, towers_of
 from evs.families.qwen.fast_tower import _align, _rotate, normalised
-from tests.evs.models import MIXED, QWEN, alone, prompts, stock_inputs, unclamped
+from tests.evs.models import GLM, IMAGE, MIXED, QWEN, alone, prompts, stock_inputs, unclamped
 
 
 def pruned(adapter, batch, rate):
@@ -31,7 +31,8 @@ def test_the_stock_forward_is_reproduced_given_the_same_positions(family, model,
         pytest.skip("the library takes no prompt with both videos and images")
     ours = towers_of(model).head(adapter.decode(x))
     positions = x.positions_PN[:, None] if len(x.positions_PN) > 1 else x.positions_PN
-    theirs = stock(**vars(inputs), position_ids=positions).logits[0]
+    types = {"mm_token_type_ids": torch.zeros_like(inputs.input_ids)} if family in GLM else {}  # positions are given
+    theirs = stock(**vars(inputs), **types, position_ids=positions).logits[0]
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-4)
 
 
@@ -185,3 +186,17 @@ def test_a_widened_mlp_is_the_mlp(monkeypatch):
     ]
     for ours, theirs in zip(*results):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("family", GLM)
+def test_positions_of_glm_are_the_librarys(family, model):
+    batch = prompts(family, [MIXED[1]])
+    types, media = torch.zeros_like(batch.input_ids_N), batch.video_M.tolist()
+    runs = (batch.input_ids_N == IMAGE).int().diff(prepend=torch.zeros(1, dtype=torch.int32))
+    frames = [kind for kind, t in zip(media, [1, 3, 2]) for _ in range(t)]
+    for begin, end, is_video in zip((runs == 1).nonzero(), (runs == -1).nonzero(), frames, strict=True):
+        types[begin:end] = 1 + is_video
+    theirs, _ = model.model.get_rope_index(
+        batch.input_ids_N[None], types[None], batch.image_grid_thw_I3, batch.video_grid_thw_V3
+    )
+    assert torch.equal(adapter_for(model).positions(batch), theirs[:, 0])

@@ -8,7 +8,7 @@ import torch
 from evs.families import adapter_for
 from evs.families.qwen.fast_tower import _rotate
 from evs.families.qwen.pruned_tower import Units, _order
-from tests.evs.models import QWEN, prompts
+from tests.evs.models import GLM, QWEN, prompts
 
 LAYOUT = [
     [("image", (1, 5, 3)), 2, ("video", (3, 3, 6)), 1, ("video", (2, 2, 2)), 4],
@@ -17,7 +17,7 @@ LAYOUT = [
 DEPTHS = [0, 1, 2, 3]
 
 
-@pytest.fixture(params=QWEN)
+@pytest.fixture(params=[*QWEN, *GLM])
 def family(request):
     return request.param
 
@@ -26,7 +26,7 @@ def family(request):
 def tower(family, model):
     """(the sped-up tower, patches of images and videos of unequal windows, their grids, units)."""
     batch = prompts(family, LAYOUT)
-    grids = torch.cat([batch.image_grid_thw_I3, batch.video_grid_thw_V3])
+    grids = adapter_for(model).tower_grids(torch.cat([batch.image_grid_thw_I3, batch.video_grid_thw_V3]))
     pixels = torch.cat([batch.pixel_values, batch.pixel_values_videos])
     return adapter_for(model).model.model.visual, pixels, grids, len(pixels) // 4
 

@@ -10,7 +10,7 @@ from evs.generate import Decoding, continue_at, generate, next_positions
 from evs.methods.evs import FrameDelta
 from evs.pipeline import EncodedBatch
 from evs.pruning import keep_mask, prune
-from tests.evs.models import IMAGE, MIXED, VIDEO, alone, prompts, stock_inputs, tiny_model
+from tests.evs.models import GLM, IMAGE, MIXED, VIDEO, alone, prompts, stock_inputs, tiny_model
 
 STEPS = 6
 # Positions of these equal the library's own, which for Qwen2.5-VL continue text at base + max(h, w).
@@ -23,7 +23,7 @@ def test_rate_zero_is_the_library_s_greedy_generation(model, family, sample) -> 
     ours = generate(model, adapter_for(model), batch, 0.0, Decoding(STEPS, eos_ids=()))[0]
     if (stock := stock_inputs(family, batch)) is None:
         pytest.skip("the library takes no prompt with both videos and images")
-    inputs = vars(stock) | ({} if family == "nemotron_h_omni" else {"mm_token_type_ids": _types(batch)})
+    inputs = vars(stock) | ({} if family == "nemotron_h_omni" else {"mm_token_type_ids": _types(batch, family)})
     if family == "qwen2_5_vl":
         inputs["second_per_grid_ts"] = batch.second_per_grid_V
     theirs = model.generate(**inputs, max_new_tokens=STEPS, do_sample=False, eos_token_id=None)
@@ -109,8 +109,10 @@ def test_a_rate_outside_the_unit_interval_is_refused(model, batch, rate) -> None
         generate(model, adapter_for(model), batch, rate)
 
 
-def _types(batch) -> torch.Tensor:
+def _types(batch, family: str) -> torch.Tensor:
     """The library's own mark of images (1) and videos (2)."""
+    if family in GLM:
+        return (batch.input_ids_N == IMAGE).long()[None] * (1 + batch.video_M.any())
     return ((batch.input_ids_N == IMAGE).long() + 2 * (batch.input_ids_N == VIDEO).long())[None]
 
 

@@ -25,7 +25,7 @@ sample = st.tuples(st.integers(1, 6), st.lists(st.one_of(video, image), max_size
 # Of float32: mostly 1e-6, but a draw whose gradients a norm had made large (436) came to 1.1e-3. A leak between samples
 # exceeds the bound, as the test below shows.
 ROUNDING = 5e-3
-FAMILIES = ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_5_moe", "nemotron_h_omni"]
+FAMILIES = ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_5_moe", "nemotron_h_omni", "glm4v", "glm4v_moe"]
 
 
 @functools.cache

@@ -62,11 +62,11 @@ def test_fewer_tokens_cost_less_and_long_ones_more_than_their_share():
     assert torch.tensor([one, two, four]).isfinite().all()
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm4v_moe"])
 def test_a_token_meets_every_weight_of_the_layers_when_all_experts_are_chosen(family):
     model = tiny_model(family)
     text = model.config.get_text_config()
-    text.num_experts_per_tok = getattr(text, "num_experts", None)
+    text.num_experts_per_tok = getattr(text, "num_experts", getattr(text, "n_routed_experts", None))
     layers = model.model.language_model.layers.parameters()
     assert spec_of(model.config).text_shape(model.config).weights == sum(p.numel() for p in layers if p.ndim > 1)
 
