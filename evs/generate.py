@@ -1,6 +1,7 @@
-"""Generation after a pruned prefill: the prompt's media are pruned once, then tokens follow one by one.
+"""Generation after a pruned prefill: the prompt's media are pruned once, then tokens are generated one by one.
 
-Every generated token stands where it would without pruning: the first one at the unpruned prompt's maximum plus one.
+Every generated token has the position it would have without pruning: the first one that of the unpruned prompt's
+maximum plus one.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Generation:
-    """What one prompt brought forth. `logprobs[i]` maps token ids to natural logarithms, most likely first."""
+    """The generated tokens of one prompt. `logprobs[i]` maps token ids to natural logarithms, most likely first."""
 
     tokens: tuple[int, ...]  # the end-of-sequence token included
     logprobs: tuple[dict[int, float], ...]
@@ -74,7 +75,9 @@ def generate(
         _Prompt(ids, torch.Generator(embedded.embeds_ND.device).manual_seed(decoding.seed))
         for ids in batch.input_ids_N.to(embedded.embeds_ND.device).split(sizes)
     ]
-    _write(_Decoder(model, out.x, next_positions(adapter.scheme, embedded, out.x)), prompts, decoding, on_step=on_step)
+    _generate(
+        _Decoder(model, out.x, next_positions(adapter.scheme, embedded, out.x)), prompts, decoding, on_step=on_step
+    )
     kept = embedded.segment_N[keep_N].bincount().tolist()
     frames = _kept_per_frame(embedded, keep_N, grids)
     return [
@@ -87,22 +90,22 @@ def generate(
 def continue_at(
     model: Any, x: DecoderInputs, ends: list[int], decoding: Decoding, *, going: Callable[[bool], bool] = bool
 ) -> list[tuple[int, ...]]:
-    """What follows in place of the tokens at `ends`, each read on its own with all of its sample before it.
+    """The tokens generated in place of those at `ends`, each after all tokens of its sample before it.
 
-    `x` is pruned already, so that several answers of one conversation cost no further look at its media. `going` is
-    asked before every further step whether it goes on, given whether any answer has not ended: ranks that share the
-    model's parameters agree there.
+    `x` is already pruned, so that several answers of one conversation encode its media once. Before every further step,
+    `going` decides whether to continue, given whether any answer is unfinished: ranks that share the model's
+    parameters agree there.
     """
     device = x.embeds_ND.device
     last_B = torch.tensor(ends, device=device) - 1
-    next_B = x.positions_PN[:, last_B].amax(0) + 1  # before an answer stands its header, which is text
+    next_B = x.positions_PN[:, last_B].amax(0) + 1  # the token before an answer belongs to its header, which is text
     prompts = [_Prompt(x.segment_N[:0], torch.Generator(device).manual_seed(decoding.seed)) for _ in ends]
-    _write(_Decoder(model, _before(x, last_B), next_B), prompts, _ending(decoding, model), going=going)
+    _generate(_Decoder(model, _before(x, last_B), next_B), prompts, _ending(decoding, model), going=going)
     return [tuple(prompt.tokens) for prompt in prompts]
 
 
 def _before(x: DecoderInputs, last_B: Tensor) -> DecoderInputs:
-    """One sample for each of the tokens `last_B`: it, and those of its sample before it."""
+    """One sample for each of the tokens `last_B`: the token and those of its sample before it."""
     lengths_B = index_in_segment(x.segment_N)[last_B] + 1
     places = torch.cat([torch.arange(last + 1 - n, last + 1) for last, n in zip(last_B.tolist(), lengths_B.tolist())])
     places = places.to(x.segment_N.device)
@@ -120,7 +123,7 @@ def _before(x: DecoderInputs, last_B: Tensor) -> DecoderInputs:
     )
 
 
-def _write(
+def _generate(
     decoder: _Decoder,
     prompts: list[_Prompt],
     decoding: Decoding,
@@ -128,7 +131,7 @@ def _write(
     on_step: Callable[[list[int]], object] | None = None,
     going: Callable[[bool], bool] = bool,
 ) -> None:
-    """Extend every prompt until it ends, or is as long as it may be."""
+    """Extend every prompt until it ends or has the greatest number of new tokens."""
     for step in range(1, decoding.max_new_tokens + 1):
         tokens = [prompt.extend(logits, decoding) for prompt, logits in zip(prompts, decoder.logits_BV())]
         if on_step:
@@ -149,7 +152,7 @@ class _Prompt:
     done: bool = False
 
     def extend(self, logits_V: Tensor, decoding: Decoding) -> int:
-        """The next token; nothing is recorded once the prompt has ended."""
+        """The next token. It is not recorded if the prompt has ended."""
         scores_1V = logits_V[None]
         if decoding.processors is not None:
             scores_1V = decoding.processors(self.ids[None], scores_1V)
@@ -169,8 +172,8 @@ class _Prompt:
 class _Decoder:
     """The language model with the prompts in its cache, one row each.
 
-    Rows are padded on the left, and the mask hides it: attention looks past it, a recurrence stays at zero until the
-    prompt begins. (On the right it would enter the state before the first generated token.)
+    Rows are padded on the left and masked: attention ignores the padding, and a recurrence stays at zero until the
+    prompt begins. Padding on the right would enter the state before the first generated token.
     """
 
     def __init__(self, model: Any, x: DecoderInputs, next_B: Tensor) -> None:
@@ -192,7 +195,7 @@ class _Decoder:
         return towers_of(self.model).head(self.hidden_BD).float()
 
     def feed(self, tokens: list[int]) -> None:
-        """Append one token a row, at the row's next position."""
+        """Append one token to each row, at the row's next position."""
         self.mask_BL = torch.cat([self.mask_BL, torch.ones_like(self.mask_BL[:, :1])], dim=1)
         embeds = self.model.get_input_embeddings()(torch.tensor(tokens, device=self.next_B.device))
         self._run(embeds[:, None], self.next_B[:, None].expand(self.rows, -1, -1), self.cache)
@@ -201,7 +204,7 @@ class _Decoder:
     def _run(self, embeds: Tensor, positions: Tensor, cache: Any, **extra: Any) -> None:
         out = towers_of(self.model).language(
             inputs_embeds=embeds,
-            position_ids=positions if self.rows > 1 else None,  # a family without rotary positions counts for itself
+            position_ids=positions if self.rows > 1 else None,  # a family without rotary positions computes them
             attention_mask=self.mask_BL,
             past_key_values=cache,
             use_cache=True,
@@ -211,14 +214,14 @@ class _Decoder:
 
 
 def next_positions(scheme: str, full: DecoderInputs, pruned: DecoderInputs) -> Tensor:
-    """[B] where each sample's answer begins: behind the unpruned prompt; a stock server counts on from survivors."""
+    """[B] position of each answer: after the unpruned prompt, or after the survivors as on a stock server."""
     x = full if scheme == "preserve" else pruned
     highest_N = x.positions_PN.amax(0)
     return highest_N.new_zeros(int(x.segment_N[-1]) + 1).scatter_reduce(0, x.segment_N, highest_N, "amax") + 1
 
 
 def _ending(decoding: Decoding, model: Any) -> Decoding:
-    """`decoding` with the ids that end an answer."""
+    """`decoding` with the ids that end an answer filled in from the model."""
     if decoding.eos_ids is not None:
         return decoding
     eos = model.generation_config.eos_token_id

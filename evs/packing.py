@@ -1,7 +1,7 @@
-"""Run a language model over a pack: as one row where the kernel keeps samples apart, else as a padded batch.
+"""Run a language model over packed samples: as one row if the kernel keeps them apart, else as a padded batch.
 
-FlashAttention and flex attention read the pack as it is. SDPA and eager would build an N x N block-diagonal mask, so
-the pack is laid out as right-padded rows when that is cheaper: under causal attention no token sees the padding to
+FlashAttention and flex attention take the pack as it is. SDPA and eager attention would build an N x N block-diagonal
+mask, so the pack becomes right-padded rows if that is cheaper: under causal attention no token sees the padding to
 its right, and no mask is needed at all.
 
 Layers with a recurrent state separate samples only if kernels for variable lengths are installed and given the borders.
@@ -19,11 +19,8 @@ from torch import Tensor
 
 from evs.types import DecoderInputs
 
-MASK_FREE = (
-    "flash",
-    "flex",
-    "paged",
-)  # attention implementations that separate packed samples by position row 0
+# Parts of the names of attention implementations that separate packed samples by position row 0.
+MASK_FREE = ("flash", "flex", "paged")
 
 
 def index_in_segment(segment_N: Tensor) -> Tensor:
@@ -73,7 +70,7 @@ def _as_one_row(language_model: Any, x: DecoderInputs, index_N: Tensor) -> Tenso
 
 
 def _borders(segment_N: Tensor, index_N: Tensor) -> dict[str, Tensor]:
-    """Where samples begin, as the recurrence's kernel and the convolution's ask: both restart there."""
+    """Where samples begin, in the form that the kernels of the recurrence and of the convolution take."""
     starts = (index_N == 0).nonzero().squeeze(1)
     ends = torch.cat([starts, starts.new_tensor([len(index_N)])])
     return {"cu_seq_lens_q": ends.int(), "seq_idx": segment_N[None].int()}
@@ -99,7 +96,7 @@ def _run(
     **borders: Tensor,
 ) -> Tensor:
     extra = {"visual_pos_masks": visual, "deepstack_visual_embeds": list(deepstack)} if deepstack else {}
-    if len(positions) == 2:  # a family without rotary positions reads where samples begin alone
+    if len(positions) == 2:  # a family without rotary positions only needs the beginnings of samples
         positions = positions[0]
     return language_model(
         inputs_embeds=embeds, position_ids=positions, attention_mask=None, use_cache=False, **extra, **borders
@@ -107,6 +104,6 @@ def _run(
 
 
 def _cost(config: Any, rows: int, length: int) -> float:
-    """Multiply-adds of one decoder layer, up to a factor: projections and MLP, then attention."""
+    """Multiply-adds of one decoder layer up to a factor: of projections and MLP, and of attention."""
     linear = 4 * config.hidden_size + 3 * getattr(config, "intermediate_size", config.hidden_size)
     return rows * length * (linear + 2 * length)

@@ -1,10 +1,10 @@
-"""Rope positions of the unpruned prompt, one rule per family, and the schemes that keep or break them.
+"""Rotary positions of unpruned prompts, and the schemes that keep or change them under pruning.
 
 The scheme `preserve`: every survivor keeps the position it has in the unpruned prompt, and the text after a video
-continues where it would have without pruning. Both families follow one law, text by steps of one and a medium as a
-(t, h, w) box whose successor is the maximum over all three rows plus one; they differ in what counts as a medium.
-Transformers continues Qwen2.5-VL text at `base + max(h, w)` instead, which neither the release nor servers do, so the
-model is never asked for positions.
+continues where it would have without pruning. All families follow one rule: text advances by one, and a medium is a
+(t, h, w) box after which text continues at the maximum over all three rows plus one. They differ in what a medium is.
+Transformers continues Qwen2.5-VL text at `base + max(h, w)` instead, which neither the original release nor servers do,
+so positions are always computed here.
 
 The schemes `vllm` and `vllm_bf16` imitate what stock vLLM does to Qwen2.5-VL when it prunes: text after a medium
 restarts at `base + W`, whole seconds only, and in bf16 the offsets of the media are rounded to it.
@@ -29,32 +29,32 @@ class Box:
 
     grid: Grid
     t_offsets: tuple[int, ...]
-    extent: int | None = None  # where text continues, counted from the base; None = after the maximum
+    extent: int | None = None  # where text continues, relative to the base; None: after the maximum
 
 
 def image_box(grid: Grid) -> Box:
-    """An image stands still: t is its base on every row (both families)."""
+    """An image has no extent in time: t is its base for every token."""
     return Box(grid, (0,) * grid.T)
 
 
 def timed_box(grid: Grid, *, tokens_per_second: float, second_per_grid: float) -> Box:
-    """Qwen2.5-VL's video: grid k stands at `int(k * tokens_per_second * second_per_grid)`.
+    """A video on the clock: temporal grid k has the offset `int(k * tokens_per_second * second_per_grid)`.
 
-    The seconds pass through float32, as they do on their way to a server; the product is float64, then truncated.
+    The seconds are rounded to float32, as on their way to a server; the product is float64, then truncated.
     """
     seconds = torch.tensor(second_per_grid, dtype=torch.float32).item()
     return Box(grid, tuple(int(k * (tokens_per_second * seconds)) for k in range(grid.T)))
 
 
 def stock_vllm(box: Box, scheme: str) -> Box:
-    """A Qwen2.5-VL medium as stock vLLM 0.33.0 lays it out when its pruning is on."""
+    """A medium on the clock as stock vLLM 0.33.0 places it if pruning is on."""
     t = torch.tensor(box.t_offsets)
     offsets = t.bfloat16().long() if scheme == "vllm_bf16" else t
     return replace(box, t_offsets=tuple(offsets.tolist()), extent=box.grid.W)
 
 
 def frame_boxes(grid: Grid) -> list[Box]:
-    """Qwen3-VL's video: every temporal grid is an item of its own between timestamp texts."""
+    """A video whose temporal grids are media of their own between timestamps in text."""
     return [Box(Grid(1, grid.H, grid.W), (0,))] * grid.T
 
 

@@ -1,4 +1,4 @@
-"""Drop tokens from every per-token tensor at once."""
+"""Which tokens of a batch survive, and the batch without the others."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from evs.types import DecoderInputs, Grid
 
 
 def keep_mask(
-    x: DecoderInputs, seen_MC: Tensor, grids: Sequence[Grid], rates_V: Sequence[float], method: Method
+    x: DecoderInputs, inputs_MC: Tensor, grids: Sequence[Grid], rates_V: Sequence[float], method: Method
 ) -> Tensor:
-    """[N] bool, True for every token that survives; all text and all images do.
+    """[N] bool, True for every token that survives; all text and images do.
 
-    `seen_MC` holds the videos' rows of what the method needs, one after another, `grids` and `rates_V` one entry a
-    video. At rate 0 a video is left alone, as the server leaves it.
+    `inputs_MC` holds the rows that the method needs, video after video; `grids` and `rates_V` have one entry per video.
+    At rate 0 a video keeps all of its tokens whatever the method, as on a server.
     """
     if len(rates_V) != len(grids):
-        raise ValueError(f"{len(rates_V)} pruning rates for {len(grids)} videos: give one rate a video")
+        raise ValueError(f"{len(rates_V)} pruning rates for {len(grids)} videos: give one rate per video")
     kept = [
-        method.keep(seen, grid, rate).flatten().to(x.video_N.device)
+        method.keep(rows, grid, rate).flatten().to(x.video_N.device)
         if check_rate(rate) > 0
         else torch.ones(grid.tokens, dtype=torch.bool, device=x.video_N.device)
-        for seen, grid, rate in zip(seen_MC.split([g.tokens for g in grids]), grids, rates_V)
+        for rows, grid, rate in zip(inputs_MC.split([g.tokens for g in grids]), grids, rates_V)
     ]
     keep_N = x.video_N < 0
     if kept:
-        # Videos are numbered in packed order, so their tokens appear in the order of the rows seen.
+        # Videos are numbered in packed order, so their tokens have the order of the rows.
         keep_N = keep_N.masked_scatter(~keep_N, torch.cat(kept))
     return keep_N
 
 
 def prune(x: DecoderInputs, keep_N: Tensor) -> DecoderInputs:
-    """The survivors, in order, each with its own embedding, positions, label, segment and deepstack rows."""
+    """The kept tokens in their order, each with its embedding, positions, label, segment and deepstack rows."""
     if keep_N.dtype != torch.bool or keep_N.shape != x.segment_N.shape:
         raise ValueError(
             f"keep must be bool of shape {tuple(x.segment_N.shape)}, got {keep_N.dtype} {tuple(keep_N.shape)}"

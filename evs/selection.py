@@ -1,4 +1,4 @@
-"""How many tokens survive, and which: the one counting rule, equal to the server's.
+"""How many tokens of a video survive, by the server's rule, and which ones.
 
 Source: EVS (arXiv 2510.14624) as vLLM, SGLang and TensorRT-LLM run it. The count is Python integers first, then
 float64, then truncation; changing the order of the factors changes the answer for some (T, rate).
@@ -26,7 +26,7 @@ def keep_count(grid: Grid, rate: float) -> int:
 
 
 def keep_counts(grids_V: Tensor, tokens_V: Tensor, rate: float) -> Tensor:
-    """[V] `keep_count` of many videos at once, given their temporal grids and the tokens of one."""
+    """[V] `keep_count` of many videos at once, given their numbers of temporal grids and of tokens per grid."""
     kept_V = (tokens_V * grids_V).double() * (1 - check_rate(rate))
     return torch.maximum(tokens_V, kept_V.long())
 
@@ -34,8 +34,7 @@ def keep_counts(grids_V: Tensor, tokens_V: Tensor, rate: float) -> Tensor:
 def select(scores_THW: Tensor, rate: float) -> Tensor:
     """[T, H, W] bool with exactly `keep_count` True: the highest scores, ties to the lower flat index.
 
-    One stable descending sort over the whole video: (t, row, column) order decides between equal scores, of which
-    bf16 has many.
+    Equal scores, of which bf16 has many, are decided by the order (t, row, column): the sort is stable.
     """
     kept = keep_count(Grid(*scores_THW.shape), rate)
     order = torch.argsort(scores_THW.flatten(), descending=True, stable=True)

@@ -1,4 +1,4 @@
-"""The two carriers of the library: a video's token grid, and the inputs of the language model.
+"""The two data types of the library: a video's token grid, and the inputs of the language model.
 
 Axis legend, used in names: N packed tokens, D width, P rope rows (3), V videos, T H W one video's merged grid,
 M visual tokens, C channels of the features that a pruning method scores.
@@ -42,9 +42,11 @@ class DecoderInputs:
     """
 
     embeds_ND: Tensor
-    positions_PN: Tensor  # on the unpruned prompt, so that survivors keep their place; P = 1 without rotary positions
-    segment_N: Tensor  # which sample a token belongs to, non-decreasing
+    positions_PN: Tensor  # in the unpruned prompt, which survivors keep; P = 1 without rotary positions
+    segment_N: Tensor  # index of the token's sample, non-decreasing
     labels_N: Tensor  # IGNORE = no loss; unshifted: labels_N[i] is token i itself
     video_N: Tensor  # index of the token's video in the batch, -1 elsewhere
     visual_N: Tensor  # bool: image or video token
-    deepstack: tuple[Tensor, ...] = ()  # [M, D] each, one row per visual token in packed order (Qwen3-VL)
+    deepstack: tuple[
+        Tensor, ...
+    ] = ()  # [M, D] each: rows that further decoder layers add to the visual tokens, in packed order

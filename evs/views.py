@@ -1,4 +1,4 @@
-"""Several readings of one batch, as many segments of one pack."""
+"""Several prunings (views) of one batch, decoded together as segments of one pack."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from evs.types import DecoderInputs
 
 
 def decode_views(adapter: Adapter, views: Sequence[DecoderInputs]) -> list[Tensor]:
-    """What `adapter.decode` gives of each of the views, from one call where the attention kernel keeps segments apart.
+    """[N, D] hidden states of each view, from one call of `adapter.decode` if its attention keeps segments apart.
 
-    Elsewhere from one call a view: in a common pack, views of few tokens would be padded to the longest.
+    Otherwise there is one call per view: in a common pack, short views would be padded to the longest sample.
     """
     language = adapter.spec.towers.of(adapter.model).language
     if len(views) > 1 and keeps_segments_apart(language.config, adapter.spec.kernels):
@@ -25,8 +25,8 @@ def decode_views(adapter: Adapter, views: Sequence[DecoderInputs]) -> list[Tenso
 
 
 def joined(views: Sequence[DecoderInputs]) -> DecoderInputs:
-    """Views of the same samples end to end, each sample of each view a segment of its own."""
-    samples = views[0].segment_N[-1] + 1  # a tensor, so that a device is not waited for
+    """Views of the same samples packed end to end; each sample of each view is a segment."""
+    samples = views[0].segment_N[-1] + 1  # a tensor, to avoid a device synchronization
     return replace(
         views[0],
         embeds_ND=torch.cat([x.embeds_ND for x in views]),

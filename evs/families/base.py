@@ -13,7 +13,7 @@ from evs.types import DecoderInputs, Grid
 
 
 class MediaBatch(Protocol):
-    """Several prompts packed end to end, on the CPU; media in prompt order, grids in patches before merging.
+    """Several prompts packed end to end, on the CPU. Media are in prompt order, grids in patches before merging.
 
     Pixels are uint8 levels, which the adapter normalises on the model's device, or already normalised floats.
     """
@@ -39,7 +39,7 @@ class MediaBatch(Protocol):
     @property
     def image_grid_thw_I3(self) -> Tensor: ...
     @property
-    def video_M(self) -> Tensor: ...  # [media] bool, in prompt order: whether it is a video
+    def video_M(self) -> Tensor: ...  # [media] bool in prompt order: True for a video, False for an image
 
 
 class Adapter(Protocol):

@@ -1,4 +1,4 @@
-"""One file per idea of which video tokens survive, and the table that finds a method by its name."""
+"""Pruning methods, which decide which video tokens survive, and the table that finds one by its name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ __all__ = ["METHODS", "Method", "method_named"]
 
 
 def method_named(name: str, dtype: str | None = None, prune_at: str | int = "merger") -> Method:
-    """The method that evs.json describes so, scoring in `dtype` if it has one. ValueError for what no method does."""
+    """The method of this name, with the settings of evs.json that it has.
+
+    Raises ValueError for an unknown name, and for a `prune_at` that the method does not support.
+    """
     if name not in METHODS:
         raise ValueError(f"pruning method {name!r} is unknown: use one of {', '.join(METHODS)}")
     settings = {each.name for each in fields(METHODS[name])}

@@ -1,4 +1,4 @@
-"""What EVS is compared with: tokens at random, and fewer frames."""
+"""Baselines for EVS: random tokens, and fewer frames."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from evs.types import Grid
 
 @dataclass(frozen=True)
 class RandomTokens(Ranked):
-    """The first grid, then tokens at random, the same ones whenever a video has the same grid."""
+    """The first temporal grid and random tokens of the others, the same ones for all videos of the same grid."""
 
     seed: int = 0
 
@@ -37,7 +37,7 @@ class EvenFrames(Ranked):
 
     @torch.no_grad()
     def __call__(self, features_MC: Tensor, grid: Grid) -> Tensor:
-        # Bit-reversed order of time: every prefix of it is spread about evenly.
+        # Bit-reversed order: every prefix of it is spread about evenly over time.
         bits = max(1, (grid.T - 1).bit_length())
         rank = [int(f"{t:0{bits}b}"[::-1], 2) for t in range(grid.T)]
         scores = -torch.tensor(rank, dtype=torch.float32, device=features_MC.device)

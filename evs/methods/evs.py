@@ -1,4 +1,4 @@
-"""Efficient Video Sampling (arXiv 2510.14624) as servers run it: what changed since the previous temporal grid."""
+"""Efficient Video Sampling (arXiv 2510.14624) as servers run it: keep tokens that changed since the previous grid."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ class FrameDelta(Scored, Ranked):
     @torch.no_grad()
     def __call__(self, features_MC: Tensor, grid: Grid) -> Tensor:
         x = self.cast(features_MC).view(grid.T, grid.H, grid.W, -1)
-        with torch.autocast(x.device.type, enabled=False):  # no upcast: the server has none
+        with torch.autocast(x.device.type, enabled=False):  # autocast would upcast, which the server does not
             change = 1 - cosine_similarity(x[1:], x[:-1], dim=-1)
         return torch.cat([torch.full_like(x[:1, ..., 0], FIRST_FRAME), change])

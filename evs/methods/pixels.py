@@ -1,4 +1,4 @@
-"""The selection of EVS's paper (arXiv 2510.14624), which scores in RGB, under the count that servers keep."""
+"""EVS as in its paper (arXiv 2510.14624), which scores RGB pixels; it keeps as many tokens as servers do."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from evs.types import Grid
 
 @dataclass(frozen=True)
 class PixelDelta(Ranked):
-    """The sum of absolute differences of a merge unit's pixels to the same unit one temporal grid before.
+    """Scores a token by the sum of absolute differences between its pixels and those of the previous temporal grid.
 
-    In integers, so that every device and dtype chooses alike. It needs no tower, so the others can be dropped before
-    it: `prune_at` is "merger" (after the tower, as servers do), "input", or the number of the first block without them.
+    The sum is of integers, so that every device and dtype selects the same tokens. It does not need the vision tower,
+    so tokens can be dropped before it: `prune_at` is "merger" (after the tower, as servers do), "input", or the number
+    of the first block that does not process them.
     """
 
     prune_at: PruneAt = "merger"

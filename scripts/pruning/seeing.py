@@ -53,8 +53,8 @@ def seen_by_model(video: Path, model: str, rates: Sequence[float]) -> Shown:
         (grid,) = adapter.grids(batch)
         method = method_named(policy.method, policy.scorer_dtype, policy.prune_at)
         pixels = method.needs == "pixels"
-        seen_MC = adapter.pixels(batch) if pixels else adapter.encode_media(batch, adapter.embed_prompt(batch))[1]
-        keep = {rate: method.keep(seen_MC, grid, rate).numpy() for rate in rates}
+        inputs_MC = adapter.pixels(batch) if pixels else adapter.encode_media(batch, adapter.embed_prompt(batch))[1]
+        keep = {rate: method.keep(inputs_MC, grid, rate).numpy() for rate in rates}
     step = encoder.temporal_patch
     name = Path(model).name
     return Shown(clips[0].frames_THWC[::step], clips[0].times_T[::step], keep, f"scores of {name}'s vision tower")

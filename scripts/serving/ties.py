@@ -52,8 +52,8 @@ class ServersChoice:
         return self.method.counts(grids_V, tokens_V, rate)
 
     @torch.no_grad()
-    def keep(self, seen_MC: Tensor, grid: Grid, rate: float) -> Tensor:
-        ours = self.method.keep(seen_MC, grid, rate)
+    def keep(self, inputs_MC: Tensor, grid: Grid, rate: float) -> Tensor:
+        ours = self.method.keep(inputs_MC, grid, rate)
         if (kept := next(self._videos, None)) is None:
             return ours
         if len(kept) != ours.sum() or max(kept) >= ours.numel():  # of another grid: the lengths will say so
@@ -64,7 +64,7 @@ class ServersChoice:
             return ours
         moved = int((theirs & ~ours).sum())
         if isinstance(self.method, Ranked):
-            scores_THW = self.method(seen_MC, grid)
+            scores_THW = self.method(inputs_MC, grid)
             gap = float(scores_THW[ours & ~theirs].max() - scores_THW[theirs & ~ours].min())
             if scores_THW.is_floating_point() and gap <= UNITS * torch.finfo(scores_THW.dtype).eps:
                 self.ties += moved

@@ -1,9 +1,9 @@
 """Nemotron Omni: a RADIO tower, pixel shuffle, a projector, and a Mamba hybrid that knows no positions.
 
-A temporal grid is a run of placeholders behind the times of its frames in text. Videos and images share one placeholder
-token, so what a run is follows from the order of the media. The library prunes by itself where the configuration asks
-for it, inputs without their labels; here its own forward is never called. Frames are resized in floating point: there
-are no uint8 pixels that a method could score before the tower.
+A temporal grid is a run of placeholders after the times of its frames in text. Videos and images share one placeholder
+token, so the order of the media says which one a run belongs to. The library's own forward, which is never called here,
+prunes inputs but not labels if the configuration asks for it. Frames are resized in floating point, so there are no
+uint8 pixels that a method could score before the tower.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from evs.families.spec import FamilySpec
 from evs.packing import decode_packed, index_in_segment
 from evs.types import DecoderInputs, Grid
 
-# Of a Mamba layer's time step. The library clamps it at the configuration's `time_step_min`, which is meant for initial
-# weights, in a whole sequence and not when it decodes token by token; servers never do.
+# Range of a Mamba layer's time step. The library clamps it to the configuration's `time_step_min`, which is meant for
+# the initial weights, but only for whole sequences, not when it decodes token by token. Servers never clamp it.
 STEP_LIMIT = (0.0, float("inf"))
 
 
@@ -35,7 +35,7 @@ class Nemotron:
 
     def __post_init__(self) -> None:
         vision = self.model.vision_model
-        vision.forward = partial(_see, vision)
+        vision.forward = partial(_encode, vision)
         vision.embeddings.forward = partial(_embed, vision.embeddings)
         for layer in self.model.language_model.model.layers:
             if layer.block_type == "linear_attention":
@@ -58,7 +58,7 @@ class Nemotron:
         )
 
     def positions(self, batch: MediaBatch, *, pruned: bool = True) -> Tensor:
-        """Never read: there are no rotary ones."""
+        """Not used: the language model has no rotary positions."""
         return index_in_segment(batch.segment_N)[None]
 
     def encode_media(self, batch: MediaBatch, embedded: DecoderInputs) -> tuple[DecoderInputs, Tensor]:
@@ -67,7 +67,7 @@ class Nemotron:
         embeds_ND = embedded.embeds_ND.masked_scatter(
             embedded.visual_N[:, None], rows[order].to(embedded.embeds_ND.dtype)
         )
-        if not len(order):  # the tower saw a blank patch, so that every rank calls the same modules
+        if not len(order):  # the tower encoded a blank patch, so that every rank calls the same modules
             embeds_ND = embeds_ND + 0 * rows.sum()
         of_videos = sum(grid.tokens for grid in self.grids(batch))
         return replace(embedded, embeds_ND=embeds_ND), rows[len(rows) - of_videos :]
@@ -83,7 +83,7 @@ class Nemotron:
         return tokens
 
     def _tower(self, batch: MediaBatch) -> Tensor:
-        """[rows, D] tokens of all images, then of all videos, by one call of every module whatever the batch holds."""
+        """[rows, D] tokens of all images, then of all videos. Every module is called once, even without media."""
         vision, pixels, grids = self.model.vision_model.config, [], []
         for frames, given, thw in (
             (1, batch.pixel_values, batch.image_grid_thw_I3),
@@ -101,7 +101,7 @@ class Nemotron:
         return self.model.multi_modal_projector(torch.cat(self._shuffled(features, grids)))
 
     def _shuffled(self, features: Tensor, grids: list[tuple[int, int]]) -> list[Tensor]:
-        """Every frame's tokens, each of them the patches of one cell side by side."""
+        """The tokens of every frame; a token is the concatenation of the patches of one cell."""
         ratio = self.model.config.downsample_ratio
         frames = zip(features.split([h * w for h, w in grids]), grids)
         return [self.model.pixel_shuffle(rows.view(1, h, w, -1), ratio).flatten(0, 2) for rows, (h, w) in frames]
@@ -114,10 +114,10 @@ class Nemotron:
         return [Grid(t, h // self._merge, w // self._merge) for t, h, w in grid_thw.tolist()]
 
 
-def _see(vision: Any, pixels: Any, *stock: Any, grids: list[tuple[int, int]] | None = None, **options: Any) -> Any:
+def _encode(vision: Any, pixels: Any, *stock: Any, grids: list[tuple[int, int]] | None = None, **options: Any) -> Any:
     """The library's own forward; with `grids`, [patches, D] of the images' and the videos' frames in `pixels`.
 
-    Every frame sees itself alone: a batch where all are of one size, else a pack.
+    Frames attend to themselves only: they form a batch if all have one size, else a pack.
     """
     if grids is None:
         return type(vision).forward(vision, pixels, *stock, **options)
@@ -141,8 +141,8 @@ def _embed(
     video_patches: Tensor | None = None,
     grids: list[tuple[int, int]] | None = None,
 ) -> Tensor:
-    """The library's own forward; with `grids`, [L, D] of images' and videos' patches together, each frame behind its
-    summary tokens. In the module that owns the weights, so that ZeRO 3 gathers them around the call."""
+    """The library's own forward; with `grids`, [L, D] of images' and videos' patches together, each frame after its
+    summary tokens. It runs in the module that owns the weights, so that ZeRO 3 gathers them around the call."""
     if grids is None:
         return type(embeddings).forward(embeddings, pixel_values, image_grid_hw)
     patches = torch.cat([embeddings.patch_projection(pixel_values), embeddings.video_patch_projection(video_patches)])

@@ -1,4 +1,4 @@
-"""What the Qwen-VL families share: one vision tower, one text model, one way to lay media into a prompt."""
+"""The adapter of the Qwen-VL families, and the base of others with the same modules and kinds of positions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from evs.types import DecoderInputs, Grid
 
 @dataclass(frozen=True)
 class QwenVL:
-    """`model` is a Hugging Face *ForConditionalGeneration; a family adds its media's rules."""
+    """`model` is a Hugging Face *ForConditionalGeneration. A subclass adds the positions of its media."""
 
     model: Any
     spec: FamilySpec
@@ -109,9 +109,9 @@ class QwenVL:
         return tokens
 
     def _tower(self, batch: MediaBatch, device: torch.device, units: Units | None = None) -> tuple[Tensor, ...]:
-        """(merged rows of all media, images first; the same rows of every deepstack level), of `units` where given.
+        """(merged rows of all media, images first; the same rows of every deepstack level), only of `units` if given.
 
-        One call of the tower per batch whatever the batch holds: under ZeRO 3 every rank must call it equally often.
+        The tower is called once per batch, with or without media: under ZeRO 3 every rank must call it equally often.
         """
         grids = torch.cat([batch.image_grid_thw_I3, batch.video_grid_thw_V3])
         pixels = self._normalised(batch, device, units)
@@ -121,16 +121,16 @@ class QwenVL:
             patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
             pixels, grids = [torch.zeros(merge**2, patch, device=device)], torch.tensor([[1, merge, merge]])
         grids = self.tower_grids(grids)
-        rows_RP = pixels.pop() if len(pixels) == 1 else torch.cat(pixels)  # no copy of what is one already
+        rows_RP = pixels.pop() if len(pixels) == 1 else torch.cat(pixels)  # avoid a copy
         if units is not None:
             return self.model.model.visual(rows_RP, grid_thw=grids, units=units)
         out = self.model.model.visual(rows_RP, grid_thw=grids)
         return (out.pooler_output, *(getattr(out, "deepstack_features", None) or ()))
 
     def _normalised(self, batch: MediaBatch, device: torch.device, units: Units | None) -> list[Tensor]:
-        """The patches of images, then of videos, those that enter the tower.
+        """The patches that enter the tower, of images, then of videos.
 
-        All travel, from pinned memory: a GPU picks rows out of them faster than a CPU copies them together.
+        All patches are copied from pinned memory: a GPU selects rows faster than a CPU copies them together.
         """
         media = ((batch.pixel_values, batch.image_normal), (batch.pixel_values_videos, batch.video_normal))
         given = [(rows.to(device, non_blocking=True), normal) for rows, normal in media if rows is not None]
@@ -153,6 +153,6 @@ def _filled(embedded: DecoderInputs, levels: tuple[Tensor, ...]) -> DecoderInput
     order, embeds_ND = rows_in_prompt_order(embedded), embedded.embeds_ND
     rows, *deepstack = (level[order].to(embeds_ND.dtype) for level in levels)
     embeds_ND = embeds_ND.masked_scatter(embedded.visual_N[:, None], rows)
-    if not len(order):  # the tower saw a blank patch, so that every rank calls the same modules
+    if not len(order):  # the tower encoded a blank patch, so that every rank calls the same modules
         embeds_ND = embeds_ND + 0 * sum(level.sum() for level in levels)
     return replace(embedded, embeds_ND=embeds_ND, deepstack=tuple(deepstack))

@@ -1,4 +1,4 @@
-"""Costs of the Qwen vision towers that are only in how they are written, removed without touching a weight.
+"""Faster forwards for the Qwen vision towers of transformers, with the same weights and keys.
 
 The patch embedding is a Conv3d whose stride is its kernel: a matrix product. Outside FlashAttention the library
 attends one window at a time in a Python loop; windows of equal length make one batched call. In half precision on a
@@ -29,7 +29,7 @@ def speed_up(visual: Any, stages: Stages) -> None:
     proj = visual.patch_embed.proj
     if tuple(proj.stride) != tuple(proj.kernel_size):
         raise ValueError(
-            f"patch embedding with stride {proj.stride} and kernel {proj.kernel_size} is no matrix product"
+            f"patch embedding with stride {proj.stride} and kernel {proj.kernel_size} is not a matrix product"
         )
     visual.forward = partial(_forward, visual, stages=stages)
     # The forward of the module that owns the weight, so that ZeRO 3 gathers it around the call.
@@ -45,32 +45,32 @@ def _align(mlp: Any) -> None:
     layers = [layer for name in GATED if type(layer := getattr(mlp, name, None)) is nn.Linear]  # not under LoRA
     if len(layers) == len(GATED) and layers[0].out_features % ALIGNED:
         *opening, closing = layers
-        for each in opening:
-            vars(each)["forward"] = partial(_opened, each)
-        vars(closing)["forward"] = partial(_closed, closing)
+        for layer in opening:
+            vars(layer)["forward"] = partial(_widened, layer)
+        vars(closing)["forward"] = partial(_narrowed, closing)
 
 
-def _opened(layer: nn.Linear, x: Tensor) -> Tensor:
-    """[..., D] -> [..., D'], wider by zeros where that is faster."""
+def _widened(layer: nn.Linear, x: Tensor) -> Tensor:
+    """[..., D] -> [..., D'], padded with zeros if that is faster."""
     more, bias = -layer.out_features % ALIGNED * _in_half_precision_on_gpu(x), layer.bias
     if not more:
         return linear(x, layer.weight, bias)
     return linear(x, pad(layer.weight, (0, 0, 0, more)), None if bias is None else pad(bias, (0, more)))
 
 
-def _closed(layer: nn.Linear, x: Tensor) -> Tensor:
-    """[..., D'] -> [..., D], by whatever zeros the input is wider."""
+def _narrowed(layer: nn.Linear, x: Tensor) -> Tensor:
+    """[..., D'] -> [..., D]; the input may be padded with zeros."""
     more = x.shape[-1] - layer.in_features
     return linear(x, pad(layer.weight, (0, more)) if more else layer.weight, layer.bias)
 
 
 def _in_half_precision_on_gpu(x: Tensor) -> bool:
-    """Whether matrix products with `x` are."""
+    """True if matrix products with `x` run in half precision on a GPU."""
     return x.is_cuda and (x.dtype != torch.float32 or torch.is_autocast_enabled("cuda"))
 
 
 def levels_of(rows_RP: Tensor | None, normal: tuple[Sequence[float], Sequence[float]] | None) -> Tensor:
-    """[R, patch] uint8 of patches, which a processor resizes in uint8 before it normalises them: nothing is lost."""
+    """[R, patch] uint8 pixels of patches, without loss: processors resize in uint8 before they normalise."""
     if rows_RP is None:
         return torch.zeros(0, 1, dtype=torch.uint8)
     if rows_RP.dtype == torch.uint8:
@@ -83,7 +83,7 @@ def levels_of(rows_RP: Tensor | None, normal: tuple[Sequence[float], Sequence[fl
 
 
 def normalised(rows_RP: Tensor, normal: tuple[Sequence[float], Sequence[float]] | None) -> Tensor:
-    """[R, patch] float32 of uint8 patches, on their device, as a processor normalises them; others as they are."""
+    """[R, patch] float32 of uint8 patches, normalised as by a processor; other dtypes are returned as they are."""
     if rows_RP.dtype != torch.uint8:
         return rows_RP
     if normal is None:
@@ -96,7 +96,7 @@ def normalised(rows_RP: Tensor, normal: tuple[Sequence[float], Sequence[float]] 
 def _forward(
     visual: Any, pixels_RP: Tensor, grid_thw: Tensor, units: Units | None = None, *, stages: Stages, **options: Any
 ) -> Any:
-    """The library's forward; on some merge units alone, a tuple of rows."""
+    """The library's forward; with `units`, a tuple of the rows of those merge units."""
     if units is not None:
         return encode_units(visual, pixels_RP, grid_thw, units, stages)
     if not on_device(visual):

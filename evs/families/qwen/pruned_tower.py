@@ -1,8 +1,8 @@
-"""A Qwen vision tower on those merge units that survive: the others are dropped before one of its blocks.
+"""A vision tower that drops the merge units that do not survive before one of its blocks.
 
-Survivors keep the rotary tables and position embeddings of their original places; temporal grids and windows shrink
-to them, and empty ones vanish. The tables are the library's own, from the module that defines the tower, so that with
-every unit kept nothing differs.
+Survivors keep the rotary tables and position embeddings of their original places. Temporal grids and windows shrink to
+the survivors, and empty ones are dropped. The tables come from the library's module that defines the tower, so that the
+result is identical if every unit is kept.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Order:
     windows_B: Tensor
 
     def only(self, kept_U: Tensor) -> Order:
-        """What is left of it; `kept_U` by unit."""
+        """The order of the kept units only; `kept_U` is indexed by unit."""
         kept = kept_U[self.unit_U]
         before = pad(kept.cumsum(0), (1, 0))
         grids_B, windows_B = (before[borders].unique_consecutive() for borders in (self.grids_B, self.windows_B))
@@ -71,12 +71,12 @@ def encode_units(visual: Any, pixels_RP: Tensor, grid_thw: Tensor, units: Units,
 
 
 def on_device(visual: Any) -> bool:
-    """Whether the blocks' attention reads the borders of windows on the device."""
+    """True if the blocks' attention takes the borders of windows on the device."""
     return "flash" in visual.config._attn_implementation
 
 
 def borders(visual: Any, grid_thw: Tensor) -> dict[str, Tensor]:
-    """What the library's forward takes in place of borders that it would make on the device."""
+    """Arguments of the library's forward that replace borders it would compute on the device."""
     order, cell = _order(visual, grid_thw.cpu()), visual.spatial_merge_size**2
     grids = {"cu_seqlens": order.grids_B * cell}
     if not hasattr(visual, "fullatt_block_indexes"):
@@ -100,7 +100,7 @@ def _order(visual: Any, grid_thw: Tensor) -> Order:
 
 
 def _borders(visual: Any, order: Order, number: int, device: torch.device) -> dict[str, Any]:
-    """How far block `number` attends."""
+    """The borders within which block `number` attends."""
     whole = number in getattr(visual, "fullatt_block_indexes", (number,))
     cu_seqlens = (order.grids_B if whole else order.windows_B) * visual.spatial_merge_size**2
     longest = int(cu_seqlens.diff().max())
@@ -111,7 +111,7 @@ def _borders(visual: Any, order: Order, number: int, device: torch.device) -> di
 
 
 def _placed(visual: Any, hidden: Tensor, grid_thw: Tensor, rows_R: Tensor) -> Tensor:
-    """Patches with the position embeddings of their places, where a tower has them beside the rotary ones."""
+    """Patches with the position embeddings of their places, if the tower has them in addition to rotary ones."""
     if not hasattr(visual, "pos_embed"):
         return hidden
     taps, weights = vars(sys.modules[type(visual).__module__])["get_vision_interpolation_indices_and_weights"](
@@ -140,7 +140,7 @@ def _rope(visual: Any, hidden: Tensor, grid_thw: Tensor, rows_R: Tensor) -> tupl
 
 
 def _drop(hidden: Tensor, order: Order, kept_U: Tensor, cell: int) -> tuple[Tensor, Order]:
-    """What survives of the rows; all of them where the others have gone before."""
+    """The rows that survive, and their order; all of them if the others were dropped before."""
     kept = kept_U[order.unit_U]
     if bool(kept.all()):
         return hidden, order

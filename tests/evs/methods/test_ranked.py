@@ -35,7 +35,7 @@ def test_the_dtype_of_the_score_is_a_setting():
     scores = FrameDelta("bfloat16")(features, GRID)
     assert scores.dtype == torch.bfloat16
     assert torch.equal(scores, FrameDelta()(features.bfloat16(), GRID))
-    with pytest.raises(ValueError, match="'bf17' is no torch dtype"):
+    with pytest.raises(ValueError, match="'bf17' is not a torch dtype"):
         FrameDelta("bf17")
 
 
