@@ -9,24 +9,27 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import reduce
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
-from evs.policy import FILE, LOADER, LOADERS, Policy, loader_options, read
+from evs.policy import FILE, LOADER, LOADERS, Policy, highest_rate, load_policy, loader_options, served_method
 from evs.serving.vllm import SUPPORTED
 
 logger = init_logger("vllm.plugins.evs")  # below vllm's own, whose handlers it takes
 
-BEFORE_THE_TOWER = (
-    "Qwen2_5_VLForConditionalGeneration",
-    "Qwen3VLForConditionalGeneration",
-    "Qwen3VLMoeForConditionalGeneration",
-)
+UNSET = "unset"
+LOADER_DEFAULTS = {
+    "video_backend": "the family's own",
+    "backend": "opencv",
+    "frame_recovery": False,
+    "do_sample_frames": False,
+}
 SIZES = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 
 
@@ -63,15 +66,8 @@ def check_at_start(architecture: str, hook: type[VerifyAndUpdateConfig] | None =
 
 
 def policy_of(model_config: Any) -> Policy | None:
-    """The `evs.json` of a local folder or of a repository on the Hub; None where there is none."""
-    if Path(model_config.model).is_dir():
-        return read(model_config.model)
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return read(Path(hf_hub_download(model_config.model, FILE, revision=model_config.revision)).parent)
-    except OSError:  # not there, or not to be reached: the weights will say so
-        return None
+    """The policy of a server's checkpoint, from its folder or from the Hub; errors as in `evs.policy.load_policy`."""
+    return load_policy(model_config.model, model_config.revision)
 
 
 def refuse(vllm_config: Any, policy: Policy | None) -> None:
@@ -107,7 +103,7 @@ def _refuse_before_the_tower(model_config: Any, policy: Policy) -> None:
     """ValueError where the server's tower cannot be given the survivors that the checkpoint has learned from."""
     place, multimodal = f"this checkpoint was trained with prune_at={policy.prune_at}", model_config.multimodal_config
     (architecture,) = model_config.architectures
-    if policy.prune_at != "input" or policy.method != "pixel_delta" or architecture not in BEFORE_THE_TOWER:
+    if served_method(policy, architecture) is None:
         raise ValueError(
             f"{place}, but the server's tower of {architecture} sees every token: serve without "
             "--video-pruning-rate, or train with method.prune_at=merger"
@@ -126,18 +122,26 @@ def _refuse_before_the_tower(model_config: Any, policy: Policy) -> None:
 
 
 def departures(model_config: Any, policy: Policy) -> Iterator[Mismatch]:
+    """What the server's command line changes of the training: tokens, frames, the processor and the model's config."""
     multimodal = model_config.multimodal_config
-    if pruning := multimodal.get_video_pruning_spec():
-        yield from _tokens(pruning[0], str(model_config.dtype).removeprefix("torch."), policy)
     (architecture,) = model_config.architectures
+    if pruning := multimodal.get_video_pruning_spec():
+        method, rate = pruning
+        dtype = str(model_config.dtype).removeprefix("torch.")
+        yield from _tokens(method, rate, dtype, policy, architecture)
     yield from _frames(multimodal.media_io_kwargs.get("video", {}), policy, architecture)
-    kwargs = multimodal.mm_processor_kwargs or {}
-    yield from _processor({**kwargs, **kwargs.get("videos_kwargs", {})}, model_config, policy)
+    yield from _processor(multimodal.mm_processor_kwargs or {}, model_config)
+    yield from _overrides(model_config)
 
 
-def _tokens(method: str, dtype: str, policy: Policy) -> Iterator[Mismatch]:
-    if method != policy.method and policy.prune_at == "merger":
-        yield Mismatch("method", method, policy.method, f"--video-pruning-method {policy.method}")
+def _tokens(method: str, rate: float, dtype: str, policy: Policy, architecture: str) -> Iterator[Mismatch]:
+    served = served_method(policy, architecture)
+    if method != served and policy.prune_at == "merger":
+        other = f"--video-pruning-method {served}" if served else "leave --video-pruning-rate out: no server prunes so"
+        yield Mismatch("method", method, policy.method, other)
+    highest = highest_rate(policy.rates)
+    if highest is not None and rate > highest:
+        yield Mismatch("pruning rate", rate, f"up to {highest:g}", f"--video-pruning-rate {highest:g} or less")
     if policy.scheme != "preserve":
         yield Mismatch("scheme", "preserve", policy.scheme, "EVS_VLLM_PLUGIN=0, for stock positions")
     if policy.scorer_dtype not in (None, dtype):
@@ -152,22 +156,61 @@ def _frames(loader: dict[str, Any], policy: Policy, architecture: str) -> Iterat
     for name, value in trained.items():
         if (served := loader.get(name, unsaid[name])) != value:
             yield Mismatch(name, served, value, flag)
-    if "video_backend" in loader:
-        yield Mismatch("video_backend", loader["video_backend"], "the family's own", "leave it out")
+    for name in loader.keys() - trained.keys():  # options that training does not know change frames or nothing
+        if loader[name] != (value := LOADER_DEFAULTS.get(name, UNSET)):
+            yield Mismatch(name, loader[name], value, "leave it out of --media-io-kwargs")
     if policy.times != "server":
         yield Mismatch("frame times", "index / rate", policy.times, "none: train with data.times=server")
 
 
-def _processor(kwargs: dict[str, Any], model_config: Any, policy: Policy) -> Iterator[Mismatch]:
-    if kwargs.get("do_sample_frames"):
-        yield Mismatch("do_sample_frames", True, False, "leave it out of --mm-processor-kwargs")
-    size = kwargs.get("size") or {}
-    given = {edge: kwargs.get(pixels, size.get(edge)) for pixels, edge in SIZES.items()}
-    if not any(given.values()):
-        return
-    from vllm.transformers_utils.processor import cached_get_video_processor
+def _processor(kwargs: dict[str, Any], model_config: Any) -> Iterator[Mismatch]:
+    """Every option that is not as in the checkpoint's own processors, whose configuration an export writes."""
+    from vllm.transformers_utils.processor import cached_get_image_processor, cached_get_video_processor
 
-    own = cached_get_video_processor(model_config.model, revision=model_config.revision).size
-    for edge, value in given.items():
-        if value is not None and value != own[edge]:
-            yield Mismatch(f"size.{edge}", value, own[edge], "leave it out of --mm-processor-kwargs")
+    readers = {"videos_kwargs": cached_get_video_processor, "images_kwargs": cached_get_image_processor}
+    flat = {key: value for key, value in kwargs.items() if key not in readers}
+    options = {
+        **{key: kwargs.get(key) or {} for key in readers},
+        "videos_kwargs": flat | kwargs.get("videos_kwargs", {}),
+    }
+    for scope, reader in readers.items():
+        if not options[scope]:
+            continue
+        own = reader(model_config.model, revision=model_config.revision)
+        for name, value, trained in differing(options[scope], own):
+            yield Mismatch(name, value, trained, "leave it out of --mm-processor-kwargs")
+
+
+def differing(options: dict[str, Any], own: Any) -> Iterator[tuple[str, Any, Any]]:
+    """(name, value, the processor's own) of every option that is not the processor's own."""
+    size = {edge: options[name] for name, edge in SIZES.items() if name in options}
+    size = dict(options.get("size") or {}) | size
+    for edge, value in size.items():
+        if value is not None and value != (trained := (own.size or {}).get(edge, UNSET)):
+            yield f"size.{edge}", value, trained
+    for name in options.keys() - {"size", *SIZES}:
+        trained = False if name == "do_sample_frames" else getattr(own, name, UNSET)  # the loader has sampled
+        trained = list(trained) if isinstance(trained, tuple) else trained
+        if options[name] != trained:
+            yield name, options[name], trained
+
+
+def _overrides(model_config: Any) -> Iterator[Mismatch]:
+    """Every value of --hf-overrides that is not the checkpoint's."""
+    overrides = model_config.hf_overrides
+    if callable(overrides):
+        yield Mismatch("hf_overrides", "a function", UNSET, "leave it out")
+    elif overrides:
+        own = AutoConfig.from_pretrained(model_config.model, revision=model_config.revision).to_dict()
+        for name, value in _leaves(overrides):
+            trained = reduce(lambda node, key: node.get(key, UNSET) if isinstance(node, dict) else UNSET, name, own)
+            if value != trained:
+                yield Mismatch(".".join(name), value, trained, "leave it out of --hf-overrides")
+
+
+def _leaves(node: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key), value

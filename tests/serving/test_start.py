@@ -16,7 +16,9 @@ from tests.serving.conftest import SERVABLE, drive
 pytestmark = pytest.mark.serving
 
 TRAINED = Policy(scorer_dtype="float32", max_frames=128)
-FLAGS = {"media_io_kwargs": {"video": {"max_frames": 128}}}  # what such a server must be given
+FRAMES = {"max_frames": 128, "num_frames": -1}
+FLAGS = {"media_io_kwargs": {"video": FRAMES}}  # what such a server must be given
+RATES = {"name": "Mixture", "components": [{"rate": 0.0}, {"low": 0.0, "high": 0.4}]}
 
 
 @pytest.fixture(scope="module", params=SUPPORTED)
@@ -39,21 +41,43 @@ CONFIGURATIONS = {
     "vidcom2": (None, {"video_pruning_method": "vidcom2"}),
     "vidcom2, trained for it": (replace(TRAINED, method="vidcom2"), FLAGS | {"video_pruning_method": "vidcom2"}),
     "defaults": (TRAINED, {}),
-    "another rate of frames": (TRAINED, {"media_io_kwargs": {"video": {"max_frames": 128, "fps": 1}}}),
-    "another loader": (TRAINED, {"media_io_kwargs": {"video": {"max_frames": 128, "video_backend": "opencv"}}}),
+    "another rate of frames": (TRAINED, {"media_io_kwargs": {"video": FRAMES | {"fps": 1}}}),
+    "another loader": (TRAINED, {"media_io_kwargs": {"video": FRAMES | {"video_backend": "opencv"}}}),
     "sampled again": (TRAINED, FLAGS | {"mm_processor_kwargs": {"do_sample_frames": True, "fps": 1}}),
     "other sizes": (TRAINED, FLAGS | {"mm_processor_kwargs": {"size": {"longest_edge": 50176, "shortest_edge": 784}}}),
+    "another decoder": (TRAINED, {"media_io_kwargs": {"video": FRAMES | {"backend": "torchcodec"}}}),
+    "recovered frames": (TRAINED, {"media_io_kwargs": {"video": FRAMES | {"frame_recovery": True}}}),
+    "an option of tomorrow": (TRAINED, {"media_io_kwargs": {"video": FRAMES | {"jitter": 3}}}),
+    "the loader's defaults": (TRAINED, {"media_io_kwargs": {"video": FRAMES | {"backend": "opencv"}}}),
+    "frame lists cut": (TRAINED, {"media_io_kwargs": {"video": {"max_frames": 128}}}),
+    "a higher rate": (replace(TRAINED, rates=RATES), FLAGS),
+    "a trained rate": (replace(TRAINED, rates={"name": "Constant", "rate": 0.5}), FLAGS),
+    "a method of no server": (replace(TRAINED, method="random_tokens"), FLAGS),
+    "temporal patches": (TRAINED, FLAGS | {"mm_processor_kwargs": {"temporal_patch_size": 4}}),
+    "no resizing": (TRAINED, FLAGS | {"mm_processor_kwargs": {"videos_kwargs": {"do_resize": False}}}),
+    "resampling": (TRAINED, FLAGS | {"mm_processor_kwargs": {"resample": 0}}),
+    "other images": (TRAINED, FLAGS | {"mm_processor_kwargs": {"images_kwargs": {"do_resize": False}}}),
+    "the processor's own": (TRAINED, FLAGS | {"mm_processor_kwargs": {"resample": 3, "temporal_patch_size": 2}}),
+    "clock": (TRAINED, FLAGS | {"hf_overrides": {"vision_config": {"tokens_per_second": 5}}}),
     "another dtype": (TRAINED, FLAGS | {"dtype": "bfloat16"}),
     "another scheme": (replace(TRAINED, scheme="vllm"), FLAGS),
 }
-QUIET = ["as trained", "an older export", "no pruning", "vidcom2, trained for it"]
+QUIET = [
+    "as trained",
+    "an older export",
+    "no pruning",
+    "vidcom2, trained for it",
+    "the loader's defaults",
+    "a trained rate",
+    "the processor's own",
+]
 
 
 def _arguments(name: str, checkpoint: Path, folder: Path) -> dict[str, object]:
     policy, arguments = CONFIGURATIONS[name]
     model = checkpoint
     if policy:
-        model = folder / name.replace(" ", "-").replace(",", "")
+        model = folder / name.replace(" ", "-").replace(",", "").replace("'", "")
         shutil.copytree(checkpoint, model)
         policy.write(model)
     return {"model": str(model), "dtype": "float32", "video_pruning_rate": 0.5, "enforce_eager": True, **arguments}
@@ -75,11 +99,25 @@ def test_a_mask_that_training_never_saw_is_refused(said) -> None:
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("defaults", 'max_frames 768, trained 128: --media-io-kwargs \'{"video": {"max_frames": 128}}\''),
+        (
+            "defaults",
+            'max_frames 768, trained 128: --media-io-kwargs \'{"video": {"max_frames": 128, "num_frames": -1}}\'',
+        ),
         ("another rate of frames", "fps 1, trained 2.0: --media-io-kwargs"),
         ("another loader", "video_backend opencv, trained the family's own"),
         ("sampled again", "do_sample_frames True, trained False"),
         ("other sizes", "size.longest_edge 50176, trained"),
+        ("another decoder", "backend torchcodec, trained opencv: leave it out of --media-io-kwargs"),
+        ("recovered frames", "frame_recovery True, trained False: leave it out"),
+        ("an option of tomorrow", "jitter 3, trained unset"),
+        ("frame lists cut", "num_frames 32, trained -1: --media-io-kwargs"),
+        ("a higher rate", "pruning rate 0.5, trained up to 0.4: --video-pruning-rate 0.4 or less"),
+        ("a method of no server", "method evs, trained random_tokens: leave --video-pruning-rate out"),
+        ("temporal patches", "temporal_patch_size 4, trained 2"),
+        ("no resizing", "do_resize False, trained True"),
+        ("resampling", "resample 0, trained 3"),
+        ("other images", "do_resize False, trained True"),
+        ("clock", "vision_config.tokens_per_second 5, trained unset: leave it out of --hf-overrides"),
         ("another dtype", "dtype of scores bfloat16, trained float32: --dtype float32"),
         ("another scheme", "scheme preserve, trained vllm: EVS_VLLM_PLUGIN=0"),
     ],
