@@ -42,10 +42,11 @@ def register() -> None:
         check_at_start(architecture)
         # By name: importing a model class here would touch CUDA before vLLM forks.
         vllm.ModelRegistry.register_model(architecture, target)
-    if NEMOTRON in known:  # vLLM's own class serves it: there are no positions to keep
+    if NEMOTRON in known:
         from evs.serving.vllm_nemotron import NemotronOmni
 
         check_at_start(NEMOTRON, NemotronOmni)
+        vllm.ModelRegistry.register_model(NEMOTRON, "evs.serving.vllm_nemotron_videos:NemotronOmniVideos")
     if current_platform.is_cpu():
         set_pruning_flag_on_cpu()
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.model_executor.models import qwen3_vl
 from vllm.model_executor.models.qwen2_5_vl import (
     Qwen2_5_VLDummyInputsBuilder,
     Qwen2_5_VLForConditionalGeneration,
@@ -21,7 +23,9 @@ from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from evs.methods.evs import FrameDelta
 from evs.positions import frame_boxes, image_box, rope_positions, timed_box
 from evs.selection import select
+from evs.serving.kept_masks import KeptMasks
 from evs.serving.preserved import Prompts, Slots, carry, to_channels, within
+from evs.serving.vllm_requests import checked
 from evs.serving.vllm_tower import SeesSurvivors
 from evs.types import Grid
 
@@ -36,6 +40,7 @@ class PreservedPositions:
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self._prompts = Prompts()
+        self.kept_masks = KeptMasks()
 
     def _video(self, data: Any) -> tuple[Tensor, int]:
         """([3, M] positions of an unpruned video relative to its first placeholder, how many positions it takes)."""
@@ -68,6 +73,34 @@ class PreservedPositions:
         row = input_ids.data_ptr() if isinstance(input_ids, Tensor) else id(input_ids)
         with gpu_sync_allowed():
             return self._prompts.fill(mrope_positions, multimodal_embeddings, num_computed_tokens, row)
+
+    def _postprocess_video_embeds_evs(self, videos: Sequence[Tensor], video_input: Any) -> tuple[Tensor, ...]:
+        if not self.is_multimodal_pruning_enabled:
+            return super()._postprocess_video_embeds_evs(videos, video_input)  # type: ignore[misc]
+        grids_thw = video_input["video_grid_thw"].tolist()
+        out = []
+        with gpu_sync_allowed():
+            contents = self._contents(video_input, grids_thw)
+            for video, (rows, thw, content) in enumerate(zip(videos, grids_thw, contents, strict=True)):
+                grid = self._grid(thw)
+                choose = partial(self._choose, rows, thw)
+                keep_THW = self.kept_masks.recall(content, (grid.T, grid.H, grid.W), choose)
+                out.append(self._survivors(rows[keep_THW.flatten()], keep_THW, video, video_input))
+        return tuple(out)
+
+    def _contents(self, video_input: Any, grids_thw: Sequence[Sequence[int]]) -> Sequence[Tensor]:
+        """Of each video, what a request brought: its pixels, or the rows of an encoder."""
+        if video_input["type"] == "pixel_values_videos":
+            return video_input["pixel_values_videos"].split([t * h * w for t, h, w in grids_thw])
+        return video_input["video_embeds"].split([self._grid(thw).tokens for thw in grids_thw])
+
+    def _choose(self, rows: Tensor, thw: Sequence[int]) -> Tensor:
+        """The mask of a video's rows [M, C], over its merged tokens."""
+        return select(FrameDelta()(rows, self._grid(thw)), self.video_pruning_rate)
+
+    def _survivors(self, rows_MD: Tensor, keep_THW: Tensor, video: int, video_input: Any) -> Tensor:
+        """The surviving rows with their positions, of one video of the input."""
+        raise NotImplementedError
 
     def _postprocess_image_embeds_evs(self, images: Sequence[Tensor], image_input: Any) -> tuple[Tensor, ...]:
         if not self.is_multimodal_pruning_enabled:
@@ -109,14 +142,6 @@ class OnTheClock(PreservedPositions):
         speed = self.config.vision_config.tokens_per_second
         return within([timed_box(grid, tokens_per_second=speed, second_per_grid=second_per_grid)])
 
-    def _postprocess_video_embeds_evs(self, videos: Sequence[Tensor], video_input: Any) -> tuple[Tensor, ...]:
-        out = []
-        for video, (rows, thw) in enumerate(zip(videos, video_input["video_grid_thw"].tolist())):
-            with gpu_sync_allowed():
-                keep_THW = select(FrameDelta()(rows, self._grid(thw)), self.video_pruning_rate)
-                out.append(self._survivors(rows[keep_THW.flatten()], keep_THW, video, video_input))
-        return tuple(out)
-
     def _survivors(self, rows_MD: Tensor, keep_THW: Tensor, video: int, video_input: Any) -> Tensor:
         grid, second = Grid(*keep_THW.shape), float(video_input["second_per_grid_ts"].flatten()[video])
         with gpu_sync_allowed():
@@ -124,6 +149,7 @@ class OnTheClock(PreservedPositions):
             return carry(rows_MD, self._timed(grid, second)[0].to(kept.device)[:, kept])
 
 
+@checked
 @MULTIMODAL_REGISTRY.register_processor(
     ExactSeconds, info=Qwen2_5_VLProcessingInfo, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
 )
@@ -134,6 +160,7 @@ class FrameByFrame(PreservedPositions):
     """Every temporal grid is an item between its timestamp and markers, all of them in the video's placeholder."""
 
     _tokenizer: Any
+    video_pruning_method: str
 
     def _video(self, data: Any) -> tuple[Tensor, int]:
         grid = self._grid(data["video_grid_thw"].data.tolist())
@@ -163,8 +190,12 @@ class FrameByFrame(PreservedPositions):
         channels = to_channels(rope_positions(visual, frame_boxes(grid))[0][:, kept])
         return channels.to(retention_mask.device)
 
+    def _choose(self, rows: Tensor, thw: Sequence[int]) -> Tensor:
+        vidcom2 = self.video_pruning_method == "vidcom2"
+        choose = qwen3_vl.vidcom2_compute_retention_mask if vidcom2 else qwen3_vl.compute_retention_mask
+        merge = self.config.vision_config.spatial_merge_size
+        return choose(rows, thw, spatial_merge_size=merge, q=self.video_pruning_rate)
 
-class FramesOfSurvivors(SeesSurvivors, FrameByFrame):
     def _survivors(self, rows_MD: Tensor, keep_THW: Tensor, video: int, video_input: Any) -> Tensor:
         with gpu_sync_allowed():
             return self._create_final_video_embeddings(  # type: ignore[attr-defined]
@@ -176,7 +207,9 @@ class FramesOfSurvivors(SeesSurvivors, FrameByFrame):
             )
 
 
-class Qwen3VL(FramesOfSurvivors, Qwen3VLForConditionalGeneration): ...
+@checked
+class Qwen3VL(SeesSurvivors, FrameByFrame, Qwen3VLForConditionalGeneration): ...
 
 
-class Qwen3VLMoe(FramesOfSurvivors, Qwen3VLMoeForConditionalGeneration): ...
+@checked
+class Qwen3VLMoe(SeesSurvivors, FrameByFrame, Qwen3VLMoeForConditionalGeneration): ...

@@ -10,6 +10,7 @@ from typing import Any
 from vllm.model_executor.models.qwen3_5 import Qwen3_5ForConditionalGeneration, Qwen3_5MoeForConditionalGeneration
 
 from evs.serving.vllm_models import FrameByFrame
+from evs.serving.vllm_requests import checked
 
 
 class Prunes(FrameByFrame):
@@ -20,7 +21,9 @@ class Prunes(FrameByFrame):
         self._init_video_pruning(self.multimodal_config)  # type: ignore[attr-defined]
 
 
+@checked
 class Qwen35(Prunes, Qwen3_5ForConditionalGeneration): ...
 
 
+@checked
 class Qwen35Moe(Prunes, Qwen3_5MoeForConditionalGeneration): ...

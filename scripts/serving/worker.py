@@ -50,6 +50,9 @@ def engine(request: dict[str, Any], rate: float, chunk: int) -> Any:
 def answer(llm: Any, case: dict[str, Any], media: Any, steps: int, top: int) -> dict[str, Any]:
     """What `generate` says of one prompt, at which positions, and which tokens of each video were kept."""
     llm.llm_engine.reset_encoder_cache()  # else a video that was seen before is not pruned again
+    if not case.get("remembered"):
+        llm.llm_engine.reset_mm_cache()  # else an earlier prompt spares this one the processor
+        llm.apply_model(forget_masks)
     llm.apply_model(watch)
     try:
         got = _generated(llm, case, media, steps, top)
@@ -112,6 +115,12 @@ def prompt_of(case: dict[str, Any], media: Any) -> dict[str, Any]:
         }
     prompt["multi_modal_data"] = {kind: items for kind, items in prompt["multi_modal_data"].items() if items}
     return prompt | {"mm_processor_kwargs": case.get("processor", {})}
+
+
+def forget_masks(model: Any) -> None:
+    """Let every video be scored again."""
+    if hasattr(model, "kept_masks"):
+        model.kept_masks.clear()
 
 
 def watch(model: Any) -> None:

@@ -44,9 +44,18 @@ def start(configurations: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def requests(job: dict[str, Any], media: Any) -> dict[str, Any]:
     """Rounds of prompts, each round sent at once: a list of answers, or an error in place of one; and the meters."""
     llm = worker.engine(job, job["rate"], job["chunk"])
+    if job.get("jitter"):
+        llm.apply_model(jitter)
     rounds = [_round(llm, job, names, media) for names in job["rounds"]]
     meters = {metric.name: getattr(metric, "value", None) for metric in llm.get_metrics()} if job["metrics"] else {}
     return {"rounds": rounds, "meters": meters}
+
+
+def jitter(model: Any) -> None:
+    """Let the vision tower answer a little differently at every call, as kernels do in batches of other sizes."""
+    import torch
+
+    model.visual.register_forward_hook(lambda tower, args, out: out + 0.1 * out.std() * torch.randn_like(out))
 
 
 def _round(llm: Any, job: dict[str, Any], names: list[str], media: Any) -> list[dict[str, Any]]:

@@ -134,6 +134,19 @@ def test_bf16_positions_of_a_long_video_are_exact(checkpoint, environment, tmp_p
     assert torch.equal(answered, torch.arange(following, following + answered.shape[1]).expand(3, -1))
 
 
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "nemotron_h_omni"])
+def test_neither_the_order_of_cases_nor_their_company_matters(environment, tmp_path, family) -> None:
+    names, sizes = ["landscape", "two videos", "video then image"], SERVABLE if family == "nemotron_h_omni" else {}
+    model = str(make(family, tmp_path, **sizes))
+    asked = Options(model, environment("0.32.0"), [0.0, 0.75], names, dtype="bfloat16", tolerance=NOISE)
+    ordered = check(asked)
+    assert {key: verdict.text for key, verdict in ordered.items() if not verdict.agrees} == {}
+    assert check(replace(asked, cases=names[::-1])) == ordered
+    for name in names:
+        alone = {key: verdict for key, verdict in ordered.items() if key[1] == name}
+        assert check(replace(asked, cases=[name])) == alone
+
+
 def test_a_family_that_this_vllm_lacks_is_one_line_with_the_remedy(environment, tmp_path) -> None:
     config = make("qwen3_5", tmp_path) / "config.json"
     config.write_text(config.read_text().replace("Qwen3_5ForConditionalGeneration", "Qwen9ForConditionalGeneration"))

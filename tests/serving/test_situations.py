@@ -78,6 +78,67 @@ def test_two_tensor_parallel_workers_answer_as_one(served, environment, tmp_path
     assert differing(served, prompts, answers, rounds) == {}
 
 
+def test_a_video_that_is_encoded_again_keeps_the_same_tokens(checkpoint, environment, tmp_path) -> None:
+    (prompt,) = prepare(checkpoint, {"video": CASES["16 grids"]})
+    asked = job(checkpoint, [prompt], [["first"], ["again"], ["forgotten"]], jitter=True)
+    asked["cases"] = {
+        name: {**prompt.request, "remembered": name == "again"} for name in ("first", "again", "forgotten")
+    }
+    answers = drive(environment("0.32.0"), tmp_path / "job", asked, prompt.media)
+    (first,), (again,), (forgotten,) = answers["rounds"]
+    assert again["kept"] == [] and again["positions"] == first["positions"]
+    assert forgotten["kept"] != first["kept"]  # the scores are near enough for that
+
+
+# name: (what the request asks of the processor, what it says of its video, what it is told)
+HOSTILE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "temporal patches": ({"temporal_patch_size": 4}, {}, "temporal_patch_size=4: leave it out"),
+    "temporal patches of videos": ({"videos_kwargs": {"temporal_patch_size": 4}}, {}, "temporal_patch_size=4"),
+    "patches of images": ({"images_kwargs": {"patch_size": 28}}, {}, "patch_size=28"),
+    "merge": ({"merge_size": 1}, {}, "merge_size=1"),
+    "no scope": ({"videos_kwargs": 3}, {}, "videos_kwargs=3"),
+    "device": ({"device": "cuda:7"}, {}, "device='cuda:7'"),
+    "tensors": ({"return_tensors": "np"}, {}, "return_tensors='np'"),
+    "levels": ({"do_rescale": False}, {}, "do_rescale=False"),
+    "no fps": ({"fps": 0}, {}, "fps=0: give a positive number"),
+    "negative fps": ({"fps": -1.0}, {}, "fps=-1.0"),
+    "nan": ({"fps": float("nan")}, {}, "fps=nan"),
+    "text": ({"fps": "2"}, {}, "fps='2'"),
+    "negative pixels": ({"max_pixels": -1}, {}, "max_pixels=-1"),
+    "infinite pixels": ({"size": {"shortest_edge": 1, "longest_edge": float("inf")}}, {}, "size=inf"),
+    "size": ({"size": 10}, {}, "size=10"),
+    "sampling": ({"do_sample_frames": "yes"}, {}, "do_sample_frames='yes'"),
+    "slow": ({"fps": 1e-9}, {}, ""),
+    "slow and sampled": ({"fps": 1e-9, "do_sample_frames": True}, {"do_sample_frames": True}, ""),
+    "fast and sampled": ({"fps": 1e300, "do_sample_frames": True}, {"do_sample_frames": True}, ""),
+    "frames": ({"num_frames": 10**9, "do_sample_frames": True}, {"do_sample_frames": True}, ""),
+    "slow source": ({}, {"fps": 1e-9}, ""),
+    "source at nan": ({}, {"fps": float("nan")}, ""),
+    "source that goes back": ({}, {"fps": -1.0}, ""),
+    "endless source": ({}, {"total_num_frames": 10**15, "fps": 1.0}, ""),
+    "places": ({}, {"frames_indices": [10**12] * 8}, ""),
+    "places before it": ({}, {"frames_indices": [-5] * 8}, ""),
+}
+
+
+@pytest.mark.parametrize("rate", [0.0, RATE])
+def test_a_hostile_request_fails_alone(checkpoint, environment, tmp_path, rate) -> None:
+    (prompt,) = prepare(checkpoint, {"video": Case((LOOK, Video("landscape", grids=4), ASK))})
+    (video,) = prompt.request["videos"]
+    cases = {"before": prompt.request}
+    for name, (processor, metadata, _) in HOSTILE.items():
+        said = {**video, "metadata": video["metadata"] | metadata}
+        cases[name] = {**prompt.request, "videos": [said], "processor": processor}
+    cases["after"] = prompt.request
+    asked = job(checkpoint, [prompt], [[name] for name in cases], rate=rate)
+    asked["cases"] = cases
+    served = drive(environment("0.32.0"), tmp_path / "job", asked, prompt.media)
+    answers = {name: answer for name, (answer,) in zip(cases, served["rounds"], strict=True)}
+    assert answers["after"] == answers["before"] and "tokens" in answers["after"]
+    said = {name: answers[name].get("error", answers[name].get("limit", "answered")) for name in HOSTILE}
+    assert {name: said[name] for name, (_, _, words) in HOSTILE.items() if words not in said[name]} == {}
+
+
 @pytest.fixture(scope="module")
 def odd(checkpoint, environment, tmp_path_factory) -> dict[str, Any]:
     """One server's answers to odd requests, one after another, by name."""

@@ -1,0 +1,83 @@
+"""Checks on what a request asks of the processor: one that would end the engine fails alone, with a ValueError.
+
+vLLM runs a request's processor outside the engine, where an error is the request's own. What comes out of it goes to
+the engine, which ends on patches of another size or positions beyond its rotary table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+NUMBERS = ("fps", "num_frames", "min_frames", "max_frames", "min_pixels", "max_pixels")
+SCOPES = ("videos_kwargs", "images_kwargs")
+ALLOWED = f"a request may set {', '.join(NUMBERS)}, size and do_sample_frames"
+UNSET = object()
+
+
+class CheckedRequests:
+    """A mixin before a multimodal processor of vLLM."""
+
+    info: Any
+
+    def apply(self, inputs: Any, timing_ctx: Any) -> Any:
+        server = self.info.ctx.get_mm_config().mm_processor_kwargs or {}
+        options = {k: v for k, v in inputs.hf_processor_mm_kwargs.items() if k not in server or server[k] != v}
+        check_options(options, self.info.get_hf_processor().video_processor if options else None)
+        return super().apply(inputs, timing_ctx)  # type: ignore[misc]
+
+    def _postprocess_hf_mm_data(self, mm_inputs: Any, hf_processor_mm_kwargs: Any, processed_data: Any) -> Any:
+        data = super()._postprocess_hf_mm_data(mm_inputs, hf_processor_mm_kwargs, processed_data)  # type: ignore[misc]
+        config = self.info.get_hf_config()
+        if (seconds := data.get("second_per_grid_ts")) is not None:
+            per_second = config.vision_config.tokens_per_second
+            limit = config.get_text_config().max_position_embeddings
+            check_times([float(each) for each in seconds], data["video_grid_thw"].tolist(), per_second, limit)
+        return data
+
+
+def checked(model: type) -> type:
+    """The model class with its own processor behind the checks of `CheckedRequests`."""
+    stock = model._processor_factory  # type: ignore[attr-defined]
+    processor = type(f"Checked{stock.processor.__name__}", (CheckedRequests, stock.processor), {})
+    return MULTIMODAL_REGISTRY.register_processor(processor, info=stock.info, dummy_inputs=stock.dummy_inputs)(model)
+
+
+def check_options(options: Mapping[str, Any], own: Any) -> None:
+    """ValueError for a request's `mm_processor_kwargs` other than frames and sizes, which may be any positive numbers.
+
+    `own` is the checkpoint's processor of videos, whose own values are allowed too.
+    """
+    for name, value in options.items():
+        if name in SCOPES and isinstance(value, Mapping):
+            check_options(value, own)
+        elif name == "size" and isinstance(value, Mapping):
+            for edge in value.values():
+                _check_number("size", edge)
+        elif name in NUMBERS:
+            for each in value if isinstance(value, list) else [value]:  # Qwen3-VL takes one for each video
+                _check_number(name, each)
+        elif name == "do_sample_frames" and isinstance(value, bool):
+            continue
+        elif name in ("size", *SCOPES) or getattr(own, name, UNSET) != value:
+            raise ValueError(f"mm_processor_kwargs: {name}={value!r}: leave it out; {ALLOWED}")
+
+
+def _check_number(name: str, value: Any) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value <= 0:
+        raise ValueError(f"mm_processor_kwargs: {name}={value!r}: give a positive number")
+
+
+def check_times(seconds: list[float], grids_thw: list[list[int]], per_second: float, limit: int) -> None:
+    """ValueError for a video whose frame times take positions at or beyond `limit`."""
+    for second, (grids, _, _) in zip(seconds, grids_thw, strict=True):
+        last = second * per_second * (grids - 1)
+        if not (math.isfinite(second) and second >= 0 and last < limit):
+            raise ValueError(
+                f"{second:g} seconds between the temporal grids of a video of {grids}: the last one is beyond the "
+                f"model's {limit} positions; check fps and the times of the frames"
+            )
