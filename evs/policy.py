@@ -1,7 +1,6 @@
 """What a checkpoint was trained on, in a file beside its weights: every side that reads the weights can follow it.
 
-`evs.json` is one flat JSON object, the fields of `Policy` and the file's own `version`. Standard library only, so
-that a server can read it before it loads anything.
+`evs.json` is one flat JSON object, the fields of `Policy` and the file's own `version`.
 """
 
 from __future__ import annotations
@@ -11,30 +10,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from evs.families.servers import ALL_FRAMES, LOADER, LOADERS, SERVED
+
 FILE = "evs.json"
 MARK = "evs_prune_at"  # in config.json, of weights that no server may prune without their evs.json
 VERSION = 1
-NEMOTRON = "NemotronH_Omni_Reasoning_V3"
-QWEN2_5 = "Qwen2_5_VLForConditionalGeneration"
-QWEN3 = ("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration")
-QWEN3_5 = ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration")
-# Options of vLLM's video loaders: name, the field of Policy that gives its value, the server's default.
-LOADER = (
-    ("fps", "fps", 2.0),
-    ("min_frames", "min_frames", 4),
-    ("max_frames", "max_frames", 768),
-    ("num_frames", None, 32),  # read for lists of frames only, which vLLM cuts to so many; files are sampled by fps
-)
-EVEN_LOADER = (("fps", "fps", -1), ("num_frames", "max_frames", 32))
-LOADERS = {NEMOTRON: EVEN_LOADER}  # by architecture; Qwen's have LOADER
-ALL_FRAMES = -1
-# (method, prune_at) -> vLLM's --video-pruning-method and the architectures that it serves so.
-SERVED: dict[tuple[str, str | int], tuple[str, tuple[str, ...]]] = {
-    ("evs", "merger"): ("evs", (QWEN2_5, *QWEN3, *QWEN3_5, NEMOTRON)),
-    ("vidcom2", "merger"): ("vidcom2", (*QWEN3, *QWEN3_5)),
-    ("pixel_delta", "input"): ("evs", (QWEN2_5, *QWEN3)),
-}
-
 KINDS: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "dict": dict, "None": type(None)}
 
 

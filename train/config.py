@@ -48,7 +48,7 @@ class ModelConfig:
     revision: str | None = None
     # attn_implementation of transformers; a value like user/kernel loads a kernel from the Hub.
     attention: str = names("sdpa", *ATTENTION, pattern=".+/.+")
-    # Position scheme under pruning; vllm and vllm_bf16 imitate a stock vLLM server (Qwen2.5-VL only).
+    # Position scheme under pruning; vllm and vllm_bf16 imitate a stock vLLM server, for the families that have them.
     scheme: str = names("preserve", *SCHEMES)
     # Parts of the model that are not trained.
     freeze: list[str] = names([], *TOWERS)
@@ -88,7 +88,7 @@ class DataConfig:
     min_frames: int = number(FramePolicy.min_frames, least=2)
     # Greatest number of frames of a video.
     max_frames: int = number(FramePolicy.max_frames, least=2)
-    # Least number of pixels of a frame (Qwen3-VL: of a video); null uses the checkpoint's.
+    # Least number of pixels of a frame, or of a video if the family limits those; null uses the checkpoint's.
     min_pixels: int | None = number(None, least=CELL)
     # Greatest number of pixels of a frame; null uses the checkpoint's.
     max_pixels: int | None = number(None, least=CELL)

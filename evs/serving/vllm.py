@@ -11,7 +11,7 @@ import os
 from functools import wraps
 from typing import Any
 
-from evs.policy import NEMOTRON
+from evs.families.servers import NEMOTRON
 
 SUPPORTED = ("0.31.0", "0.32.0")
 MODELS = {

@@ -11,7 +11,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from evs.policy import NEMOTRON, Policy
+from evs.families.servers import FIRST_VERSION, WITHOUT_PLUGIN
+from evs.policy import Policy
 from evs.serving.vllm import SUPPORTED
 from train.config import Config, TrainConfig
 from train.export.serving_metadata import architecture, not_pruned, serve_command
@@ -49,8 +50,6 @@ WITHOUT: dict[str | int, str] = {  # by prune_at
     "input": "Without the plugin, vLLM prunes other tokens, after the vision tower and by EVS.",
 }
 STOCK_POSITIONS = "The checkpoint was trained at the positions of stock vLLM: the command turns the plugin off."
-NEMOTRON_WITHOUT = "Without the plugin, vLLM does not find the width of the vision tower and does not start."
-TESTED = {NEMOTRON: SUPPORTED[1:]}  # where fewer versions have the family
 STOCK = "A stock checkpoint: the base model's keys, configuration and processor, its frame sizes those of the training."
 ADAPTER = (
     "This is a LoRA adapter: `AutoModelForImageTextToText.from_pretrained` loads it with its base model (peft). "
@@ -133,13 +132,13 @@ def _serving(policy: Policy, rate: float | None, about: About) -> str:
         return "vLLM does not serve this adapter. Export the run without `adapter=true` to serve it."
     lora = f"{about.lora_flags} --lora-modules evs=<this adapter>" if about.adapter else ""
     model = (about.base_model or "<the base model>") if about.adapter else "<this checkpoint>"
-    without = NEMOTRON_WITHOUT if served == NEMOTRON else WITHOUT.get(policy.prune_at, "")
+    without = WITHOUT_PLUGIN.get(served, WITHOUT.get(policy.prune_at, ""))
     without = without if policy.scheme == "preserve" else STOCK_POSITIONS
     return SERVING.substitute(
         install=f"pip install vllm=={SUPPORTED[-1]} .    # the plugin, in a clone of evs-uptrain",
         serve=serve_command(policy, model, rate, served, lora),
         notes=not_pruned(policy, served) or without,
-        versions=" or ".join(TESTED.get(served, SUPPORTED)),
+        versions=" or ".join(SUPPORTED[FIRST_VERSION.get(served, 0) :]),
     )
 
 

@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from evs.policy import FILE, NEMOTRON, QWEN2_5, QWEN3, Policy, load_policy, loader_options, served_method
+from evs.families.servers import NEMOTRON, QWEN2_5, QWEN3
+from evs.policy import FILE, Policy, load_policy, loader_options, served_method
 from tests.hub import hub
 from train.export.serving_metadata import not_pruned, serve_command
 
