@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
 from hydra.errors import HydraException
@@ -26,6 +27,7 @@ from data.progress import hide_library_bars
 from train import usage
 from train.config import DataConfig, EvalConfig, ModelConfig
 from train.faults.first_line import first_line
+from train.faults.full_disk import FULL, write_error
 from train.faults.printing import print_error
 from train.ranges import check_values
 from train.removed import replacement
@@ -107,7 +109,13 @@ def one_line_errors() -> Iterator[None]:
     except (ValueError, OSError) as error:
         if os.environ.get("EVS_TRACE") == "1":
             raise
-        fail(error)
+        fail(_reason(error))
+
+
+def _reason(error: ValueError | OSError) -> object:
+    if isinstance(error, OSError) and error.errno in FULL and error.filename:
+        return write_error(error, Path(error.filename))
+    return error
 
 
 def run(main: Callable[[T], object], schema: type[T], argv: Sequence[str] | None = None) -> None:

@@ -34,6 +34,15 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", folder], check=False)
 
 
+def test_used_up_inodes_end_two_ranks_in_one_line(line, disk):
+    for number in range(20):
+        (disk / str(number)).touch()
+    mount(disk, 1 << 20, "remount", "nr_inodes=23")
+    code, printed = ended(started(*line("engine=ddp", "train.steps=1", run_dir=disk / "run"), ranks=2))
+    errors = [text for text in printed.splitlines() if "error: " in text]
+    assert code != 0 and len(errors) == 1 and "no inodes left: " in errors[0] and "remove files" in errors[0], printed
+
+
 @pytest.mark.parametrize("room", [0.6, 1.5], ids=["the first checkpoint", "the second checkpoint"])
 def test_a_full_disk_ends_two_ranks_in_a_line_and_a_restart_with_room_works(line, tmp_path, disk, room):
     words = [*ONE, "engine=ddp", "train.keep=1"]

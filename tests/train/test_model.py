@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -105,3 +106,23 @@ def test_compiled_layers_give_the_same_hidden_states(checkpoint):
         embeds = torch.randn(1, length, plain.config.get_text_config().hidden_size)
         states = [model.model.language_model(inputs_embeds=embeds).last_hidden_state for model in (plain, compiled)]
         torch.testing.assert_close(*states, atol=1e-4, rtol=1e-4)
+
+
+def test_truncated_weights_are_named_in_one_line(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint("qwen2_5_vl"), tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"model\.safetensors is truncated or corrupt, .* download it again") as error:
+        build_model(ModelConfig(path=str(folder)), torch.float32)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_with_custom_code_is_refused_and_its_code_never_runs(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    automap = {"AutoConfig": "code.Config", "AutoModelForImageTextToText": "code.Model"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "unknown", "auto_map": automap}))
+    with pytest.raises(ValueError, match="custom code of its own, which is never run") as error:
+        build_model(ModelConfig(path=str(folder)), torch.float32)
+    assert "\n" not in str(error.value) and not (tmp_path / "ran").exists()

@@ -30,6 +30,7 @@ from train.checkpoint.storage import load_resharded, load_state, save_state
 from train.collectives import on_main
 from train.ema import Average
 from train.faults.first_line import first_line
+from train.faults.full_disk import inodes_used_up
 from train.faults.nonfinite import weights_are_finite
 from train.task import UptrainTask
 
@@ -127,9 +128,10 @@ class Checkpoints:
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:
-            full = shutil.disk_usage(self.folder).free < FULL
+            no_inodes = inodes_used_up(self.folder)
+            full = no_inodes or shutil.disk_usage(self.folder).free < FULL
             shutil.rmtree(partial, ignore_errors=True)
-            reason = "disk full" if full else first_line(error)
+            reason = "no inodes left" if no_inodes else "disk full" if full else first_line(error)
             remedy = "make room and start again" if full else "start again"
             raise ValueError(f"{reason}: {partial} not saved, {self.last}; {remedy} with resume=auto") from error
 

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from train.atomic_write import write_atomically
+from train.faults.full_disk import writing
 
 
 def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Add lines in one write. OSError naming the file where they do not fit; what did is taken back."""
+    """Append lines in one write. Raise ValueError naming the file if they do not fit; the file is then unchanged."""
     if not rows:
         return
-    with path.open("ab", buffering=0) as file:
+    with writing(path), path.open("ab", buffering=0) as file:
         before = file.tell()
         text = "".join(json.dumps(row) + "\n" for row in rows).encode()
         try:
             if file.write(text) < len(text):
-                raise OSError(28, "No space left on device")
-        except OSError as error:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
             file.truncate(before)
-            raise OSError(error.errno, error.strerror, str(path)) from error
+            raise
 
 
 def append_new_lines(path: Path, rows: list[dict[str, Any]]) -> int:

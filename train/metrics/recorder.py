@@ -17,8 +17,9 @@ from torch import Tensor
 
 from data.progress import progress_bar
 from data.types import Quarantined
-from train.collectives import collected
+from train.collectives import collected, on_main
 from train.config import Config
+from train.faults.full_disk import writing
 from train.metrics.jsonl import append_lines, append_new_lines, cut_back
 from train.metrics.machine import machine
 from train.metrics.sinks import Console, Jsonl, Sink, start_tensorboard, start_wandb
@@ -78,11 +79,14 @@ class Recorder:
         values |= {name: values[of] / by for name, (of, by) in (shares or {}).items() if of in values}
         self._mean.clear()
         self._sum.clear()
-        for sink in self.sinks:
-            sink.write(step, values)
+        on_main(self.engine, lambda: self._write(step, values))
         if self.list_batches:
             self._write_batches()
         return values
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        for sink in self.sinks:
+            sink.write(step, values)
 
     def close(self) -> None:
         for sink in self.sinks:
@@ -114,23 +118,30 @@ def total(values: list[Any]) -> Tensor:
 
 
 def build_recorder(engine: Accelerator, config: Config, first_step: int) -> Recorder:
-    """All sinks on rank 0, none elsewhere; every rank records. Writes the run's `config.yaml` and `machine.json`."""
-    run_dir, listed = Path(config.run_dir), config.tracker.batches
-    if engine.process_index != 0:
-        return Recorder(engine, run_dir, [], listed)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
-    about = machine() | {"ranks": engine.num_processes, "command": shlex.join(["python", *sys.argv])}
-    (run_dir / "machine.json").write_text(json.dumps(about, indent=1) + "\n")
-    for name in ("metrics.jsonl", "batches.jsonl", "health.jsonl", "quarantine.jsonl"):
-        cut_back(run_dir / name, first_step or -1)  # without a checkpoint all is done again, step 0 too
+    """A recorder on every rank, whose sinks are on rank 0. Write the run's `config.yaml` and `machine.json`.
+
+    Raise ValueError on all ranks, naming the file, if rank 0 cannot write.
+    """
+    sinks = on_main(engine, lambda: _open_sinks(config, first_step, engine.num_processes))
+    return Recorder(engine, Path(config.run_dir), sinks or [], config.tracker.batches)
+
+
+def _open_sinks(config: Config, first_step: int, ranks: int) -> list[Sink]:
+    run_dir = Path(config.run_dir)
+    about = machine() | {"ranks": ranks, "command": shlex.join(["python", *sys.argv])}
+    with writing(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
+        (run_dir / "machine.json").write_text(json.dumps(about, indent=1) + "\n")
+        for name in ("metrics.jsonl", "batches.jsonl", "health.jsonl", "quarantine.jsonl"):
+            cut_back(run_dir / name, first_step or -1)  # without a checkpoint, step 0 is repeated too
     bar = progress_bar(total=config.train.steps, initial=first_step, desc="train", unit="step")
     sinks: list[Sink] = [Console(bar), Jsonl(run_dir / "metrics.jsonl")]
     if config.tracker.tensorboard:
         sinks.append(start_tensorboard(run_dir, first_step))
     if config.tracker.wandb:
         sinks.append(start_wandb(config.tracker, run_dir, asdict(config)))
-    return Recorder(engine, run_dir, sinks, listed)
+    return sinks
 
 
 RATE_BUCKETS = ("0.0-0.3", "0.3-0.6", "0.6-0.9", "0.9-1.0")

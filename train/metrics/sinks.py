@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from train.config import TrackerConfig
 from train.faults.first_line import first_line
+from train.faults.full_disk import writing
 from train.metrics.jsonl import append_lines, as_json
 from train.reports.curve import Curve, curve_of, figure, table
 
@@ -56,23 +58,34 @@ class TensorBoard:
     """Event files under the run's folder. Those of steps that a resumed run takes again are hidden."""
 
     writer: Any
+    folder: Path
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-        if (curve := curve_of(f"step {step}", values)).accuracy:
-            self.writer.add_figure("eval/curve", figure([curve], "Accuracy by pruning rate"), step)
-            self.writer.add_text("eval/table", table([curve]), step)
-        self.writer.flush()
+        with writing(self.folder):
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+            if (curve := curve_of(f"step {step}", values)).accuracy:
+                self.writer.add_figure("eval/curve", figure([curve], "Accuracy by pruning rate"), step)
+                self.writer.add_text("eval/table", table([curve]), step)
+            self.writer.flush()
 
     def close(self) -> None:
-        self.writer.close()
+        with writing(self.folder):
+            self.writer.close()
 
 
 def start_tensorboard(run_dir: Path, first_step: int) -> TensorBoard:
     from torch.utils.tensorboard import SummaryWriter
 
-    return TensorBoard(SummaryWriter(run_dir / "tensorboard", purge_step=first_step + 1 if first_step else None))
+    folder = run_dir / "tensorboard"
+    threading.excepthook = _without_tensorboard(threading.excepthook)
+    with writing(folder):
+        return TensorBoard(SummaryWriter(folder, purge_step=first_step + 1 if first_step else None), folder)
+
+
+def _without_tensorboard(report: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The hook `report` for all threads but TensorBoard's, which keeps its error and raises it at the next write."""
+    return lambda args: None if type(args.thread).__module__.startswith("tensorboard") else report(args)
 
 
 @dataclass

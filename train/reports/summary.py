@@ -10,6 +10,7 @@ from pathlib import Path
 
 from train import cli
 from train.checkpoint.checkpoint import complete
+from train.faults.full_disk import writing
 from train.metrics.jsonl import read_lines
 
 
@@ -71,7 +72,9 @@ def by_reason(run_dir: Path) -> dict[str, int]:
 
 
 def write(summary: Summary, run_dir: Path) -> None:
-    (run_dir / "summary.json").write_text(json.dumps(asdict(summary), indent=1) + "\n")
+    path = run_dir / "summary.json"
+    with writing(path):
+        path.write_text(json.dumps(asdict(summary), indent=1) + "\n")
 
 
 def text(summary: Summary, run_dir: Path) -> str:
