@@ -23,7 +23,7 @@ class SampleLimits:
     gib: float = 8.0  # of its decoded pixels together; 768 frames of 1920x1080 are 4.5
 
     @property
-    def room(self) -> int:
+    def max_bytes(self) -> int:
         """Bytes of decoded pixels."""
         return int(self.gib * 2**30)
 
@@ -93,11 +93,11 @@ def remaining() -> float | None:
     return None if until is None else until - time.monotonic()
 
 
-def check_room(name: str, pixels: int, room: int | None) -> None:
-    """MediaError if so many decoded pixels are more than `room` bytes."""
-    if room is not None and 3 * pixels > room:
+def check_decoded_size(name: str, pixels: int, max_bytes: int | None) -> None:
+    """MediaError if so many decoded pixels are more than `max_bytes` bytes."""
+    if max_bytes is not None and 3 * pixels > max_bytes:
         raise MediaError(
-            f"{name}: its decoded pixels take {3 * pixels / 2**30:.2f} GiB, and {room / 2**30:.2f} are left of "
+            f"{name}: its decoded pixels take {3 * pixels / 2**30:.2f} GiB, and {max_bytes / 2**30:.2f} are left of "
             "data.sample_gib; make the media smaller, lower data.max_frames or raise the limit"
         )
 

@@ -124,7 +124,7 @@ class Clip:
 
     frames_THWC: np.ndarray  # uint8 RGB
     times_T: np.ndarray  # float64 seconds from the first frame of the file, strictly increasing
-    places_T: np.ndarray  # int64, counted from the first frame of the file
+    frame_indices_T: np.ndarray  # int64, counted from the first frame of the file
     fps: float  # of the source, average
     frames: int  # that were sampled from: of the file, or of the stretch that was asked for
     duration: float  # seconds, of the source

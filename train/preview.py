@@ -94,7 +94,7 @@ def _videos(encoder: Encoder, encoding: Encoding, clips: Sequence[Clip]) -> Iter
     for thw, clip in zip(encoding.video_grid_thw_V3.tolist(), clips):
         grid = _grid(encoder, thw)
         times_T = (
-            clip.places_T / clip.fps if encoder.policy.times == "server" else clip.times_T
+            clip.frame_indices_T / clip.fps if encoder.policy.times == "server" else clip.times_T
         )  # those the model is given
         seconds = f"{times_T[0]:.1f}-{times_T[-1]:.1f} s"
         yield f"video {grid.T} grids {grid.H}x{grid.W}, {len(times_T)} frames, {seconds}", grid.tokens

@@ -11,7 +11,7 @@ from av.video.reformatter import ColorPrimaries, ColorTrc, Interpolation, VideoR
 from av.video.stream import VideoStream
 
 from data.media.container import Packets, VideoInfo, demuxed, info, opened
-from data.sample_limits import check_room
+from data.sample_limits import check_decoded_size
 from data.types import Clip, MediaError, VideoRef
 
 HDR_CURVES = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
@@ -26,7 +26,7 @@ KEPT_PRIMARIES = (
 )
 
 
-def places(ref: VideoRef, header: VideoInfo, sample: Callable[[VideoInfo], np.ndarray]) -> np.ndarray:
+def sampled_indices(ref: VideoRef, header: VideoInfo, sample: Callable[[VideoInfo], np.ndarray]) -> np.ndarray:
     """[T] which of the file's frames `decode` gives. MediaError where they are too few for a temporal grid."""
     found = sample(header)
     if not len(found):
@@ -37,21 +37,21 @@ def places(ref: VideoRef, header: VideoInfo, sample: Callable[[VideoInfo], np.nd
     return found
 
 
-def decode(ref: VideoRef, sample: Callable[[VideoInfo], np.ndarray], room: int | None = None) -> Clip:
+def decode(ref: VideoRef, sample: Callable[[VideoInfo], np.ndarray], max_bytes: int | None = None) -> Clip:
     """The frames that `sample` wants of the video, at source size, upright.
 
     MediaError where frames are missing or damaged: none ever takes another's place; and where they would be more than
-    `room` bytes.
+    `max_bytes` bytes.
     """
     packets = demuxed(ref)
     with opened(ref) as (container, stream):
         header = info(ref, container, stream)
-        wanted = places(ref, header, sample)
+        wanted = sampled_indices(ref, header, sample)
         wanted = wanted[wanted < len(packets.ticks_P)]
-        check_room(ref.path, len(wanted) * header.height * header.width, room)
+        check_decoded_size(ref.path, len(wanted) * header.height * header.width, max_bytes)
         seconds_P = packets.seconds(float(stream.time_base or 0))
         _check_end(ref, seconds_P, header)
-        frames_THWC = _pictures(ref, _frames(ref, container, stream, packets, wanted), len(wanted), room)
+        frames_THWC = _pictures(ref, _frames(ref, container, stream, packets, wanted), len(wanted), max_bytes)
     times = seconds_P[wanted] if packets.ordered else wanted / header.fps
     return Clip(frames_THWC, times, wanted, header.fps, header.frames, header.duration)
 
@@ -139,7 +139,7 @@ def _check_end(ref: VideoRef, seconds_P: np.ndarray, header: VideoInfo) -> None:
         )
 
 
-def _pictures(ref: VideoRef, frames: Iterator[VideoFrame], count: int, room: int | None) -> np.ndarray:
+def _pictures(ref: VideoRef, frames: Iterator[VideoFrame], count: int, max_bytes: int | None) -> np.ndarray:
     """uint8 RGB [T, H, W, 3], upright."""
     pictures_THWC = np.empty((0, 0, 0, 3), np.uint8)
     convert = VideoReformatter()
@@ -147,8 +147,9 @@ def _pictures(ref: VideoRef, frames: Iterator[VideoFrame], count: int, room: int
     for number, frame in enumerate(frames, 1):
         _check_frame(ref, frame, number)
         picture = _picture(convert, frame)
-        if number == 1:  # filled in place: a list and a stack would hold every frame twice
-            check_room(ref.path, count * picture.size // 3, room)  # once more, since headers may say another size
+        if number == 1:  # one array, filled in place: stacking a list would hold every frame twice
+            # Checked again, because headers may state a smaller size.
+            check_decoded_size(ref.path, count * picture.size // 3, max_bytes)
             pictures_THWC = np.empty((count, *picture.shape), np.uint8)
         elif picture.shape != pictures_THWC.shape[1:]:
             raise MediaError(f"{ref.path}: its picture changes size at sampled frame {number}; encode it anew")

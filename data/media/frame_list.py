@@ -8,14 +8,17 @@ import numpy as np
 
 from data.media.container import VideoInfo
 from data.media.images import load_image, probe_image
-from data.sample_limits import check_room, remaining
+from data.sample_limits import check_decoded_size, remaining
 from data.types import Clip, FrameList, ImageRef, MediaError, VideoRef
 
 MILLISECONDS = 1000.0  # per second: the rate at which servers are told the times of frames, as whole numbers
 
 
 def probe_frames(ref: VideoRef, frames: FrameList) -> VideoInfo:
-    """The size by the pictures' headers; `timed` adds rate and duration. MediaError if one is missing or unreadable."""
+    """The frame size, from the headers of the pictures; `with_rate` adds rate and duration.
+
+    Raises MediaError if a picture is missing, unreadable, or differs in size.
+    """
     sizes = []
     for picture in frames.pictures:
         remaining()  # SampleTimeout if the sample's time is over
@@ -26,13 +29,13 @@ def probe_frames(ref: VideoRef, frames: FrameList) -> VideoInfo:
     return VideoInfo(0.0, 0.0, width, height, count, count)
 
 
-def timed(header: VideoInfo, frames: FrameList, fps: float) -> VideoInfo:
+def with_rate(header: VideoInfo, frames: FrameList, fps: float) -> VideoInfo:
     """The header with the rate and duration that a server is told."""
     _, rate, total = _timeline(frames, fps)
     return replace(header, fps=rate, duration=total / rate)
 
 
-def places_of(ref: VideoRef, frames: FrameList, fps: float, most: int) -> np.ndarray:
+def list_indices(ref: VideoRef, frames: FrameList, fps: float, most: int) -> np.ndarray:
     """[T] int64 index of every picture at the rate that a server is told.
 
     MediaError for more than `most` pictures, or too few for a temporal grid.
@@ -47,20 +50,20 @@ def places_of(ref: VideoRef, frames: FrameList, fps: float, most: int) -> np.nda
     return _timeline(frames, fps)[0]
 
 
-def load_frames(ref: VideoRef, frames: FrameList, fps: float, most: int, room: int | None = None) -> Clip:
+def load_frames(ref: VideoRef, frames: FrameList, fps: float, most: int, max_bytes: int | None = None) -> Clip:
     """All pictures at source size, upright. MediaError if one is missing, or of another size than the first."""
-    places_T = places_of(ref, frames, fps, most)
-    first = load_image(frames.pictures[0], room)
-    check_room(ref.path, len(places_T) * first.size // 3, room)
-    frames_THWC = np.empty((len(places_T), *first.shape), np.uint8)
+    indices_T = list_indices(ref, frames, fps, most)
+    first = load_image(frames.pictures[0], max_bytes)
+    check_decoded_size(ref.path, len(indices_T) * first.size // 3, max_bytes)
+    frames_THWC = np.empty((len(indices_T), *first.shape), np.uint8)
     for number, picture in enumerate(frames.pictures):
-        image = load_image(picture, room) if number else first
+        image = load_image(picture, max_bytes) if number else first
         if image.shape != first.shape:
             raise _other_size(picture, image.shape, first.shape)
         frames_THWC[number] = image
     _, rate, total = _timeline(frames, fps)
-    times_T = places_T / rate if frames.times is None else np.array(frames.times)
-    return Clip(frames_THWC, times_T, places_T, rate, total, total / rate)
+    times_T = indices_T / rate if frames.times is None else np.array(frames.times)
+    return Clip(frames_THWC, times_T, indices_T, rate, total, total / rate)
 
 
 def _other_size(picture: ImageRef, size: tuple[int, ...], first: tuple[int, ...]) -> MediaError:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data.media.content import content
-from data.sample_limits import check_room
+from data.sample_limits import check_decoded_size
 from data.types import ImageRef, MediaError
 
 # Formats that Pillow decodes by itself and servers open too. Others are refused: it hands PostScript to Ghostscript.
@@ -17,11 +17,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000
 ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on bad files
 
 
-def load_image(ref: ImageRef, room: int | None = None) -> np.ndarray:
+def load_image(ref: ImageRef, max_bytes: int | None = None) -> np.ndarray:
     """[H, W, 3] uint8 RGB, turned upright, transparency over white. MediaError if the file is missing, damaged, or of
-    more than `room` bytes."""
+    more than `max_bytes` bytes."""
     with _opened(ref) as image:
-        check_room(ref.path, image.height * image.width, room)
+        check_decoded_size(ref.path, image.height * image.width, max_bytes)
         return np.array(_on_white(_upright(image)).convert("RGB"))
 
 

@@ -19,6 +19,7 @@ import xxhash
 
 from data.batching.sizes import SampleSize, gather
 from data.encoding.encoder import Encoder
+from data.encoding.size_prediction import predict_sizes
 from data.sources.base import Samples
 from data.sources.headers import THREADS, Header, Ref, read_headers, stat
 from data.sources.versions import version_after
@@ -63,7 +64,7 @@ class Chunk:
         if self.encoder is None:
             return sizes
         places = [place for place, each in enumerate(found) if isinstance(each, Sample)]
-        for place, cost in zip(places, self.encoder.costs(list(_usable(found)), headers)):
+        for place, cost in zip(places, predict_sizes(self.encoder, list(_usable(found)), headers)):
             if isinstance(cost, SampleSize):
                 sizes[place] = cost
             else:

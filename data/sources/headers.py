@@ -42,7 +42,7 @@ def read_headers(refs: Sequence[Ref], limits: SampleLimits) -> dict[Ref, Header]
 
 
 def _read_together(refs: Sequence[Ref], limits: SampleLimits) -> dict[Ref, Header]:
-    with _bounded(limits.room + STACK * min(THREADS, len(refs))):
+    with _bounded(limits.max_bytes + STACK * min(THREADS, len(refs))):
         return _Reading(refs, limits.seconds).headers()
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 
 from data.encoding.encoder import Encoder
+from data.encoding.size_prediction import predict_size
 from data.media.container import probe
 from data.media.frames import FramePolicy
 from data.sources.collection import ReadOptions, collect
@@ -132,7 +133,7 @@ def _alone(model: Path, data: Path, options: Options) -> float:
     headers = {ref: probe(ref) for ref in refs}
     middle = time.perf_counter()
     for place in some:
-        encoder.cost(samples[place], headers)
+        predict_size(encoder, samples[place], headers)
     end = time.perf_counter()
     return (middle - begin) / len(refs) * options.files + (end - middle) / len(some) * options.rows
 

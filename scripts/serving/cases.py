@@ -109,7 +109,7 @@ def server_metadata(clip: Clip) -> dict[str, object]:
         "fps": clip.fps,
         "duration": clip.duration,
         "total_num_frames": clip.frames,
-        "frames_indices": clip.places_T.tolist(),
+        "frames_indices": clip.frame_indices_T.tolist(),
         "do_sample_frames": False,
     }
 

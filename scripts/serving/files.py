@@ -67,7 +67,7 @@ def compare_file(prompt: Prompt, ours: Answer, theirs: dict[str, Any], tolerance
 
 def _departure(clip: Clip, grids: list[list[int]], seen: dict[str, Any]) -> str:
     """The first of frames, times, grid and pixels that differs; empty where none does."""
-    places = clip.places_T.tolist()
+    places = clip.frame_indices_T.tolist()
     if seen["indices"] != places:
         theirs = seen["indices"]
         first = next((i for i, (a, b) in enumerate(zip(places, theirs)) if a != b), min(len(places), len(theirs)))

@@ -10,6 +10,7 @@ from PIL import Image
 from data.batching.plans import Plan, shards
 from data.batching.sizes import gather
 from data.encoding.encoder import Encoder
+from data.encoding.size_prediction import predict_sizes
 from data.loader import Planned, shard_loader, step_loader
 from data.media.images import probe_image
 from data.types import ImageRef, Sample, Turn
@@ -67,7 +68,7 @@ def test_a_sample_that_decodes_to_more_tokens_than_a_budget_was_planned_for_is_l
     asked = [Sample(id, each) for id, each in zip("abc", turns)]
     for id in "abc":
         Image.new("RGB", (256, 256)).save(tmp_path / f"{id}.png")
-    sizes = gather(encoder.costs(asked, {ref: probe_image(ref) for sample in asked for ref in sample.media}))
+    sizes = gather(predict_sizes(encoder, asked, {ref: probe_image(ref) for sample in asked for ref in sample.media}))
     Image.new("RGB", (384, 384)).save(tmp_path / "a.png")
     Image.new("RGB", (128, 128)).save(tmp_path / "b.png")
     span = {"first_step": 0, "last_step": 1, "planned": Planned(sizes.unpruned(), strict)}

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from data.encoding.encoder import Encoder
+from data.encoding.size_prediction import predict_sizes
 from data.loader import shard_loader, step_loader
 from data.media.container import probe
 from data.sample_limits import OutOfTime, SampleLimits, SampleTimeout, guarded
@@ -100,7 +101,7 @@ def test_media_that_together_take_more_memory_than_a_sample_may_are_left_out(cli
     one = Sample("one", (Turn("user", (film, "What?")), Turn("assistant", ("yes",))))
     encoder = Encoder(processor, POLICY, limits=SampleLimits(gib=1.5 * 4 * 48 * 64 * 3 / 2**30))
     headers = {film: probe(film)}
-    planned, refused = encoder.costs([one, both], headers)
+    planned, refused = predict_sizes(encoder, [one, both], headers)
     assert len(encoder.encode(one).input_ids_N) and planned.frames == 4
     assert isinstance(refused, MediaError) and "data.sample_gib" in str(refused)
     with pytest.raises(MediaError, match=r"clip.mp4: .*data.sample_gib"):

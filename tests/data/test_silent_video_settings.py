@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from data.encoding.encoder import Encoder
+from data.encoding.size_prediction import predict_size, predict_sizes
 from data.formats.roots import Folder
 from data.formats.rows import Format
 from data.media.frames import FramePolicy
@@ -42,7 +43,7 @@ def converted(row: dict[str, Any], folder: Path = Path()) -> Sample:
 def encoded(encoder: Encoder, sample: Sample) -> Encoding:
     """The sample, encoded; its size by the headers alone must be the same."""
     encoding = encoder.encode(sample)
-    size = encoder.cost(sample, read_headers(sample.media, encoder.limits))
+    size = predict_size(encoder, sample, read_headers(sample.media, encoder.limits))
     assert size.frames == len(encoder.read(sample)[0][0].frames_THWC)
     assert size.patches == int(encoding.video_grid_thw_V3.prod(dim=1).sum())
     assert size.fixed + sum(grids * tokens for grids, tokens in size.videos) == len(encoding.input_ids_N)
@@ -107,7 +108,7 @@ def test_videos_of_one_row_do_not_silently_share_settings(encoder, clip):
     row["messages"][0]["content"].insert(2, {"type": "video", "video": str(clip)})
     sample = converted(row)
     assert encoder.encode(sample).video_grid_thw_V3[:, 0].tolist() == [10, 2, 2]
-    sizes = encoder.costs([sample], read_headers(sample.media, encoder.limits))
+    sizes = predict_sizes(encoder, [sample], read_headers(sample.media, encoder.limits))
     assert [grids for grids, _ in sizes[0].videos] == [10, 2, 2]
 
 
@@ -159,7 +160,7 @@ def test_a_setting_out_of_a_servers_range_is_refused_by_key_not_silently_clamped
     name = {"nframes": "frames"}.get(next(iter(keys)), next(iter(keys)))
     with pytest.raises(RowError, match=name):
         encoder.encode(sample)
-    (size,) = encoder.costs([sample], read_headers(sample.media, encoder.limits))
+    (size,) = predict_sizes(encoder, [sample], read_headers(sample.media, encoder.limits))
     assert isinstance(size, RowError)
 
 
@@ -240,7 +241,7 @@ def test_timestamps_of_a_list_are_not_silently_even(encoder, tmp_path, pictures)
     times = [0.5 * number**2 for number in range(11)]
     sample = converted(listed("part", pictures, timestamps=times), tmp_path)
     (clip,), _ = encoder.read(sample)
-    assert (clip.places_T / clip.fps).tolist() == clip.times_T.tolist() == times
+    assert (clip.frame_indices_T / clip.fps).tolist() == clip.times_T.tolist() == times
     assert float(encoded(encoder, sample).second_per_grid_V[0]) == pytest.approx(2 * 50 / 10)
 
 
@@ -249,7 +250,7 @@ def test_pictures_of_a_list_are_not_silently_resized_together(encoder, tmp_path,
     sample = converted(listed("part", pictures), tmp_path)
     with pytest.raises(MediaError, match=r"f7\.png: is 32x64, the first frame of its video is 64x64"):
         encoder.encode(sample)
-    (size,) = encoder.costs([sample], read_headers(sample.media, encoder.limits))
+    (size,) = predict_sizes(encoder, [sample], read_headers(sample.media, encoder.limits))
     assert "f7.png: is 32x64" in str(size)
 
 
@@ -258,7 +259,7 @@ def test_a_missing_picture_of_a_list_is_not_silently_left_out(encoder, tmp_path,
     sample = converted(listed("part", pictures), tmp_path)
     with pytest.raises(MediaError, match=r"f7\.png: no such file"):
         encoder.encode(sample)
-    (size,) = encoder.costs([sample], read_headers(sample.media, encoder.limits))
+    (size,) = predict_sizes(encoder, [sample], read_headers(sample.media, encoder.limits))
     assert isinstance(size, MediaError)
 
 

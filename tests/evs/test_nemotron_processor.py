@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
+from data.encoding.size_prediction import predict_size
 from data.media.container import probe
 from data.media.frames import FramePolicy
 from data.types import Sample, Turn, VideoRef
@@ -24,7 +25,7 @@ def test_tokens_and_patches_are_the_library_s(checkpoint, sample, frames):
     processor = AutoProcessor.from_pretrained(checkpoint(FAMILY))
     encoder = encoder_of(str(checkpoint(FAMILY)), FramePolicy(max_frames=frames))
     got, (clip,) = encoder.encode(sample), encoder.read(sample)[0]
-    metadata = {"fps": clip.fps, "frames_indices": clip.places_T.tolist(), "total_num_frames": clip.frames}
+    metadata = {"fps": clip.fps, "frames_indices": clip.frame_indices_T.tolist(), "total_num_frames": clip.frames}
     video = torch.from_numpy(clip.frames_THWC).permute(0, 3, 1, 2)
     theirs = processor(text=encoder.chat(sample), videos=[video], video_metadata=[metadata], return_tensors="pt")
     assert got.input_ids_N.tolist() == theirs.input_ids[0].tolist()
@@ -35,7 +36,7 @@ def test_tokens_and_patches_are_the_library_s(checkpoint, sample, frames):
 
 def test_the_cost_is_that_of_the_encoding_and_the_empty_thought_is_not_labelled(checkpoint, sample):
     encoder = encoder_of(str(checkpoint(FAMILY)), FramePolicy(max_frames=7))
-    got, cost = encoder.encode(sample), encoder.cost(sample, {part: probe(part) for part in sample.media})
+    got, cost = encoder.encode(sample), predict_size(encoder, sample, {part: probe(part) for part in sample.media})
     ((grids, tokens),) = cost.videos
     assert (cost.fixed + grids * tokens, cost.patches) == (len(got.input_ids_N), len(got.pixel_values_videos))
     assert encoder.processor.tokenizer.decode(got.labels_N[got.labels_N >= 0]) == "red<|im_end|>"

@@ -10,6 +10,7 @@ from transformers import AutoProcessor
 
 from data.collate import collate
 from data.encoding.encoder import Encoder, TooLong
+from data.encoding.size_prediction import predict_size
 from data.media.container import probe
 from data.media.frames import FramePolicy
 from data.media.processor import CALL
@@ -52,7 +53,9 @@ def test_a_sample_is_what_the_whole_processor_makes_of_it(processor, sample):
         text=[processor.apply_chat_template(messages, tokenize=False)],
         images=images,
         videos=[clip.frames_THWC for clip in clips],
-        video_metadata=[{"total_num_frames": c.frames, "fps": c.fps, "frames_indices": c.places_T} for c in clips],
+        video_metadata=[
+            {"total_num_frames": c.frames, "fps": c.fps, "frames_indices": c.frame_indices_T} for c in clips
+        ],
         videos_kwargs={"do_sample_frames": False},
         return_tensors="pt",
     )
@@ -101,13 +104,13 @@ def test_an_odd_number_of_frames_is_padded_as_the_processor_does(processor, tmp_
     encoder = Encoder(processor, POLICY)
     clip, got, _ = encoded(encoder, path)
     grids = int(got.video_grid_thw_V3[0, 0])
-    assert grids == -(-len(clip.places_T) // 2)
+    assert grids == -(-len(clip.frame_indices_T) // 2)
     ref = VideoRef(str(path))
     sample = Sample("v", (Turn("user", (ref, "What?")), Turn("assistant", ("A dog.",))))
-    size = encoder.cost(sample, {ref: probe(ref)})
+    size = predict_size(encoder, sample, {ref: probe(ref)})
     (t, h, w) = got.video_grid_thw_V3[0].tolist()
     assert size.videos == ((t, h * w // 4),) and size.patches == len(got.pixel_values_videos)
-    assert size.fixed + t * h * w // 4 == len(got.input_ids_N) and size.frames == len(clip.places_T)
+    assert size.fixed + t * h * w // 4 == len(got.input_ids_N) and size.frames == len(clip.frame_indices_T)
 
 
 def test_a_prompt_ends_where_the_last_answer_begins(processor, sample):

@@ -32,7 +32,7 @@ def test_of_a_header_that_counts_one_frame_too_many_the_last_one_drops_out(tmp_p
     path.write_bytes(content)
     info = probe(VideoRef(str(path)))
     assert (info.frames, info.readable) == (31, 30)
-    assert decode(VideoRef(str(path)), videos.every).places_T.tolist() == list(range(30))
+    assert decode(VideoRef(str(path)), videos.every).frame_indices_T.tolist() == list(range(30))
 
 
 def test_a_header_that_counts_far_too_many_is_corrected_as_servers_do(tmp_path):
@@ -72,7 +72,7 @@ def test_sound_that_outlasts_the_picture_is_no_cut(tmp_path):
         container.mux(audio.encode())
     info = probe(VideoRef(str(path)))
     assert (info.frames, info.readable, info.duration) == (90, 90, pytest.approx(3.6, abs=0.05))
-    assert len(decode(VideoRef(str(path)), videos.every).places_T) == 90
+    assert len(decode(VideoRef(str(path)), videos.every).frame_indices_T) == 90
 
 
 @pytest.mark.parametrize("keyframes", [30, 90], ids=["a later keyframe is shown", "the only keyframe is hidden"])

@@ -18,9 +18,9 @@ def evenly(count):
 @pytest.mark.parametrize("count", [2, 7, 100])
 def test_frames_are_the_ones_at_their_places(clip, count):
     got = decode(VideoRef(str(clip)), evenly(count))
-    assert videos.numbers(got.frames_THWC) == got.places_T.tolist()
-    assert np.allclose(got.times_T, got.places_T / 25)
-    assert got.places_T[0] == 0 and got.places_T[-1] == 99
+    assert videos.numbers(got.frames_THWC) == got.frame_indices_T.tolist()
+    assert np.allclose(got.times_T, got.frame_indices_T / 25)
+    assert got.frame_indices_T[0] == 0 and got.frame_indices_T[-1] == 99
     assert (got.fps, got.frames, got.duration) == (25.0, 100, 4.0)
 
 
@@ -38,8 +38,8 @@ def test_frames_are_the_ones_at_their_places(clip, count):
 def test_every_container_gives_the_same_frames(tmp_path, suffix, codec, bf):
     path = videos.write(tmp_path / f"a.{suffix}", [i / 25 for i in range(60)], codec=codec, g=10, bf=bf)
     got = decode(VideoRef(str(path)), evenly(7))
-    assert videos.numbers(got.frames_THWC) == got.places_T.tolist() == [0, 10, 20, 30, 39, 49, 59]
-    assert np.allclose(got.times_T, got.places_T / 25, atol=2e-3)
+    assert videos.numbers(got.frames_THWC) == got.frame_indices_T.tolist() == [0, 10, 20, 30, 39, 49, 59]
+    assert np.allclose(got.times_T, got.frame_indices_T / 25, atol=2e-3)
 
 
 @pytest.mark.parametrize("name", ["bikes", "carphone_pristine"])
@@ -47,8 +47,8 @@ def test_seeking_finds_the_frames_that_reading_through_finds(footage, name):
     whole = decode(VideoRef(str(footage[name])), every)
     for count in (3, 10, 70):
         some = decode(VideoRef(str(footage[name])), evenly(count))
-        assert np.array_equal(whole.times_T[some.places_T], some.times_T)
-        assert np.array_equal(whole.frames_THWC[some.places_T], some.frames_THWC)
+        assert np.array_equal(whole.times_T[some.frame_indices_T], some.times_T)
+        assert np.array_equal(whole.frames_THWC[some.frame_indices_T], some.frames_THWC)
 
 
 @pytest.mark.parametrize("g", [25, 250])
@@ -56,7 +56,7 @@ def test_frames_far_from_a_keyframe_are_the_same_ones(tmp_path, g):
     path = videos.write(tmp_path / "long.mp4", [i / 25 for i in range(250)], g=g, bf=3, sc_threshold=0)
     for count in (2, 7, 10):
         got = decode(VideoRef(str(path)), evenly(count))
-        assert videos.numbers(got.frames_THWC) == got.places_T.tolist()
+        assert videos.numbers(got.frames_THWC) == got.frame_indices_T.tolist()
 
 
 @pytest.mark.parametrize("missing", [1, 2])
@@ -82,7 +82,7 @@ def test_at_a_variable_rate_the_nth_frame_is_the_nth_shown_and_real_times_are_ke
 
 def test_a_segment_keeps_the_places_and_times_of_the_file(clip):
     got = decode(VideoRef(str(clip), 1.0, 3.0), evenly(4))
-    assert (got.places_T[0], got.places_T[-1], got.frames) == (25, 74, 50)
+    assert (got.frame_indices_T[0], got.frame_indices_T[-1], got.frames) == (25, 74, 50)
     assert np.allclose(got.times_T, np.array(videos.numbers(got.frames_THWC)) / 25)
 
 

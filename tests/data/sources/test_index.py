@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.encoding.encoder import Encoder
+from data.encoding.size_prediction import predict_size, predict_sizes
 from data.media.container import probe
 from data.sources import chunks
 from data.sources.collection import VERSION, ReadOptions
@@ -73,9 +74,9 @@ def test_samples_counted_together_cost_what_each_costs_alone(clip, encoder, text
         Sample(str(i), (Turn("user", (*media[kind], asked)), Turn("assistant", (answer,))))
         for i, (asked, answer, kind) in enumerate(texts)
     ]
-    for sample, found in zip(samples, encoder.costs(samples, headers)):
+    for sample, found in zip(samples, predict_sizes(encoder, samples, headers)):
         try:
-            assert found == encoder.cost(sample, headers)
+            assert found == predict_size(encoder, sample, headers)
         except (MediaError, RowError) as error:
             assert str(found) == str(error)
 
