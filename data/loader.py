@@ -52,7 +52,7 @@ class Planned:
         if self.strict and tokens > planned:
             raise MediaError(
                 f"{encoding.id}: decodes to {tokens} tokens, where {planned} were planned by its media's headers; "
-                "write the files anew (ffmpeg -c copy), or start again if they have changed"
+                "rewrite the files (ffmpeg -c copy), or start again if they have changed"
             )
 
 

@@ -1,4 +1,4 @@
-"""The one place where whatever goes wrong with a sample becomes a reason to leave it out; what a sample may take."""
+"""Time and memory limits of a sample, and the conversion of any failure into a reason to skip the sample."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 
 from data.types import MediaError, RowError
 
-AGAIN = 1.0  # seconds after which a sample is interrupted once more, should a library have swallowed it
+REPEAT_SECONDS = 1.0  # the timeout is raised again at this interval, in case a library swallowed it
 
 
 @dataclass(frozen=True)
 class SampleLimits:
-    """What one sample may take: the keys data.sample_seconds and data.sample_gib."""
+    """Time and memory that one sample may take (data.sample_seconds and data.sample_gib)."""
 
     seconds: float = 120.0
-    gib: float = 8.0  # of its decoded pixels together; 768 frames of 1920x1080 are 4.5
+    gib: float = 8.0  # decoded pixels of all its media; 768 frames of 1920x1080 take 4.5
 
     @property
     def max_bytes(self) -> int:
-        """Bytes of decoded pixels."""
+        """Limit on decoded pixels, in bytes."""
         return int(self.gib * 2**30)
 
 
@@ -32,48 +32,48 @@ LIMITS = SampleLimits()
 
 
 class SampleTimeout(Exception):
-    """The time of a sample is over. No OSError or ValueError: libraries catch these."""
+    """The time limit of a sample has expired. Not an OSError or ValueError, because libraries catch those."""
 
 
 class OutOfTime(MediaError):
-    """It took longer than a sample may."""
+    """Reading the media took longer than the time limit of a sample."""
 
 
 class OutOfMemory(MediaError):
-    """Memory was refused while it was read."""
+    """Memory allocation failed while the media were read."""
 
 
-_running = local()  # until: when the time of this thread's sample is over
+_running = local()  # attribute `until`: deadline of this thread's sample (monotonic seconds)
 
 
 @contextmanager
 def guarded(name: str, seconds: float | None = None) -> Iterator[None]:
-    """A MediaError that begins with `name` for every exception inside: of decoder, image library, processor, memory.
+    """Turn every exception inside into a MediaError that begins with `name`; MediaError and RowError pass unchanged.
 
-    Another when it takes longer than `seconds`: in a process's main thread by a signal, which is served between two
-    calls of a library, elsewhere where `remaining` is asked. What already says why a sample cannot be used goes through
-    as it is. A mistake of ours that strikes every sample goes through here too: data.max_bad_fraction shows it.
+    Raises OutOfTime if the block takes longer than `seconds`. In the main thread of a process a signal interrupts the
+    block between two library calls; in other threads the limit is enforced where `remaining` is called. A programming
+    error that affects every sample is converted too: data.max_bad_fraction then ends the run.
     """
-    begun = time.monotonic()
+    started = time.monotonic()
     try:
         with _interrupted(seconds):
             yield
     except Exception as error:
-        if seconds is not None and (isinstance(error, SampleTimeout) or time.monotonic() - begun >= seconds):
-            # Whatever else a library says by then may be of its interruption.
+        if seconds is not None and (isinstance(error, SampleTimeout) or time.monotonic() - started >= seconds):
+            # An error of a library after the deadline may be a consequence of the interruption.
             reason = f"took longer than data.sample_seconds={seconds:g}; shorten it or raise the limit"
             raise OutOfTime(f"{name}: {reason}") from None
         if isinstance(error, (MediaError, RowError, SampleTimeout)):
             raise
         if isinstance(error, MemoryError):
-            reason = "MemoryError: reading it takes more than data.sample_gib, or than the machine has"
+            reason = "MemoryError: reading it takes more memory than data.sample_gib allows or the machine has"
             raise OutOfMemory(f"{name}: {reason}") from None
         raise MediaError(f"{name}: {first_line(error)}") from error
 
 
 @contextmanager
 def row_errors(where: str) -> Iterator[None]:
-    """Raise every exception inside as a RowError that begins with `where`, whatever library it comes from."""
+    """Turn every exception inside into a RowError that begins with `where`."""
     try:
         yield
     except RowError:
@@ -83,9 +83,9 @@ def row_errors(where: str) -> Iterator[None]:
 
 
 def remaining() -> float | None:
-    """Seconds left to the sample that this thread is at, for a library that can limit itself; None: no limit.
+    """Seconds left for this thread's sample, for libraries that take a timeout; None: no limit.
 
-    SampleTimeout where none are left.
+    Raises SampleTimeout if none are left.
     """
     until = getattr(_running, "until", None)
     if until is not None and until < time.monotonic():
@@ -94,7 +94,7 @@ def remaining() -> float | None:
 
 
 def check_decoded_size(name: str, pixels: int, max_bytes: int | None) -> None:
-    """MediaError if so many decoded pixels are more than `max_bytes` bytes."""
+    """Raise MediaError if so many decoded RGB pixels exceed `max_bytes`."""
     if max_bytes is not None and 3 * pixels > max_bytes:
         raise MediaError(
             f"{name}: its decoded pixels take {3 * pixels / 2**30:.2f} GiB, and {max_bytes / 2**30:.2f} are left of "
@@ -103,27 +103,27 @@ def check_decoded_size(name: str, pixels: int, max_bytes: int | None) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """The class of an exception and the first line of what it says."""
+    """The class of an exception and the first line of its message."""
     return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 @contextmanager
 def _interrupted(seconds: float | None) -> Iterator[None]:
-    """SampleTimeout after so many seconds, between two calls of whatever library is at work."""
+    """Raise SampleTimeout in the block after so many seconds, between two library calls."""
     if seconds is None:
         yield
         return
     _running.until = time.monotonic() + seconds
     main = current_thread() is main_thread()
     if main:
-        before = signal.signal(signal.SIGALRM, _raise)
-        signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
+        previous = signal.signal(signal.SIGALRM, _raise)
+        signal.setitimer(signal.ITIMER_REAL, seconds, REPEAT_SECONDS)
     try:
         yield
     finally:
         if main:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+            signal.signal(signal.SIGALRM, previous)
         _running.until = None
 
 

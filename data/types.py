@@ -1,4 +1,4 @@
-"""What travels through the data side: a row's Sample, a decoded Clip, one sample's Encoding, a packed Batch.
+"""Data types, in the order in which a row passes through them: Sample, decoded Clip, Encoding, packed Batch.
 
 Axis legend: N tokens, V videos, I images, T frames of a clip, H W C pixels, R patch rows of a vision tower.
 """
@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import Tensor
 
-Normal: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation by channel
+Normal: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
 IGNORE = -100  # label of a token that carries no loss
 
 
@@ -25,32 +25,34 @@ class RowError(ValueError):
 
 @dataclass(frozen=True)
 class Span:
-    """A medium that lies within another file, as in an archive."""
+    """A byte range of a file that holds one medium, as a member of an archive."""
 
     file: str
-    begin: int  # bytes
-    size: int
+    begin: int  # offset in bytes
+    size: int  # bytes
 
 
 @dataclass(frozen=True)
 class ImageRef:
+    """An image that a row names, not yet opened."""
+
     path: str
-    content: Span | bytes | None = field(default=None, repr=False)
+    content: Span | bytes | None = field(default=None, repr=False)  # None: the file at `path`
 
 
 @dataclass(frozen=True)
 class FrameList:
-    """A video that is given as pictures, in the order in which they are shown."""
+    """A video given as a list of pictures, in display order."""
 
     pictures: tuple[ImageRef, ...]
-    times: tuple[float, ...] | None = None  # seconds at which each was taken; None = at a constant rate
+    times: tuple[float, ...] | None = None  # seconds at which each was taken; None: at a constant rate
 
 
 @dataclass(frozen=True)
 class VideoSettings:
-    """What a row asks for one of its videos, by the names of qwen-vl-utils; None = as the run's frame policy says."""
+    """Sampling and resizing settings of one video, named as in qwen-vl-utils; None: the run's frame policy decides."""
 
-    fps: float | None = None  # frames per second to sample; of a FrameList, those per second at which it was sampled
+    fps: float | None = None  # frames per second to sample; for a FrameList, the rate at which it was sampled
     nframes: int | None = None  # exact number of frames to sample
     min_frames: int | None = None
     max_frames: int | None = None
@@ -61,15 +63,19 @@ class VideoSettings:
 
 @dataclass(frozen=True)
 class VideoRef:
-    path: str  # of the file; of a medium that lies elsewhere, its name there
-    start: float | None = None  # seconds; None = the file's beginning
-    end: float | None = None  # seconds; None = the file's end
-    content: Span | bytes | FrameList | None = field(default=None, repr=False)  # None = the file at `path`
+    """A video that a row names, not yet opened."""
+
+    path: str  # path of the file, or name of the medium in its archive or column
+    start: float | None = None  # seconds; None: the beginning of the file
+    end: float | None = None  # seconds; None: the end of the file
+    content: Span | bytes | FrameList | None = field(default=None, repr=False)  # None: the file at `path`
     settings: VideoSettings | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
 class Turn:
+    """One message of a conversation."""
+
     role: str  # "system", "user" or "assistant"
     parts: tuple[str | VideoRef | ImageRef, ...]
     learned: bool = True  # False: an assistant turn without labels
@@ -82,15 +88,17 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample:
+    """One row of a dataset as a conversation."""
+
     id: str
     turns: tuple[Turn, ...]
-    kind: str = ""  # of question, by which evaluation also counts
+    kind: str = ""  # kind of question; evaluation reports accuracy by kind as well
     metric: str | None = None  # name in data.answer_metrics; None: greedy decoding must produce the answer
-    answers: tuple[str, ...] = ()  # accepted beside the assistant's
+    answers: tuple[str, ...] = ()  # accepted in addition to the assistant's
 
     @property
     def media(self) -> tuple[VideoRef | ImageRef, ...]:
-        """All of its videos and images, in the order of the prompt."""
+        """All videos and images, in prompt order."""
         return tuple(part for turn in self.turns for part in turn.parts if not isinstance(part, str))
 
     @property
@@ -101,7 +109,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A sample that was left out, and why in one printable line."""
+    """A sample that was skipped, with the reason as one printable line."""
 
     id: str
     reason: str
@@ -110,24 +118,24 @@ class Quarantined:
         object.__setattr__(self, "reason", printable(self.reason))
 
 
-def printable(text: str, most: int = 500) -> str:
-    """The text as one line, with control characters escaped and the middle of a text longer than `most` left out."""
+def printable(text: str, max_length: int = 500) -> str:
+    """The text on one line, with control characters escaped, and shortened in the middle to about `max_length`."""
     line = " ".join(text.split())
-    if len(line) > most:
-        line = f"{line[: most // 2]} ... {line[-most // 2 :]}"
+    if len(line) > max_length:
+        line = f"{line[: max_length // 2]} ... {line[-max_length // 2 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 @dataclass(frozen=True)
 class Clip:
-    """The sampled frames of one video, their places in it, and the real times at which they were shot."""
+    """The sampled frames of one video, with their indices and timestamps."""
 
     frames_THWC: np.ndarray  # uint8 RGB
     times_T: np.ndarray  # float64 seconds from the first frame of the file, strictly increasing
-    frame_indices_T: np.ndarray  # int64, counted from the first frame of the file
-    fps: float  # of the source, average
-    frames: int  # that were sampled from: of the file, or of the stretch that was asked for
-    duration: float  # seconds, of the source
+    frame_indices_T: np.ndarray  # int64, index of each frame in the file
+    fps: float  # average frame rate of the source
+    frames: int  # number of frames that were sampled from: of the file, or of the requested segment
+    duration: float  # of the source, in seconds
 
 
 @dataclass(frozen=True)
@@ -142,9 +150,11 @@ class Encoding:
     second_per_grid_V: Tensor  # float64, seconds between temporal grids
     pixel_values: Tensor | None  # uint8 [R, patch], images
     image_grid_thw_I3: Tensor  # int64
-    video_M: Tensor  # bool [media], in the order of the prompt: whether it is a video
-    choices: tuple[tuple[int, ...], ...]  # per assistant turn: first token of each offered option, () if free-form
-    video_normal: Normal | None = None  # that videos are to be normalised with
+    video_M: Tensor  # bool [media], in prompt order: True for a video, False for an image
+    choices: tuple[tuple[int, ...], ...]  # per learned turn: first token of each option, () if free-form
+    video_normal: Normal | None = (
+        None  # to normalise pixel_values_videos with, on the device; None: they are normalised
+    )
     image_normal: Normal | None = None
 
 
@@ -163,10 +173,12 @@ class Batch:
     image_grid_thw_I3: Tensor
     video_M: Tensor
     choices: tuple[tuple[int, ...], ...]
-    video_normal: Normal | None = None  # that videos are to be normalised with
+    video_normal: Normal | None = (
+        None  # to normalise pixel_values_videos with, on the device; None: they are normalised
+    )
     image_normal: Normal | None = None
 
     def pin_memory(self) -> Batch:
-        """The same in page-locked memory, from where copies to a GPU run beside its work."""
+        """The batch in page-locked memory, so that copies to a GPU overlap with computation."""
         pinned: dict[str, Any] = {name: x.pin_memory() for name, x in vars(self).items() if isinstance(x, Tensor)}
         return replace(self, **pinned)

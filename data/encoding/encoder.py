@@ -173,9 +173,8 @@ class Encoder:
         rejects the turns.
         """
         messages = [{"role": turn.role, "content": [_content(part) for part in turn.parts]} for turn in sample.turns]
-        thinks = "enable_thinking" in str(
-            self.processor.chat_template
-        )  # templates without it warn about an unknown option
+        # Passed only to templates that use it: the library hands any other keyword to the processor.
+        thinks = "enable_thinking" in str(self.processor.chat_template)
         options = {"enable_thinking": False} if thinks else {}
         try:
             text = self.processor.apply_chat_template(

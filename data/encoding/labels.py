@@ -1,4 +1,4 @@
-"""Which tokens carry loss, and which answers a multiple-choice question offers."""
+"""Labels (the tokens that carry loss), and the options that a multiple-choice question offers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from data.types import IGNORE, RowError, Sample, Turn
 
 OPTION = re.compile(r"^\s*\(?([A-Z])[.):]\s*\S", re.MULTILINE)  # "A. foo", "(B) bar", "C) baz"
-LETTER = re.compile(r"^\(?([A-Z])(?=[.):,]|\s*$)")  # an answer that names one
+LETTER = re.compile(r"^\(?([A-Z])(?=[.):,]|\s*$)")  # an answer that names an option
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,16 @@ class Labeller:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`tokens` of each text, by the tokenizer's own threads."""
+        """Token ids of each text, computed in the tokenizer's own threads."""
         encodings = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def check(self, sample: Sample) -> None:
-        """RowError if text holds what the model would read as a special token, also across text parts."""
+        """Raise RowError if the text contains a special token, also one that spans text parts."""
         for turn in sample.turns:
             text = "".join(part if isinstance(part, str) else "\n" for part in turn.parts)
             if match := self.special.search(text):
-                raise RowError(f"{sample.id}: its text holds the special token {match[0]}; take it out")
+                raise RowError(f"{sample.id}: its text contains the special token {match[0]}; remove it")
 
     def labels(self, ids_N: Tensor, learned: Sequence[bool], where: str) -> Tensor:
         """[N] the ids of the assistant turns that are `learned`, closing token included, IGNORE elsewhere; unshifted.
@@ -87,9 +87,9 @@ class Labeller:
 
     def _spans(self, ids: list[int]) -> Iterator[tuple[int, int]]:
         width = len(self.header)
-        for place, token in enumerate(ids):
-            if token == self.header[0] and ids[place : place + width] == self.header:
-                begin = place + width
+        for index, token in enumerate(ids):
+            if token == self.header[0] and ids[index : index + width] == self.header:
+                begin = index + width
                 if ids[begin : begin + len(self.opening)] == self.opening:
                     begin += len(self.opening)
                 end = next((i for i in range(begin, len(ids)) if ids[i] in self.ends), None)
@@ -98,33 +98,35 @@ class Labeller:
 
     def choices(self, turns: Sequence[Turn]) -> tuple[tuple[int, ...], ...]:
         """Per learned turn the first token of each option's letter, in the answer's own form; () if free-form."""
-        before = [None, *turns]
+        questions = [None, *turns]
         return tuple(
-            self._offered(text_of(asked), text_of(turn)) if asked is not None and asked.role == "user" else ()
-            for asked, turn in zip(before, turns)
+            self._option_tokens(text_of(question), text_of(turn))
+            if question is not None and question.role == "user"
+            else ()
+            for question, turn in zip(questions, turns)
             if turn.is_target
         )
 
-    def _offered(self, question: str, answer: str) -> tuple[int, ...]:
+    def _option_tokens(self, question: str, answer: str) -> tuple[int, ...]:
         letters = list(dict.fromkeys(OPTION.findall(question)))
         named = LETTER.match(answer)
         if named is None or named[1] not in letters or len(letters) < 2:
             return ()
         before, after = answer[: named.start(1)], answer[named.end(1) :]
         first = tuple(self.tokens(f"{before}{letter}{after}")[0] for letter in letters)
-        return first if len(set(first)) == len(letters) else ()  # "(A)" may begin with "(" whatever the letter
+        return first if len(set(first)) == len(letters) else ()  # "(A)" and "(B)" may share their first token, "("
 
 
 def check_rendered(sample: Sample, chat: str) -> None:
-    """RowError if the chat template has left out text of the row. White space may differ."""
-    rendered, place = "".join(chat.split()), 0
+    """Raise RowError if the chat template has dropped text of the row. Whitespace may differ."""
+    rendered, position = "".join(chat.split()), 0
     for number, turn in enumerate(sample.turns, 1):
         for text in ("".join(part.split()) for part in turn.parts if isinstance(part, str)):
-            place = rendered.find(text, place) + len(text)
-            if place < len(text):
+            position = rendered.find(text, position) + len(text)
+            if position < len(text):
                 raise RowError(
-                    f"{sample.id}: the chat template leaves out text of turn {number} ({turn.role}), such as the "
-                    "thought of an earlier answer; take it out, or end the row with that answer"
+                    f"{sample.id}: the chat template drops text of turn {number} ({turn.role}), such as the "
+                    "thought of an earlier answer; remove it, or end the row with that answer"
                 )
 
 

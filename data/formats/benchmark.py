@@ -70,5 +70,5 @@ def _members(folder: str) -> dict[str, Span]:
                     begin = member.header_offset + 30 + sum(HEADER.unpack(file.read(30)))
                     spans.setdefault(Path(member.filename).name, Span(str(path), begin, member.file_size))
         except BadZipFile as error:
-            raise ValueError(f"{path}: is no whole zip file ({error}): fetch it again") from None
+            raise ValueError(f"{path}: truncated or corrupt zip file ({error}): download it again") from None
     return spans

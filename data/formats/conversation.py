@@ -61,7 +61,7 @@ class Media:
         if place >= len(listed):
             raise RowError(
                 f"{self.where}: <{kind}> mark number {place + 1} has no {kind}, the row lists {len(listed)}; "
-                f'name its file under "{kind}" or take the mark out'
+                f'name its file under "{kind}" or remove the mark'
             )
         entry = listed[place]
         if part is not None:
@@ -141,14 +141,14 @@ def finished(sample: Sample, where: str) -> Sample:
     """The sample, checked. RowError if nothing is to be learned from it or its turns are out of order."""
     roles = [turn.role for turn in sample.turns]
     if "assistant" not in roles:
-        raise RowError(f"{where}: has no assistant turn, so nothing to learn; add the answer or take the row out")
+        raise RowError(f"{where}: has no assistant turn, so nothing to learn; add the answer or remove the row")
     if not any(turn.is_target for turn in sample.turns):
-        raise RowError(f"{where}: no assistant turn is learned, all have weight 0; take the row out")
+        raise RowError(f"{where}: no assistant turn is learned, all have weight 0; remove the row")
     if "system" in roles[1:]:
         raise RowError(f"{where}: has a system turn in place {1 + roles[1:].index('system') + 1}; put it first")
     for place, turn in enumerate(sample.turns, 1):
         if not any(part.strip() if isinstance(part, str) else True for part in turn.parts):
-            raise RowError(f"{where}: turn {place} ({turn.role}) is empty; fill it in or take the row out")
+            raise RowError(f"{where}: turn {place} ({turn.role}) is empty; fill it in or remove the row")
         if turn.role != "user" and not all(isinstance(part, str) for part in turn.parts):
             raise RowError(f"{where}: turn {place} is the {turn.role}'s but shows media; move them to a user turn")
     return sample

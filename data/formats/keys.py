@@ -22,13 +22,13 @@ NEGATED = ("masked", "ignore", "ignored", "ignore_loss", "skip_loss", "no_loss",
 DEFAULTS = ("weight", "loss", "loss_weight", "loss_scale")  # of which 1 on a user turn asks for nothing
 DUPLICATES = ("prompt", "query", "instruction", "input", "response", "output", "completion")  # pass if equal to a turn
 
-AUDIO = "audio is not supported; take the key out or convert the row"
+AUDIO = "audio is not supported; remove the key or convert the row"
 BOXES = "grounding placeholders are not filled in; write the coordinates into the text"
-CHANNEL = 'losses are not counted by channel; take the key out, or name it "kind" to evaluate by it'
+CHANNEL = 'losses are not counted by channel; remove the key, or name it "kind" to evaluate by it'
 CLIP = 'use "video_start" and "video_end", in seconds'
 LISTED = 'list the row\'s media under "videos" and "images", with one mark for each in the text'
-PAIRS = "preference pairs and labels are not trained; keep the answer to be learned and take the key out"
-TEMPLATE = "the chat template takes no such setting per row; take the key out"
+PAIRS = "preference pairs and labels are not trained; keep the answer to be learned and remove the key"
+TEMPLATE = "the chat template takes no such setting per row; remove the key"
 THOUGHT = "write the thought into the answer's text, as <think>...</think>"
 TOKENS = "rows are tokenized here; give text only"
 TOOLS = "tool calls are not rendered; write them into the text as the chat template does"
@@ -96,9 +96,9 @@ def check_row(row: Mapping[str, Any], texts: Iterable[str], where: str) -> None:
         name = _plain(key)
         if (learned := _flag(key, value, where)) is not None:
             if not learned:
-                raise RowError(f'{where}: "{key}" is {value!r}, so nothing is learned; take the row out')
+                raise RowError(f'{where}: "{key}" is {value!r}, so nothing is learned; remove the row')
         elif name in _DUPLICATES and not _is_empty(value) and not (isinstance(value, str) and value.strip() in said):
-            raise RowError(f'{where}: "{key}" stands beside the conversation; write it as a turn or take the key out')
+            raise RowError(f'{where}: "{key}" stands beside the conversation; write it as a turn or remove the key')
         else:
             _refuse(key, value, _ROW.get(name) or _weighty(WEIGHTY_ROW, name), where)
 
@@ -123,7 +123,7 @@ def is_learned(turn: Mapping[str, Any], role: str, own: Iterable[str], where: st
         elif key not in own:
             _refuse(key, value, _TURN.get(name) or _weighty(WEIGHTY, name), where)
         if role != "assistant" and flag and name not in _SILENT:
-            raise RowError(f'{where}: "{key}" is {value!r}, but only assistant turns are learned; take the key out')
+            raise RowError(f'{where}: "{key}" is {value!r}, but only assistant turns are learned; remove the key')
     if len(set(flags.values())) > 1:
         raise RowError(f"{where}: {' and '.join(flags)} contradict each other; give one of them")
     return role != "assistant" or all(flags.values())

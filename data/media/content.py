@@ -1,4 +1,4 @@
-"""The bytes of a medium, wherever they lie: a file, a stretch of an archive, or a column of a table."""
+"""Opens the bytes of a medium, from a file, a member of an archive, or a column of a table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data.types import ImageRef, MediaError, Span, VideoRef
 
 @contextmanager
 def content(ref: VideoRef | ImageRef) -> Iterator[str | BinaryIO]:
-    """What a decoder opens: a path, or a binary file. MediaError for what no decoder needs to be asked about."""
+    """The medium as a path or a binary file, for a decoder. Raises MediaError if it is missing or empty."""
     if isinstance(ref.content, bytes):
         _check_size(ref.path, len(ref.content))
         yield io.BytesIO(ref.content)
@@ -21,17 +21,17 @@ def content(ref: VideoRef | ImageRef) -> Iterator[str | BinaryIO]:
         check_file(ref.content.file)
         _check_size(ref.path, ref.content.size)
         with Path(ref.content.file).open("rb", buffering=0) as file:
-            yield cast(BinaryIO, io.BufferedReader(Stretch(file, ref.content, ref.path), 1 << 16))
+            yield cast(BinaryIO, io.BufferedReader(SpanFile(file, ref.content, ref.path), 1 << 16))
     else:
         check_file(ref.path)
         yield ref.path
 
 
-class Stretch(io.RawIOBase):
-    """A span of an open file as a file of its own; `name` is what decoders recognise the format by."""
+class SpanFile(io.RawIOBase):
+    """A byte range of an open file as a file of its own; decoders recognise the format by `name`."""
 
     def __init__(self, file: io.FileIO, span: Span, name: str) -> None:
-        self.file, self.span, self.name, self.place = file, span, name, 0
+        self.file, self.span, self.name, self.position = file, span, name, 0
 
     def readable(self) -> bool:
         return True
@@ -40,18 +40,18 @@ class Stretch(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.span.size}[whence]
-        return self.place
+        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.span.size}[whence]
+        return self.position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        self.file.seek(self.span.begin + self.place)
-        read = self.file.readinto(memoryview(buffer)[: max(self.span.size - self.place, 0)]) or 0
-        self.place += read
+        self.file.seek(self.span.begin + self.position)
+        read = self.file.readinto(memoryview(buffer)[: max(self.span.size - self.position, 0)]) or 0
+        self.position += read
         return read
 
 
 def check_file(path: str) -> None:
-    """MediaError, in our words, if there is no such file or nothing in it."""
+    """Raise MediaError if the file does not exist or is empty."""
     if not Path(path).is_file():
         raise MediaError(f"{path}: no such file; correct the row or data.media_root")
     _check_size(path, Path(path).stat().st_size)
@@ -59,4 +59,4 @@ def check_file(path: str) -> None:
 
 def _check_size(path: str, size: int) -> None:
     if size == 0:
-        raise MediaError(f"{path}: the file is empty; fetch it again or leave its rows out")
+        raise MediaError(f"{path}: the file is empty; download it again or remove its rows")

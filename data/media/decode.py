@@ -1,4 +1,4 @@
-"""Video files -> pixels: the sampled frames of a video, by seeking where that is nearer than reading on."""
+"""Decodes the sampled frames of a video, seeking to a keyframe when that is closer than reading on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data.sample_limits import check_decoded_size
 from data.types import Clip, MediaError, VideoRef
 
 HDR_CURVES = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
-# Unspecified, and the primaries that FFmpeg's scaler leaves as they are where the target names none.
+# Unspecified, and the primaries that FFmpeg's scaler does not convert when the target specifies none.
 KEPT_PRIMARIES = (
     ColorPrimaries.UNSPECIFIED,
     ColorPrimaries.BT709,
@@ -27,48 +27,48 @@ KEPT_PRIMARIES = (
 
 
 def sampled_indices(ref: VideoRef, header: VideoInfo, sample: Callable[[VideoInfo], np.ndarray]) -> np.ndarray:
-    """[T] which of the file's frames `decode` gives. MediaError where they are too few for a temporal grid."""
-    found = sample(header)
-    if not len(found):
+    """[T] int64 indices of the frames that `decode` returns. Raises MediaError if they do not fill a temporal grid."""
+    indices_T = sample(header)
+    if not len(indices_T):
         raise MediaError(
-            f"{ref.path}: has {header.readable} frame(s) there, fewer than a temporal grid; give it as an image or "
-            "leave its rows out"
+            f"{ref.path}: {header.readable} frame(s) do not fill a temporal grid; give it as an image or "
+            "remove its rows"
         )
-    return found
+    return indices_T
 
 
 def decode(ref: VideoRef, sample: Callable[[VideoInfo], np.ndarray], max_bytes: int | None = None) -> Clip:
-    """The frames that `sample` wants of the video, at source size, upright.
+    """Decode the frames that `sample` selects, at source size, upright.
 
-    MediaError where frames are missing or damaged: none ever takes another's place; and where they would be more than
-    `max_bytes` bytes.
+    Raises MediaError if a frame is missing or damaged (it is never replaced by another), or if the frames exceed
+    `max_bytes`.
     """
     packets = demuxed(ref)
     with opened(ref) as (container, stream):
         header = info(ref, container, stream)
-        wanted = sampled_indices(ref, header, sample)
-        wanted = wanted[wanted < len(packets.ticks_P)]
-        check_decoded_size(ref.path, len(wanted) * header.height * header.width, max_bytes)
+        indices = sampled_indices(ref, header, sample)
+        indices = indices[indices < len(packets.ticks_P)]
+        check_decoded_size(ref.path, len(indices) * header.height * header.width, max_bytes)
         seconds_P = packets.seconds(float(stream.time_base or 0))
         _check_end(ref, seconds_P, header)
-        frames_THWC = _pictures(ref, _frames(ref, container, stream, packets, wanted), len(wanted), max_bytes)
-    times = seconds_P[wanted] if packets.ordered else wanted / header.fps
-    return Clip(frames_THWC, times, wanted, header.fps, header.frames, header.duration)
+        frames_THWC = _pictures(ref, _frames(ref, container, stream, packets, indices), len(indices), max_bytes)
+    times = seconds_P[indices] if packets.ordered else indices / header.fps
+    return Clip(frames_THWC, times, indices, header.fps, header.frames, header.duration)
 
 
 def _frames(
-    ref: VideoRef, container: InputContainer, stream: VideoStream, packets: Packets, wanted: np.ndarray
+    ref: VideoRef, container: InputContainer, stream: VideoStream, packets: Packets, indices: np.ndarray
 ) -> Iterator[VideoFrame]:
     if packets.ordered:
-        return _Reader(ref, container, stream, packets).frames(wanted)
-    return _counted(container, stream, set(wanted.tolist()))
+        return _Reader(ref, container, stream, packets).frames(indices)
+    return _counted(container, stream, set(indices.tolist()))
 
 
-def _counted(container: InputContainer, stream: VideoStream, wanted: set[int]) -> Iterator[VideoFrame]:
-    """The wanted frames by reading all of them in the order in which the decoder gives them, as servers do."""
-    left = len(wanted)
+def _counted(container: InputContainer, stream: VideoStream, indices: set[int]) -> Iterator[VideoFrame]:
+    """The selected frames, by decoding all frames and counting them in output order, as servers do."""
+    left = len(indices)
     for number, frame in enumerate(container.decode(stream)):
-        if number in wanted:
+        if number in indices:
             yield frame
             left -= 1
         if not left:
@@ -76,24 +76,27 @@ def _counted(container: InputContainer, stream: VideoStream, wanted: set[int]) -
 
 
 class _Reader:
-    """A place in one video that moves forward: by reading on, or by a seek where a keyframe lies nearer."""
+    """Reads selected frames of one video in order, by decoding on, or by a seek if a keyframe is closer."""
 
     def __init__(self, ref: VideoRef, container: InputContainer, stream: VideoStream, packets: Packets) -> None:
         self.ref, self.container, self.stream, self.packets = ref, container, stream, packets
         self.keys = packets.ticks_P[packets.keys_P]
-        self.wanted: set[int] = set()  # ticks
+        self.selected_ticks: set[int] = set()
         self.decoded = self._decoded()
-        self.last: int | None = None  # tick of the frame that was read last
+        self.last: int | None = None  # tick of the last frame read
 
-    def frames(self, wanted: np.ndarray) -> Iterator[VideoFrame]:
-        """The frames at these places, in order. MediaError where one cannot be decoded."""
-        ticks: Sequence[int] = self.packets.ticks_P[wanted].tolist()
-        self.wanted = set(ticks)
+    def frames(self, indices: np.ndarray) -> Iterator[VideoFrame]:
+        """The frames at these indices, in order. Raises MediaError if one cannot be decoded."""
+        ticks: Sequence[int] = self.packets.ticks_P[indices].tolist()
+        self.selected_ticks = set(ticks)
         for tick in ticks:
             yield self._approach(tick) or self._read_on(tick)
 
     def _approach(self, tick: int) -> VideoFrame | None:
-        """Seeks to the nearest keyframe ahead, or to an earlier one if that led too far; the frame if wanted."""
+        """Seek to the nearest keyframe before `tick`, or to an earlier one if the seek went too far.
+
+        Returns the frame if the seek landed on it.
+        """
         nearest = int(np.searchsorted(self.keys, tick, "right")) - 1
         if self.keys[nearest] <= (self.keys[0] if self.last is None else self.last):
             return None
@@ -119,28 +122,28 @@ class _Reader:
         """All frames from here on but those that nobody wants and that no other frame builds on."""
         context = self.stream.codec_context
         for packet in self.container.demux(self.stream):
-            context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in self.wanted else "NONREF"
+            context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in self.selected_ticks else "NONREF"
             yield from packet.decode()
 
     def _missing(self, tick: int) -> MediaError:
         at = float((tick - self.packets.ticks_P[0]) * (self.stream.time_base or 0))
         return MediaError(
-            f"{self.ref.path}: its frame at {at:.2f} s cannot be decoded; fetch it again or leave its rows out"
+            f"{self.ref.path}: its frame at {at:.2f} s cannot be decoded; download it again or remove its rows"
         )
 
 
 def _check_end(ref: VideoRef, seconds_P: np.ndarray, header: VideoInfo) -> None:
-    """MediaError if the file ends well before its header says: its tail is missing or unreadable."""
+    """Raise MediaError if the frames end well before the duration in the header: the file is truncated."""
     end = float(seconds_P[-1]) + 1 / header.fps if len(seconds_P) else 0.0
     if header.duration - end > max(0.5, 3 / header.fps, 0.02 * header.duration):
         raise MediaError(
-            f"{ref.path}: its frames end at {end:.2f} s though its header says {header.duration:.2f} s (cut off or "
-            "damaged?); get the whole file or leave its rows out"
+            f"{ref.path}: its frames end at {end:.2f} s but its header says {header.duration:.2f} s (truncated or "
+            "damaged?); download it again or remove its rows"
         )
 
 
 def _pictures(ref: VideoRef, frames: Iterator[VideoFrame], count: int, max_bytes: int | None) -> np.ndarray:
-    """uint8 RGB [T, H, W, 3], upright."""
+    """The frames as one array: uint8 RGB [T, H, W, 3], upright."""
     pictures_THWC = np.empty((0, 0, 0, 3), np.uint8)
     convert = VideoReformatter()
     number = 0
@@ -152,22 +155,22 @@ def _pictures(ref: VideoRef, frames: Iterator[VideoFrame], count: int, max_bytes
             check_decoded_size(ref.path, count * picture.size // 3, max_bytes)
             pictures_THWC = np.empty((count, *picture.shape), np.uint8)
         elif picture.shape != pictures_THWC.shape[1:]:
-            raise MediaError(f"{ref.path}: its picture changes size at sampled frame {number}; encode it anew")
+            raise MediaError(f"{ref.path}: the frame size changes at sampled frame {number}; re-encode it")
         pictures_THWC[number - 1] = picture
     if number < count:
-        raise MediaError(f"{ref.path}: {count - number} of its frames cannot be decoded; fetch it again")
+        raise MediaError(f"{ref.path}: {count - number} of its frames cannot be decoded; download it again")
     return pictures_THWC
 
 
 def _check_frame(ref: VideoRef, frame: VideoFrame, number: int) -> None:
     if frame.is_corrupt:
-        raise MediaError(f"{ref.path}: its sampled frame {number} is damaged; fetch it again or leave its rows out")
+        raise MediaError(f"{ref.path}: its sampled frame {number} is damaged; download it again or remove its rows")
     if frame.interlaced_frame:
         raise MediaError(f"{ref.path}: is interlaced, which servers' OpenCV garbles; deinterlace it (ffmpeg -vf yadif)")
 
 
 def _picture(convert: VideoReformatter, frame: VideoFrame) -> np.ndarray:
-    """uint8 RGB [H, W, 3], upright, with the scaler's settings of servers' OpenCV: any other rounds differently."""
+    """uint8 RGB [H, W, 3], upright, scaled with the settings of servers' OpenCV, because others round differently."""
     picture = convert.reformat(
         frame,
         format="bgr24",

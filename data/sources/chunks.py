@@ -90,7 +90,7 @@ class Chunk:
         try:
             return self.load()[1]["media"]
         except (BadZipFile, ValueError, KeyError, EOFError):
-            print(f"{self.path}: is no whole part of an index: making it anew")
+            print(f"{self.path}: truncated or corrupt part of the index: rebuilding it")
             return None
 
     def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

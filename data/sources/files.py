@@ -71,7 +71,7 @@ def parsed(text: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RowError(f"{where}: is no valid JSON ({error}); correct it there") from None
+        raise RowError(f"{where}: invalid JSON ({error}); correct it there") from None
     if isinstance(row, list) and row and isinstance(row[0], dict) and {"role", "from"} & row[0].keys():
         return {"messages" if "role" in row[0] else "conversations": row}
     if not isinstance(row, dict):
@@ -95,7 +95,7 @@ def _elements(file: Path) -> Iterator[tuple[int, int, int]]:
         text = file.read_bytes().decode(errors=ESCAPE)  # read_text would change line ends, and so the bytes counted
         place, byte, index = _skip(text, 0, BOM), 0, 0
         if text[place : place + 1] != "[":
-            raise ValueError(f"{file}: is no list of rows; write [row, row, ...] or use .jsonl")
+            raise ValueError(f"{file}: not a list of rows; write [row, row, ...] or use .jsonl")
         place = _skip(text, place + 1, "")
         seen = 0
         while text[place : place + 1] != "]":
@@ -107,7 +107,7 @@ def _elements(file: Path) -> Iterator[tuple[int, int, int]]:
         if _skip(text, place + 1, "") < len(text):
             raise ValueError(f"{file}: holds text after the end of its list; write one list, or use .jsonl")
     except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: is no valid JSON ({error}); correct it there") from None
+        raise ValueError(f"{file}: invalid JSON ({error}); correct it there") from None
 
 
 def _end(text: str, place: int) -> int:

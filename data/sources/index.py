@@ -115,4 +115,4 @@ def _merged(chunks: list[Chunk]) -> Index:
 
 def _report_other_version(folder: Path) -> None:
     if others := sorted(other.name for other in folder.parent.glob("v*") if other.name != f"v{VERSION}"):
-        print(f"{folder.parent}: its index is of version {others[-1][1:]}, not {VERSION}: making it anew")
+        print(f"{folder.parent}: its index is of version {others[-1][1:]}, not {VERSION}: rebuilding it")

@@ -116,9 +116,9 @@ def _members(file: Path) -> list[tuple[str, int, int]]:
                     spans[each.name] = spans[each.linkname]
             end = archive.offset
     except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{file}: is no whole .tar file ({error}); fetch the shard again") from None
+        raise ValueError(f"{file}: truncated or corrupt tar archive ({error}); download the shard again") from None
     if file.stat().st_size < end + tarfile.BLOCKSIZE:  # of the empty block that closes an archive
-        raise ValueError(f"{file}: ends early, at byte {file.stat().st_size}; fetch the shard again")
+        raise ValueError(f"{file}: ends early, at byte {file.stat().st_size}; download the shard again")
     return [(name, *span) for name, span in spans.items()]
 
 

@@ -32,9 +32,7 @@ class ParquetFile:
             with pq.ParquetFile(self.file) as file:
                 _write(path, (pa.Table.from_batches([batch]) for batch in file.iter_batches(BATCH)))
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(
-                f"{self.file}: is no readable Parquet file ({_first_line(error)}); write it anew"
-            ) from None
+            raise ValueError(f"{self.file}: unreadable Parquet file ({_first_line(error)}); rewrite it") from None
 
     def rows(self) -> TableRows:
         return _mapped(str(self.file), self.path, self.folder, self.identity)

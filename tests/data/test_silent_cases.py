@@ -108,7 +108,7 @@ def test_silent_loss_of_an_earlier_thought(encoder, thinking):
         learned(encoder.encode(chat("<think>hm</think>A", "B")), encoder) == "<think>hm</think>A<|im_end|>B<|im_end|>"
     )
     assert learned(thinking.encode(chat("A", "B")), thinking) == "A<|im_end|>B<|im_end|>"
-    with pytest.raises(RowError, match=r"row: the chat template leaves out text of turn 2 \(assistant\)"):
+    with pytest.raises(RowError, match=r"row: the chat template drops text of turn 2 \(assistant\)"):
         thinking.encode(chat("<think>hm</think>A", "B"))
 
 
@@ -118,5 +118,5 @@ def test_silent_special_tokens_across_text_parts_are_refused(encoder):
 
 
 def test_silent_rows_that_a_template_cannot_show_are_refused(thinking):
-    with pytest.raises(RowError, match="row: the chat template refuses the row"):
+    with pytest.raises(RowError, match="row: the chat template rejects the row"):
         thinking.encode(Sample("row", (Turn("assistant", ("A",)),)))

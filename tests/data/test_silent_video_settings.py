@@ -265,7 +265,7 @@ def test_a_missing_picture_of_a_list_is_not_silently_left_out(encoder, tmp_path,
 
 def test_too_long_a_list_of_pictures_is_not_silently_cut(processor, tmp_path, pictures):
     encoder = Encoder(processor, FramePolicy(max_frames=10))
-    with pytest.raises(MediaError, match=r"11 frames are more than data.max_frames=10"):
+    with pytest.raises(MediaError, match=r"11 frames exceed data.max_frames=10"):
         encoder.encode(converted(listed("part", pictures), tmp_path))
 
 

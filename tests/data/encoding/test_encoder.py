@@ -125,7 +125,7 @@ def test_a_prompt_ends_where_the_last_answer_begins(processor, sample):
 def test_a_long_row_is_refused_whole(processor, sample):
     n = len(Encoder(processor, POLICY).encode(sample).input_ids_N)
     assert len(Encoder(processor, POLICY, max_tokens=n).encode(sample).input_ids_N) == n
-    with pytest.raises(TooLong, match=f"s: {n} tokens are more than data.max_tokens={n - 1}"):
+    with pytest.raises(TooLong, match=f"s: {n} tokens exceed data.max_tokens={n - 1}"):
         Encoder(processor, POLICY, max_tokens=n - 1).encode(sample)
 
 

@@ -67,7 +67,7 @@ def test_a_bad_file_is_named_in_one_line(tmp_path, name, text, words):
     ("text", "words"),
     [
         ('{"messages": 1}', r'a\.jsonl:2: "messages" is int'),
-        ("{oops", r"a\.jsonl:2: is no valid JSON"),
+        ("{oops", r"a\.jsonl:2: invalid JSON"),
         ("[1]", r"a\.jsonl:2: is list, not an object"),
         ('{"text": 1}', r"has keys \['text'\] but not those of a layout: conversations; messages; QA;"),
     ],

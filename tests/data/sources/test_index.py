@@ -141,7 +141,7 @@ def test_a_part_that_is_cut_off_is_made_anew(rows, encoder, tmp_path, capsys):
     part.write_bytes(part.read_bytes()[:-99])
     for _ in range(2):
         assert build_index(collected(str(rows)), encoder, QUIET).digest == whole.digest
-        assert f"{part}: is no whole part of an index: making it anew" in capsys.readouterr().out
+        assert f"{part}: truncated or corrupt part of the index: rebuilding it" in capsys.readouterr().out
 
 
 def test_rows_that_are_too_long_are_left_out(rows, processor):
@@ -157,7 +157,7 @@ def test_without_an_encoder_media_are_not_looked_at(rows):
 def test_what_another_version_kept_is_named(rows, encoder, capsys, tmp_path):
     (tmp_path / ".evs" / "v0").mkdir(parents=True)
     build_index(collected(str(rows)), encoder, QUIET)
-    assert f"is of version 0, not {VERSION}: making it anew" in capsys.readouterr().out
+    assert f"is of version 0, not {VERSION}: rebuilding it" in capsys.readouterr().out
 
 
 def test_a_source_without_usable_rows_is_named(rows, encoder, tmp_path):

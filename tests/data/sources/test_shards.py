@@ -62,7 +62,7 @@ def test_a_shard_that_ends_early_is_named(shard, cut):
     with Path(shard).open("r+b") as file:
         whole = file.read()
         file.truncate(cut % len(whole))
-    with pytest.raises(ValueError, match=r"a.tar: (ends early|is no whole .tar file)") as error:
+    with pytest.raises(ValueError, match=r"a.tar: (ends early|truncated or corrupt tar archive)") as error:
         read(shard)
     assert "\n" not in str(error.value)
 

@@ -63,7 +63,7 @@ def test_a_table_that_cannot_be_read_is_named_in_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "a.txt").write_text(json.dumps(ROWS[0]))
     gone = {"set": {"path": str(tmp_path / "empty"), "split": "gone"}}
-    for given, words in ((str(tmp_path / "rows.parquet"), "is no readable Parquet file"), (gone, "cannot be read")):
+    for given, words in ((str(tmp_path / "rows.parquet"), "unreadable Parquet file"), (gone, "cannot be read")):
         with pytest.raises(ValueError, match=words) as error:
             read(given)
         assert "\n" not in str(error.value)
