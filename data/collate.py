@@ -1,4 +1,4 @@
-"""Encodings packed end to end into the batch of one forward pass."""
+"""Packs encodings into the batch of one forward pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from data.types import IGNORE, Batch, Encoding
 
 
 def collate(encodings: Sequence[Encoding], *, filler_token: int) -> Batch:
-    """The encodings packed end to end; of none, one unlabelled `filler_token`, so that every rank has a step to do."""
+    """Concatenate encodings without padding. Without any, the batch is one unlabelled `filler_token`, so that every
+    rank takes part in the step."""
     if not encodings:
         return collate([_filler(filler_token)], filler_token=filler_token)
     lengths = torch.tensor([len(encoding.input_ids_N) for encoding in encodings])
@@ -48,13 +49,13 @@ def _filler(token: int) -> Encoding:
 
 
 def grids_of(grids: Sequence[Tensor]) -> Tensor:
-    """[media, 3] of all; of none, without rows."""
+    """[media, 3] grids of all media; [0, 3] if there are none."""
     return torch.cat(list(grids)) if grids else torch.zeros(0, 3, dtype=torch.int64)
 
 
 def joined(pixels: Sequence[Tensor | None]) -> Tensor | None:
-    """Patches of all media, one after the other; None where there are none."""
-    given = [each for each in pixels if each is not None]
-    if len(given) < 2:
-        return given[0] if given else None
-    return torch.cat(given)
+    """Patches of all media concatenated; None if there are none."""
+    tensors = [tensor for tensor in pixels if tensor is not None]
+    if len(tensors) < 2:
+        return tensors[0] if tensors else None
+    return torch.cat(tensors)

@@ -1,4 +1,4 @@
-"""Samples -> steps, in worker processes."""
+"""Loads steps: encodes and collates samples in worker processes."""
 
 from __future__ import annotations
 
@@ -17,77 +17,77 @@ from data.collate import collate
 from data.encoding.encoder import Encoder
 from data.types import Batch, Encoding, MediaError, Quarantined, RowError, Sample
 
-# Forked workers share the samples and start at once; they touch no device, and torch gives them one thread, so no lock
-# of the parent's thread pools is waited for. Elsewhere than on Linux system libraries do not survive a fork.
+# Forked workers share the samples and start at once. They use no device and a single torch thread, so they never wait
+# for a lock of the parent's thread pools. On other systems than Linux, system libraries do not survive a fork.
 START = "fork" if sys.platform == "linux" else "spawn"
 
 
 @dataclass(frozen=True)
 class Step:
-    """One rank's micro-batches of one optimizer step, and what was left out of them."""
+    """One rank's micro-batches of one optimizer step, and the samples that were skipped."""
 
     batches: tuple[Batch, ...]
     quarantined: tuple[Quarantined, ...]
-    resized: int = 0  # samples that decoded to another number of tokens than their headers promised
+    resized: int = 0  # samples whose number of tokens differs from the prediction
 
     def pin_memory(self) -> Step:
-        """What a DataLoader with `pin_memory` calls."""
+        """The step in page-locked memory; called by a DataLoader with `pin_memory`."""
         return replace(self, batches=tuple(batch.pin_memory() for batch in self.batches))
 
 
 @dataclass(frozen=True)
-class Planned:
-    """How many tokens each sample (S) has by its headers, and whether more may not be: where a budget was filled."""
+class PredictedTokens:
+    """Predicted tokens of each sample (S); `strict` if a budget was filled with them, so that more are an error."""
 
     tokens_S: np.ndarray
     strict: bool
 
-    def differs(self, place: int, encoding: Encoding) -> bool:
-        """Whether decoding gave another number."""
-        return len(encoding.input_ids_N) != self.tokens_S[place]
+    def differs(self, index: int, encoding: Encoding) -> bool:
+        """True if the encoded sample has another number of tokens."""
+        return len(encoding.input_ids_N) != self.tokens_S[index]
 
-    def check(self, place: int, encoding: Encoding) -> None:
-        """MediaError if there are more than a budget holds."""
-        tokens, planned = len(encoding.input_ids_N), self.tokens_S[place]
+    def check(self, index: int, encoding: Encoding) -> None:
+        """Raise MediaError if a strict prediction is exceeded."""
+        tokens, planned = len(encoding.input_ids_N), self.tokens_S[index]
         if self.strict and tokens > planned:
             raise MediaError(
-                f"{encoding.id}: decodes to {tokens} tokens, where {planned} were planned by its media's headers; "
-                "rewrite the files (ffmpeg -c copy), or start again if they have changed"
+                f"{encoding.id}: has {tokens} tokens but {planned} were predicted from the headers of its media; "
+                "rewrite the files (ffmpeg -c copy), or restart if they have changed"
             )
 
 
 class Steps(Dataset[Step]):
-    """Item k: the micro-batches of step k. Samples that cannot be used are left out, never replaced."""
+    """Item k is step k. Samples that cannot be used are skipped, never replaced."""
 
     def __init__(
         self,
         samples: Sequence[Sample],
         encoder: Encoder,
         micro_batches: Callable[[int], Sequence[Sequence[int]]],
-        planned: Planned | None = None,
+        planned: PredictedTokens | None = None,
     ) -> None:
         self.samples, self.encoder, self.micro_batches, self.planned = samples, encoder, micro_batches, planned
 
     def __getitem__(self, step: int) -> Step:
-        lost: list[Quarantined] = []
+        quarantined: list[Quarantined] = []
         resized: list[str] = []
-        batches = [self._batch(places, lost, resized) for places in self.micro_batches(step)]
-        return Step(tuple(batches), tuple(lost), len(resized))
+        batches = [self._batch(indices, quarantined, resized) for indices in self.micro_batches(step)]
+        return Step(tuple(batches), tuple(quarantined), len(resized))
 
-    def _batch(self, places: Sequence[int], lost: list[Quarantined], resized: list[str]) -> Batch:
+    def _batch(self, indices: Sequence[int], quarantined: list[Quarantined], resized: list[str]) -> Batch:
         encodings: list[Encoding] = []
-        for place in places:
-            name = f"sample {place}"
+        for index in indices:
+            name = f"sample {index}"
             try:
-                sample = self.samples[place]
+                sample = self.samples[index]
                 name = sample.id
                 encoding = self.encoder.encode(sample)
-                if self.planned is not None and self.planned.differs(place, encoding):
+                if self.planned is not None and self.planned.differs(index, encoding):
                     resized.append(sample.id)
-                    self.planned.check(place, encoding)
+                    self.planned.check(index, encoding)
                 encodings.append(encoding)
             except (MediaError, RowError) as error:
-                lost.append(Quarantined(name, str(error)))
+                quarantined.append(Quarantined(name, str(error)))
         return collate(encodings, filler_token=self.encoder.filler_token)
 
 
@@ -99,23 +99,23 @@ def step_loader(
     first_step: int,
     last_step: int,
     workers: int = 0,
-    planned: Planned | None = None,
+    planned: PredictedTokens | None = None,
 ) -> DataLoader[Step]:
-    """Steps first_step to last_step - 1 of `plan`, in order: wherever it starts, a step holds the same samples."""
-    plan.micro_batches(first_step)  # what leads to it is planned here, once, not in every worker
+    """Steps first_step to last_step - 1 of `plan`, in order. A step holds the same samples for any `first_step`."""
+    plan.micro_batches(first_step)  # plans the earlier steps here, once, not in every worker
     return _loader(Steps(samples, encoder, plan.micro_batches, planned), range(first_step, last_step), workers)
 
 
 def shard_loader(
     samples: Sequence[Sample], encoder: Encoder, shards: Sequence[Sequence[int]], *, workers: int = 0
 ) -> DataLoader[Step]:
-    """One Step of one batch for each of this rank's shards (data.batching.plans.shards)."""
+    """One Step, of one batch, for each of this rank's shards (data.batching.plans.shards)."""
     return _loader(Steps(samples, encoder, Shards(tuple(map(tuple, shards)))), range(len(shards)), workers)
 
 
 @dataclass(frozen=True)
 class Shards:
-    """Step k is shard k alone."""
+    """Step k consists of shard k."""
 
     shards: tuple[tuple[int, ...], ...]
 
@@ -129,25 +129,25 @@ def _loader(steps: Steps, order: range, workers: int) -> DataLoader[Step]:
     return DataLoader(
         steps,
         batch_size=None,
-        sampler=order,  # a range is a sampler
+        sampler=order,  # a range serves as a sampler
         num_workers=workers,
         multiprocessing_context=START if workers else None,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_outlast_signals,
-        generator=torch.Generator(),  # or the loader draws from the global one
+        worker_init_fn=_ignore_signals,
+        generator=torch.Generator(),  # otherwise the loader draws from the global generator
     )
 
 
-def _outlast_signals(_: int) -> None:
-    """Schedulers and terminals signal all processes of a job, but a run that is to save needs its workers until its
-    own end, which ends them too."""
+def _ignore_signals(_: int) -> None:
+    """Ignore signals in a worker. Schedulers signal all processes of a job, but a run that saves on a signal needs its
+    workers until it exits, which ends them too."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 
 def _allow_open_files() -> None:
-    """Lifts the soft limit to the hard one: each tensor on its way from a worker is an open file, and the usual 1024
-    are few for 8 workers at 16 micro-batches a step."""
+    """Raise the soft limit on open files to the hard one: each tensor in transit from a worker is an open file, and the
+    usual 1024 are too few for 8 workers with 16 micro-batches per step."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

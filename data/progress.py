@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-SECONDS = 30.0  # between two lines of a log
+SECONDS = 30.0  # between two log lines
 LINE = "{desc}: {n_fmt}/{total_fmt} {unit}, {elapsed} elapsed, {remaining} left{postfix}"
 
 
@@ -42,7 +42,7 @@ def progress_bar(*args: Any, **settings: Any) -> tqdm:
 
 
 def hide_library_bars() -> None:
-    """Switch off the bars of transformers, huggingface_hub and datasets unless stderr is a terminal."""
+    """Disable the progress bars of transformers, huggingface_hub and datasets unless stderr is a terminal."""
     if sys.stderr.isatty():
         return
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):

@@ -15,7 +15,7 @@ from torch import nn
 
 from data.batching.plans import BudgetPlan, Plan
 from data.encoding.encoder import Encoder
-from data.loader import Planned, Step, shard_loader, step_loader
+from data.loader import PredictedTokens, Step, shard_loader, step_loader
 from data.sample_limits import SampleLimits
 from data.types import Quarantined, Sample
 from evs.families import adapter_for, spec_of
@@ -166,7 +166,7 @@ def assemble(ready: Prepared) -> Run:
         ready.plan,
         **span,
         workers=config.data.workers,
-        planned=Planned(sizes.unpruned(), isinstance(ready.plan, BudgetPlan)) if config.data.audit else None,
+        planned=PredictedTokens(sizes.unpruned(), isinstance(ready.plan, BudgetPlan)) if config.data.audit else None,
     )
     evaluate = None
     if ready.eval_set is not None:

@@ -1,4 +1,4 @@
-"""Which samples share a step: functions of (seed, epoch, step), so that resuming needs no state."""
+"""Which samples form each step, as functions of (seed, epoch, step), so that resuming needs no state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data.batching.bin_packing import pack
-from data.batching.sample_cost import Budget, Loads, Patches, SampleCost
+from data.batching.sample_cost import BinLoads, Budget, Patches, SampleCost
 from data.batching.sizes import KeptCounts, Sizes, Views
 from data.sources.mixture import Mixture, order
 
@@ -21,11 +21,10 @@ TERA = 10**12
 
 @dataclass(frozen=True)
 class Plan:
-    """Fixed-size batches for one rank. Epochs follow each other without a gap in one endless stream of samples.
+    """Fixed-size batches for one rank, from an endless stream of samples in which epochs follow each other.
 
-    A step takes the next accumulation * world * batch_size samples of the stream, whatever the three are, so the
-    samples of a step do not depend on how it is split. No sample is lost or repeated within its epoch; the last step
-    of an epoch is completed from the beginning of the next.
+    A step takes the next accumulation * world * batch_size samples of the stream, so its samples depend only on the
+    product of the three. Every sample occurs once in its epoch; the last step of an epoch is completed from the next.
     """
 
     samples: int
@@ -34,7 +33,7 @@ class Plan:
     world: int
     rank: int
     seed: int
-    mixture: Mixture | None = None  # None: every sample once an epoch
+    mixture: Mixture | None = None  # None: every sample once per epoch
 
     def __post_init__(self) -> None:
         for name in ("samples", "batch_size", "accumulation", "world"):
@@ -44,7 +43,7 @@ class Plan:
 
     @property
     def samples_per_step(self) -> int:
-        """Over all ranks."""
+        """Samples of one step over all ranks."""
         return self.batch_size * self.accumulation * self.world
 
     def micro_batches(self, step: int) -> tuple[tuple[int, ...], ...]:
@@ -53,15 +52,15 @@ class Plan:
         begins = [first + (turn * self.world + self.rank) * self.batch_size for turn in range(self.accumulation)]
         return tuple(tuple(map(self._sample, range(begin, begin + self.batch_size))) for begin in begins)
 
-    def _sample(self, place: int) -> int:
-        epoch, within = divmod(place, self.samples)
-        return int(order(self.mixture or self.samples, self.seed, epoch)[within])
+    def _sample(self, position: int) -> int:
+        epoch, offset = divmod(position, self.samples)
+        return int(order(self.mixture or self.samples, self.seed, epoch)[offset])
 
 
 def shards(samples: int, batch_size: int, world: int, rank: int) -> tuple[tuple[int, ...], ...]:
-    """This rank's batches when every sample is seen exactly once over all ranks.
+    """This rank's batches of sample indices, such that every sample occurs once over all ranks.
 
-    All ranks get as many batches, some of them short or empty: ranks that share a model step together.
+    All ranks get the same number of batches, some short or empty, because ranks that share a model step together.
     """
     rounds = -(-samples // (batch_size * world))
     begins = [(turn * world + rank) * batch_size for turn in range(rounds)]
@@ -70,26 +69,27 @@ def shards(samples: int, batch_size: int, world: int, rank: int) -> tuple[tuple[
 
 @dataclass(frozen=True)
 class BudgetPlan:
-    """Micro-batches filled to a budget at their own rates, one or several (views), for one rank, from sizes alone.
+    """Micro-batches filled to a budget, for one rank, from predicted sizes at the pruning rates of each micro-batch.
 
-    All micro-batches of a step are filled together out of the samples that are next in the epoch's order and some
-    beyond, each sample at the rates of its place. No sample waits for ever, since the oldest is always taken. Near the
-    end of an epoch, places that none of its last samples fits are filled with some of the next epoch, and with none of
-    the one after that: no sample is lost or repeated within its epoch. What a step holds depends
-    on the steps before it in the same way on every rank, and not on how many ranks share it; planning one costs so
-    little that resuming plans all anew.
+    All micro-batches of a step are filled together from the next samples of the epoch and a lookahead. The oldest
+    waiting sample is always taken, so no sample waits forever. At the end of an epoch, micro-batches that no remaining
+    sample fits are filled from the next epoch, never from a later one: every sample occurs once in its epoch. The
+    samples of a step depend on the steps before it, but not on the rank or the number of ranks. Planning is cheap
+    enough that a resumed run replans all earlier steps.
     """
 
     sizes: Sizes
     budget: Budget
-    rates: Callable[[int], Sequence[Views]]  # of a global step's micro-batches, turn by turn and rank by rank
+    rates: Callable[
+        [int], Sequence[Views]
+    ]  # step -> rates of all its micro-batches, ordered by accumulation turn, then rank
     kept: KeptCounts
     world: int
     rank: int
     seed: int
-    mixture: Mixture | None = None  # None: every sample once an epoch
+    mixture: Mixture | None = None  # None: every sample once per epoch
     price: SampleCost | None = None
-    freed: int | None = None  # see Patches
+    freed: int | None = None  # patches removed per pruned token; see Patches
 
     def micro_batches(self, step: int) -> tuple[tuple[int, ...], ...]:
         """Sample indices of this rank's micro-batches in `step` (from 0), one tuple for each of its rates."""
@@ -97,7 +97,7 @@ class BudgetPlan:
 
     @cached_property
     def patches(self) -> Patches:
-        """That enter the vision tower, by sample and the tokens that are left of it."""
+        """Patches that enter the vision tower, by sample and tokens after pruning."""
         return Patches(self.sizes.patches_S, self.sizes.unpruned(), self.freed)
 
     @cached_property
@@ -108,41 +108,41 @@ class BudgetPlan:
         return {name: value for name, value in vars(self).items() if name not in ("_planner", "patches")}
 
     def check(self, rates: Views, name: Callable[[int], str]) -> None:
-        """ValueError where a sample alone is above the budget at `rates`, the lowest that will be drawn."""
-        everything = np.arange(len(self.sizes))
-        tokens = self.sizes.in_views(everything, rates, self.kept)
-        cost = self.price(everything, tokens) if self.price else None
+        """Raise ValueError if a single sample exceeds the budget at `rates`, the lowest that will be drawn."""
+        all_samples = np.arange(len(self.sizes))
+        tokens = self.sizes.in_views(all_samples, rates, self.kept)
+        cost = self.price(all_samples, tokens) if self.price else None
         in_views, lower = (f" in {len(rates)} views", "lower train.views, ") if len(rates) > 1 else ("", "")
-        for what, each, budget, unit in (
+        for resource, load_S, budget, unit in (
             ("token", tokens.sum(0), self.budget.tokens, 1),
-            ("patch", self.patches(everything, tokens), self.budget.patches, 1),
+            ("patch", self.patches(all_samples, tokens), self.budget.patches, 1),
             ("cost", cost, self.budget.cost, TERA),
         ):
-            if budget is not None and each is not None and each.max() > budget:
-                sample, least = name(int(each.argmax())), each.max() / unit
+            if budget is not None and load_S is not None and load_S.max() > budget:
+                sample, least = name(int(load_S.argmax())), load_S.max() / unit
                 raise ValueError(
-                    f"train.{what}_budget={budget / unit:g} is smaller than sample {sample} alone{in_views}: give at "
-                    f"least {least:g}, {lower}or cap the sample (data.max_tokens, data.max_frames)"
+                    f"train.{resource}_budget={budget / unit:g} is smaller than sample {sample} alone{in_views}: "
+                    f"give at least {least:g}, {lower}or cap the sample (data.max_tokens, data.max_frames)"
                 )
 
 
 class _Planner:
-    """A place in the endless stream of steps. It moves forward; an earlier step is planned from the beginning."""
+    """Plans steps in order. A request for an earlier step restarts from the beginning."""
 
     def __init__(self, plan: BudgetPlan) -> None:
         rates = plan.rates(0)
         typical = sorted(rates)[len(rates) // 2]
         self.plan = plan
-        self.loads = Loads(plan.sizes, plan.kept, plan.budget, plan.price, plan.patches, typical=typical)
+        self.loads = BinLoads(plan.sizes, plan.kept, plan.budget, plan.price, plan.patches, typical=typical)
         self._rewind()
 
     def _rewind(self) -> None:
-        self.next = self.epoch = self.read = 0  # the step, and the next sample's place in the stream of epochs
+        self.next = self.epoch = self.read = 0  # next step; epoch; position in the stream of samples
         self.last: tuple[tuple[int, ...], ...] = ()
-        self.waiting = np.zeros((2, 0), dtype=np.int64)  # [sample and its epoch, M] in order of age
+        self.waiting = np.zeros((2, 0), dtype=np.int64)  # [(sample, epoch), M], oldest first
 
     def step(self, step: int) -> tuple[tuple[int, ...], ...]:
-        """Sample indices by place."""
+        """Sample indices of each micro-batch of a step."""
         if step < self.next - 1:
             self._rewind()
         while self.next <= step:
@@ -153,20 +153,20 @@ class _Planner:
     def _fill(self, rates: Sequence[Views]) -> tuple[tuple[int, ...], ...]:
         loads = self.loads.at(rates)
         self._look_ahead((1 / loads.mean_KP[0]).sum() + self.plan.budget.lookahead)
-        place_M = pack(loads, self.waiting[0], self.waiting[1], self.next)
-        by_place = np.argsort(place_M, kind="stable")
-        ends = np.searchsorted(place_M[by_place], np.arange(len(rates) + 1)).tolist()
-        taken = self.waiting[0, by_place].tolist()
+        bin_M = pack(loads, self.waiting[0], self.waiting[1], self.next)
+        by_bin = np.argsort(bin_M, kind="stable")
+        ends = np.searchsorted(bin_M[by_bin], np.arange(len(rates) + 1)).tolist()
+        taken = self.waiting[0, by_bin].tolist()
         batches = tuple(tuple(taken[begin:end]) for begin, end in pairwise(ends))
         assert all(batches), "no sample fits an empty micro-batch: BudgetPlan.check was not called"
-        self.waiting = self.waiting[:, place_M < 0]
+        self.waiting = self.waiting[:, bin_M < 0]
         return batches
 
     def _look_ahead(self, wanted: float) -> None:
-        """Lets samples wait that take as much as so many average ones."""
+        """Read samples from the stream until those waiting weigh as much as `wanted` average samples."""
         share_S = self.loads.share_S
         while (missing := ceil(wanted - share_S[self.waiting[0]].sum())) > 0:
-            epoch, within = divmod(self.read, len(self.plan.sizes))
-            new = order(self.plan.mixture or len(self.plan.sizes), self.plan.seed, epoch)[within : within + missing]
+            epoch, offset = divmod(self.read, len(self.plan.sizes))
+            new = order(self.plan.mixture or len(self.plan.sizes), self.plan.seed, epoch)[offset : offset + missing]
             self.waiting = np.hstack([self.waiting, np.stack([new, np.full(len(new), epoch)])])
             self.read += len(new)

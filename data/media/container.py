@@ -195,7 +195,7 @@ def _segment(ref: VideoRef, total: int, duration: float, packets: Packets, tick:
     end = min(ref.end, duration) if ref.end is not None else duration
     if not 0 <= start < end:
         raise MediaError(
-            f"{ref.path}: invalid segment from {start:g} to {end:g} s of a video of {duration:g} s; correct start and end"
+            f"{ref.path}: invalid segment from {start:g} to {end:g} s of a {duration:g} s video; correct start and end"
         )
     if ref.start is None and ref.end is None:
         return 0, total, min(total, len(packets.ticks_P))

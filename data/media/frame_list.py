@@ -1,4 +1,4 @@
-"""Loads videos given as lists of pictures. All pictures are used, because servers take such a list without sampling."""
+"""Loads videos given as lists of pictures. All pictures are used, because servers do not sample such lists."""
 
 from __future__ import annotations
 

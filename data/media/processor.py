@@ -1,6 +1,6 @@
-"""A checkpoint's video processor with a policy written into its own configuration, where servers read it.
+"""Writes a frame policy into the configuration of a checkpoint's video processor, where servers read it.
 
-Everything is expressed in options that hold for clips of any length, so that an export can carry them as a file.
+Only options that hold for clips of any length are used, so that an export can carry them as a file.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from data.media.frames import FramePolicy, Sampler
 from data.types import Normal, VideoSettings
 
-FLOOR = 1.05  # of the smallest frame: the library's bounds on a frame never go below
-LEVELS = {"do_rescale": False, "do_normalize": False}  # patches stay uint8; the device normalises them
+MIN_FRAME_FACTOR = 1.05  # the library never bounds a frame below this factor of the smallest frame
+LEVELS = {"do_rescale": False, "do_normalize": False}  # patches stay uint8 and are normalised on the device
 CALL = {
     **LEVELS,
     "do_sample_frames": False,
@@ -29,7 +29,7 @@ CALL = {
 
 
 def configured(video_processor: Any, policy: FramePolicy) -> Any:
-    """A copy that samples and resizes as `policy` says; what it leaves open stays the checkpoint's."""
+    """A copy of the video processor that follows `policy`; for what it leaves open, the checkpoint's values."""
     processor = copy.copy(video_processor)
     for name, value in configuration(video_processor, policy).items():
         setattr(processor, name, value)
@@ -37,7 +37,7 @@ def configured(video_processor: Any, policy: FramePolicy) -> Any:
 
 
 def configuration(video_processor: Any, policy: FramePolicy) -> dict[str, Any]:
-    """The entries of the processor's configuration that a policy decides."""
+    """The entries of the processor's configuration that the policy sets."""
     if hasattr(video_processor, "configuration"):
         return video_processor.configuration(policy)
     frames = {"num_frames": None, "fps": policy.fps, "min_frames": policy.min_frames, "max_frames": policy.max_frames}
@@ -47,7 +47,7 @@ def configuration(video_processor: Any, policy: FramePolicy) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class VideoRule:
-    """How a video is sampled and resized: by a policy, or by the settings of its row."""
+    """How a video is sampled and resized, by the run's policy and the settings of its row."""
 
     processor: Any
     sample: Sampler
@@ -56,7 +56,7 @@ class VideoRule:
 
 @lru_cache(256)
 def rule_of(video_processor: Any, policy: FramePolicy, settings: VideoSettings | None = None) -> VideoRule:
-    """The rule of videos with these settings. ValueError, naming the key, for what cannot be asked of a server."""
+    """The rule for videos with these settings. Raises ValueError, naming the key, for settings no server accepts."""
     if settings is not None:
         for name in getattr(video_processor, "unsupported", ()):
             if (value := getattr(settings, name)) is not None:
@@ -66,9 +66,9 @@ def rule_of(video_processor: Any, policy: FramePolicy, settings: VideoSettings |
     return VideoRule(processor, Sampler(processor), policy)
 
 
-@lru_cache(2**16)  # a few milliseconds each, and data sets repeat sizes
+@lru_cache(2**16)  # takes milliseconds, and data sets repeat sizes
 def frame_patches(processor: Any, frames: int, height: int, width: int) -> int:
-    """Patches of each of a clip's `frames`; its own resizing is asked, of a clip without content."""
+    """Patches per frame of a clip, by the processor's own `resize` on a tensor without data."""
     resized = processor.resize(
         torch.empty((1, frames, 3, height, width), dtype=torch.uint8, device="meta"),
         size=SimpleNamespace(**{key: processor.size[key] for key in ("shortest_edge", "longest_edge")}),
@@ -81,9 +81,9 @@ def frame_patches(processor: Any, frames: int, height: int, width: int) -> int:
 
 
 def normal(processor: Any) -> Normal | None:
-    """Mean and standard deviation that the processor takes off levels divided by 255, whatever it divides them by.
+    """Mean and standard deviation by which pixels in [0, 1] are normalised, independent of the processor's own scale.
 
-    None for one that resizes in floating point: its patches are normalised already.
+    None if the processor resizes in floating point, because its patches are normalised already.
     """
     if not hasattr(processor, "rescale_factor"):
         return None
@@ -112,7 +112,7 @@ def _of_video(processor: Any, policy: FramePolicy) -> dict[str, Any]:
     longest = policy.total_pixels or own["longest_edge"]
     if policy.max_pixels is None:
         return {"size": {"shortest_edge": shortest, "longest_edge": longest}, "cap_pixels_per_frame": False}
-    shortest = min(shortest, int(policy.max_pixels / FLOOR))
+    shortest = min(shortest, int(policy.max_pixels / MIN_FRAME_FACTOR))
     return {
         "size": {"shortest_edge": shortest, "longest_edge": longest},
         "cap_pixels_per_frame": True,
@@ -121,12 +121,12 @@ def _of_video(processor: Any, policy: FramePolicy) -> dict[str, Any]:
 
 
 def _token(processor: Any) -> int:
-    """Pixels of one frame that make a token."""
+    """Pixels of a frame per token."""
     return (processor.patch_size * processor.merge_size) ** 2
 
 
 def _bounds_the_video(video_processor: Any) -> bool:
-    """Whether more frames of one size get smaller under one `size`."""
+    """True if `size` bounds a whole video, so that frames shrink as their number grows."""
     side = 4 * video_processor.patch_size * video_processor.merge_size
     options = {**CALL, "size": {"shortest_edge": side, "longest_edge": 2 * side * side}, "cap_pixels_per_frame": False}
     grids = [video_processor(torch.zeros(n, 3, side, side, dtype=torch.uint8), **options) for n in (2, 8)]

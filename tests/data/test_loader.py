@@ -11,7 +11,7 @@ from data.batching.plans import Plan, shards
 from data.batching.sizes import gather
 from data.encoding.encoder import Encoder
 from data.encoding.size_prediction import predict_sizes
-from data.loader import Planned, shard_loader, step_loader
+from data.loader import PredictedTokens, shard_loader, step_loader
 from data.media.images import probe_image
 from data.types import ImageRef, Sample, Turn
 from tests.data.conftest import POLICY
@@ -71,7 +71,7 @@ def test_a_sample_that_decodes_to_more_tokens_than_a_budget_was_planned_for_is_l
     sizes = gather(predict_sizes(encoder, asked, {ref: probe_image(ref) for sample in asked for ref in sample.media}))
     Image.new("RGB", (384, 384)).save(tmp_path / "a.png")
     Image.new("RGB", (128, 128)).save(tmp_path / "b.png")
-    span = {"first_step": 0, "last_step": 1, "planned": Planned(sizes.unpruned(), strict)}
+    span = {"first_step": 0, "last_step": 1, "planned": PredictedTokens(sizes.unpruned(), strict)}
     (step,) = step_loader(asked, encoder, InOrder(((0, 1, 2),)), **span)
     assert step.resized == 2 and [each.id for each in step.quarantined] == lost
     assert all("tokens, where" in each.reason for each in step.quarantined)
