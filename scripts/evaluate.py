@@ -106,7 +106,7 @@ def build(engine: Accelerator, options: Options) -> Evaluation:
     )
     encoder = build_encoder(model_config(options), data)
     collection, index = read_index(engine, "data", options.data, data, encoder)
-    check_all_asked(options, [each.reason for each in index.lost], len(collection.samples))
+    check_all_asked(options, [each.reason for each in index.quarantined], len(collection.samples))
     return ask_about(engine, encoder, usable(collection, index).samples, data=data, config=config)
 
 

@@ -37,7 +37,7 @@ def prepare(config: Config) -> None:
         collection, index = read_index(None, key, given, config.data, encoder)
         usable(collection, index)
         print(f"{key}: {len(index)} of {len(collection.samples)} rows can be used")
-        for reason in index.lost[:10]:
+        for reason in index.quarantined[:10]:
             print(f"  left out: {reason.id}: {reason.reason}")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from data.sources.spec import parts_of
+from data.sources.spec import parse_sources
 from train.config import TOWERS, Config, TrainConfig, frame_policy
 from train.ranges import check_values
 
@@ -22,9 +22,9 @@ def check(config: Config) -> None:
             raise ValueError(message)
     frame_policy(config.data)
     config.data.columns.check()
-    parts_of("data.train", config.data.train)
+    parse_sources("data.train", config.data.train)
     if config.data.eval is not None:
-        parts_of("data.eval", config.data.eval)
+        parse_sources("data.eval", config.data.eval)
     if config.data.media_root is not None and not Path(config.data.media_root).is_dir():
         raise ValueError(
             f"data.media_root={config.data.media_root} is no folder: give the one that media paths start at"

@@ -14,7 +14,7 @@ from data.sources.base import Selection
 from data.sources.collection import Collection, ReadOptions, collect
 from data.sources.index import Index, build_index
 from data.sources.mixture import Mixture
-from data.sources.spec import parts_of
+from data.sources.spec import parse_sources
 from data.split import split
 from data.types import Quarantined, Sample
 from train.collectives import together
@@ -34,7 +34,7 @@ class AuditedData:
     @property
     def lost(self) -> tuple[Quarantined, ...]:
         """What was put aside."""
-        return self.index.lost
+        return self.index.quarantined
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def read_index(
     main = engine is None or engine.is_main_process
     how = Format(data.format, data.columns)
     reading = ReadOptions(how, data.media_root, data.cache, data.workers, main, WATCHDOG.progress)
-    collection = collect(parts_of(key, given), reading)
+    collection = collect(parse_sources(key, given), reading)
     index = build_index(collection, encoder if data.audit else None, reading)
     if len(set(together(key, index.digest))) > 1:
         raise ValueError(f"{key}: ranks read different rows; was a file or its media changed meanwhile? start again")
@@ -73,5 +73,5 @@ def read_index(
 
 def usable(collection: Collection, index: Index) -> AuditedData:
     """The samples of the index. ValueError for a source without any."""
-    samples = Selection(collection.samples, index.places_S)
-    return AuditedData(samples, index, collection.mixture(index.places_S), len(collection.samples))
+    samples = Selection(collection.samples, index.indices_S)
+    return AuditedData(samples, index, collection.mixture(index.indices_S), len(collection.samples))

@@ -1,4 +1,4 @@
-"""Rows behind one interface, whatever they lie in."""
+"""The interface of all row storages, and rows as a sequence of samples."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ from data.types import RowError, Sample
 
 
 class Rows(Protocol):
-    """The rows of one file or data set. Holds no handle and little memory, so that worker processes may share it."""
+    """The rows of one file or data set. Holds no handle and little memory, so that workers can share it."""
 
     @property
     def identity(self) -> str:
-        """Changes when the rows may have."""
+        """A string that changes whenever the rows may have changed."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        """RowError if it is no row."""
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The row at an index. Raises RowError if it cannot be parsed."""
 
-    def where(self, place: int) -> str:
-        """The row's name in messages."""
+    def where(self, index: int) -> str:
+        """Name of the row in messages: file and line, or similar."""
 
-    def root(self, place: int) -> Root:
-        """What the row's media are relative to."""
+    def root(self, index: int) -> Root:
+        """The folder or archive that the row's media names are relative to."""
 
 
 @dataclass(frozen=True)
 class Samples(Sequence[Sample]):
-    """A file's rows as samples, made when asked for. RowError for a row that cannot be used."""
+    """The rows of one file as samples, converted on access. Access raises RowError for a row that cannot be used."""
 
     rows: Rows
     format: Format
-    kept: Path  # folder of what is found out about them
-    source: str  # the file's name, whatever its version
+    cache: Path  # folder of the index of these rows
+    source: str  # name of the file, independent of its version
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        place = range(len(self))[place]  # negative places, IndexError
-        where = self.rows.where(place)
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]  # supports negative indices, raises IndexError
+        where = self.rows.where(index)
         with row_errors(where):
-            sample = self.format.sample(self.rows[place], self.rows.root(place), where)
+            sample = self.format.sample(self.rows[index], self.rows.root(index), where)
             check_text(sample, where)
             return sample
 
 
 def check_text(sample: Sample, where: str) -> None:
-    """RowError for text that cannot be written as UTF-8, and for a path that no file can have."""
+    """Raise RowError for text that cannot be encoded as UTF-8, and for a path with a NUL character."""
     texts = [part for turn in sample.turns for part in turn.parts if isinstance(part, str)]
     paths = [ref.path for ref in sample.media]
     for text in (sample.id, sample.kind, *sample.answers, *texts, *paths):
@@ -68,44 +68,44 @@ def check_text(sample: Sample, where: str) -> None:
         except UnicodeEncodeError as error:
             surrogate = text[error.start]
             raise RowError(
-                f"{where}: holds the lone surrogate {surrogate!r}, which is not Unicode; correct it"
+                f"{where}: contains the lone surrogate {surrogate!r}, which is not Unicode; correct it"
             ) from None
     if broken := next((path for path in paths if "\0" in path), None):
-        raise RowError(f"{where}: the path {broken!r:.60} holds a NUL character; correct the path")
+        raise RowError(f"{where}: the path {broken!r:.60} contains a NUL character; correct the path")
 
 
 @dataclass(frozen=True)
-class Joined(Sequence[Sample]):
-    """Several files' samples, one after the other."""
+class ConcatSamples(Sequence[Sample]):
+    """The samples of several files, concatenated."""
 
     parts: tuple[Samples, ...]
 
     @cached_property
     def first_P(self) -> np.ndarray:
-        """Place of each part's first sample; one entry more."""
+        """[parts + 1] index of each part's first sample."""
         return np.cumsum([0, *map(len, self.parts)])
 
     def __len__(self) -> int:
         return int(self.first_P[-1])
 
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        place = range(len(self))[place]
-        part = int(np.searchsorted(self.first_P, place, "right")) - 1
-        return self.parts[part][place - int(self.first_P[part])]
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        part = int(np.searchsorted(self.first_P, index, "right")) - 1
+        return self.parts[part][index - int(self.first_P[part])]
 
 
 @dataclass(frozen=True)
 class Selection(Sequence[Sample]):
-    """Some of a sequence's samples."""
+    """A subset of a sequence of samples."""
 
     samples: Sequence[Sample]
-    places: np.ndarray
+    indices: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
-    def __getitem__(self, place: Any) -> Any:
-        chosen = self.places[place]
-        return [self.samples[int(i)] for i in chosen] if isinstance(place, slice) else self.samples[int(chosen)]
+    def __getitem__(self, index: Any) -> Any:
+        chosen = self.indices[index]
+        return [self.samples[int(i)] for i in chosen] if isinstance(index, slice) else self.samples[int(chosen)]

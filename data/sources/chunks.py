@@ -1,7 +1,7 @@
-"""The index's parts: some rows of one file, read, their media's headers opened and their tokens counted.
+"""The chunks of the index: rows of one file, with the predicted sizes of their samples.
 
-A chunk's file is named by all that it follows from. Where one of its media has changed since, it is made anew, under a
-name that says so too.
+The name of a chunk's file is a hash of everything that it depends on. If a medium has changed since, the chunk is
+rebuilt under a new name.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from data.sources.headers import THREADS, Header, Ref, read_headers, stat
 from data.sources.versions import version_after
 from data.types import FrameList, ImageRef, Quarantined, RowError, Sample
 
-ROWS = 2048  # of a chunk
-BATCH = 64  # rows whose media are in memory together, where they are bytes of the rows
+ROWS = 2048  # per chunk
+BATCH = 64  # rows in memory at a time, with media that are bytes in the rows
 UNUSABLE = SampleSize(0, (), 0, 0, 0, 0)
 
-Stats: TypeAlias = dict[str, list[int] | None]  # size and time of change of files, None where there is none
+Stats: TypeAlias = dict[str, list[int] | None]  # [size, modification time] by file; None if the file does not exist
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some rows of one file, and where what is known of them is kept. Without an encoder, media are not looked at."""
+    """Some rows of one file, indexed in the file `path`. Without an encoder, media are not opened."""
 
     samples: Samples
     rows: range
@@ -42,51 +42,52 @@ class Chunk:
     path: Path
 
     def make(self, path: Path) -> None:
-        found: list[Sample | Quarantined] = []
+        entries: list[Sample | Quarantined] = []
         headers: dict[Ref, Header] = {}
         for begin in range(0, len(self.rows), BATCH):
-            batch = [_sample(self.samples, place) for place in self.rows[begin : begin + BATCH]]
+            batch = [_sample(self.samples, row) for row in self.rows[begin : begin + BATCH]]
             if self.encoder is not None:
                 refs = [ref for sample in _usable(batch) for ref in sample.media]
                 read = read_headers(refs, self.encoder.limits)
-                headers |= {_light(ref): header for ref, header in read.items()}
-            found += [_lightened(each) if isinstance(each, Sample) else each for each in batch]
-        known = list(_usable(found))  # also those that turn out to be unusable, until their media change
-        sizes = self._sizes(found, headers)
-        stats = _stats(each for sample in known for each in _files(sample))
-        kept: dict[str, Any] = _arrays(found, sizes, stats)
+                headers |= {_part_without_bytes(ref): header for ref, header in read.items()}
+            entries += [_without_bytes(entry) if isinstance(entry, Sample) else entry for entry in batch]
+        converted = list(_usable(entries))  # includes samples that _sizes quarantines, since their media may change
+        sizes = self._sizes(entries, headers)
+        stats = _stats(file for sample in converted for file in _files(sample))
+        arrays: dict[str, Any] = _arrays(entries, sizes, stats)
         with path.open("wb") as file:
-            np.savez(file, **kept)
+            np.savez(file, **arrays)
 
-    def _sizes(self, found: list[Sample | Quarantined], headers: Mapping[Ref, Header]) -> list[SampleSize]:
-        """One for each row; rows that turn out to be unusable are put aside in `found`."""
-        sizes = [UNUSABLE] * len(found)
+    def _sizes(self, entries: list[Sample | Quarantined], headers: Mapping[Ref, Header]) -> list[SampleSize]:
+        """The size of each row. Rows that turn out to be unusable are replaced in `entries` by their Quarantined."""
+        sizes = [UNUSABLE] * len(entries)
         if self.encoder is None:
             return sizes
-        places = [place for place, each in enumerate(found) if isinstance(each, Sample)]
-        for place, cost in zip(places, predict_sizes(self.encoder, list(_usable(found)), headers)):
-            if isinstance(cost, SampleSize):
-                sizes[place] = cost
+        positions = [position for position, entry in enumerate(entries) if isinstance(entry, Sample)]
+        for position, size in zip(positions, predict_sizes(self.encoder, list(_usable(entries)), headers)):
+            if isinstance(size, SampleSize):
+                sizes[position] = size
             else:
-                found[place] = Quarantined(found[place].id, str(cost))
+                entries[position] = Quarantined(entries[position].id, str(size))
         return sizes
 
     def versions(self) -> list[Chunk]:
-        """The chunk under each name that it has had as its media changed; the last is right for them as they are."""
-        found = [self]
-        while found[-1].path.exists():
-            noted = found[-1]._noted()
-            now = None if noted is None else _stats(noted)
-            if now == noted and now is not None:
+        """The chunk under every name it has had as its media changed; the last one is up to date."""
+        history = [self]
+        while history[-1].path.exists():
+            recorded = history[-1]._recorded_stats()
+            current = None if recorded is None else _stats(recorded)
+            if current == recorded and current is not None:
                 break
-            name, taken = version_after(self.path.stem, now and sorted(now.items())), {each.path.stem for each in found}
+            name = version_after(self.path.stem, current and sorted(current.items()))
+            taken = {chunk.path.stem for chunk in history}
             while name in taken:
                 name = version_after(name, "again")
-            found.append(replace(self, path=self.path.with_name(name + self.path.suffix)))
-        return found
+            history.append(replace(self, path=self.path.with_name(name + self.path.suffix)))
+        return history
 
-    def _noted(self) -> Stats | None:
-        """The media as they were; None, with a line that says so, where the file cannot be read."""
+    def _recorded_stats(self) -> Stats | None:
+        """Stats of the media when the chunk was built; None, with a printed line, if the chunk cannot be read."""
         try:
             return self.load()[1]["media"]
         except (BadZipFile, ValueError, KeyError, EOFError):
@@ -94,72 +95,77 @@ class Chunk:
             return None
 
     def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """What was kept: arrays, and notes on rows that were lost and files that were looked at."""
-        with np.load(self.path) as kept:
-            arrays = dict(kept)
+        """(arrays, notes): notes lists the quarantined rows ("lost") and the stats of media files ("media")."""
+        with np.load(self.path) as file:
+            arrays = dict(file)
         return arrays, json.loads(arrays.pop("notes").tobytes())
 
 
 def digest(sample: Sample) -> int:
-    """Of what training sees of a row: text and media names, not where they lie."""
-    seen: tuple[Any, ...] = sample.id, [(turn.role, [seen_part(part) for part in turn.parts]) for turn in sample.turns]
+    """Hash of everything in a row that affects training: text and names of media, without their folders."""
+    content: tuple[Any, ...] = (
+        sample.id,
+        [(turn.role, [training_part(part) for part in turn.parts]) for turn in sample.turns],
+    )
     if not all(turn.learned for turn in sample.turns):
-        seen += ([turn.learned for turn in sample.turns],)
-    return xxhash.xxh3_64_intdigest(repr(seen).encode())
+        content += ([turn.learned for turn in sample.turns],)
+    return xxhash.xxh3_64_intdigest(repr(content).encode())
 
 
-def seen_part(part: str | Ref) -> Any:
-    """What training sees of a part; unlike `repr`, of a video also its settings and its list of frames."""
+def training_part(part: str | Ref) -> Any:
+    """Everything in a part that affects training; unlike its `repr`, with the settings and frames of a video."""
     if isinstance(part, str):
         return part
     name = replace(part, path=part.path.rsplit("/", 1)[-1])
     if isinstance(part, ImageRef):
         return name
     frames = part.content if isinstance(part.content, FrameList) else None
-    listed = frames and ([seen_part(picture) for picture in frames.pictures], frames.times)
+    listed = frames and ([training_part(picture) for picture in frames.pictures], frames.times)
     return (name, part.settings, listed) if part.settings or listed else name
 
 
-def _arrays(found: list[Sample | Quarantined], sizes: list[SampleSize], stats: Stats) -> dict[str, np.ndarray]:
-    media = [[xxhash.xxh3_64_intdigest(ref.path.encode()) for ref in sample.media] for sample in _usable(found)]
-    lost = [(place, each.id, each.reason) for place, each in enumerate(found) if isinstance(each, Quarantined)]
-    usable = [place for place, each in enumerate(found) if isinstance(each, Sample)]
-    return vars(gather(sizes[place] for place in usable)) | {
+def _arrays(entries: list[Sample | Quarantined], sizes: list[SampleSize], stats: Stats) -> dict[str, np.ndarray]:
+    media = [[xxhash.xxh3_64_intdigest(ref.path.encode()) for ref in sample.media] for sample in _usable(entries)]
+    quarantined = [
+        (position, entry.id, entry.reason) for position, entry in enumerate(entries) if isinstance(entry, Quarantined)
+    ]
+    usable = [position for position, entry in enumerate(entries) if isinstance(entry, Sample)]
+    return vars(gather(sizes[position] for position in usable)) | {
         "usable": np.array(usable, dtype=np.int64),
-        "digests": np.array([digest(sample) for sample in _usable(found)], dtype=np.uint64),
-        "own_settings": np.array([sample.has_own_settings for sample in _usable(found)], dtype=bool),
+        "digests": np.array([digest(sample) for sample in _usable(entries)], dtype=np.uint64),
+        "own_settings": np.array([sample.has_own_settings for sample in _usable(entries)], dtype=bool),
         "media": np.array([name for names in media for name in names], dtype=np.uint64),
         "media_counts": np.array([len(names) for names in media], dtype=np.int64),
-        "notes": np.frombuffer(json.dumps({"lost": lost, "media": stats}).encode(), dtype=np.uint8),
+        "notes": np.frombuffer(json.dumps({"lost": quarantined, "media": stats}).encode(), dtype=np.uint8),
     }
 
 
-def _sample(samples: Samples, place: int) -> Sample | Quarantined:
+def _sample(samples: Samples, row: int) -> Sample | Quarantined:
     try:
-        return samples[place]
+        return samples[row]
     except RowError as error:
-        return Quarantined(samples.rows.where(place), str(error))
+        return Quarantined(samples.rows.where(row), str(error))
 
 
-def _usable(found: Iterable[Sample | Quarantined]) -> Iterable[Sample]:
-    return (each for each in found if isinstance(each, Sample))
+def _usable(entries: Iterable[Sample | Quarantined]) -> Iterable[Sample]:
+    return (entry for entry in entries if isinstance(entry, Sample))
 
 
-def _lightened(sample: Sample) -> Sample:
-    """The sample without its media's bytes, which are named by their digest."""
-    turns = (replace(turn, parts=tuple(map(_light, turn.parts))) for turn in sample.turns)
+def _without_bytes(sample: Sample) -> Sample:
+    """The sample without the bytes of its media, whose names contain a hash of them."""
+    turns = (replace(turn, parts=tuple(map(_part_without_bytes, turn.parts))) for turn in sample.turns)
     return replace(sample, turns=tuple(turns))
 
 
-def _light(part: Any) -> Any:
+def _part_without_bytes(part: Any) -> Any:
     content = getattr(part, "content", None)
     if isinstance(content, FrameList):
-        return replace(part, content=replace(content, pictures=tuple(map(_light, content.pictures))))
+        return replace(part, content=replace(content, pictures=tuple(map(_part_without_bytes, content.pictures))))
     return replace(part, content=None) if isinstance(content, bytes) else part
 
 
 def _files(sample: Sample) -> Iterator[str]:
-    """The files of a sample's media, and the folders that it names, in which further frames may appear."""
+    """Files of a sample's media, and folders of frames, to which pictures may be added."""
     for ref in sample.media:
         if isinstance(ref.content, FrameList):
             yield from (picture.path for picture in ref.content.pictures if picture.content is None)

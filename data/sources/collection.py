@@ -1,4 +1,4 @@
-"""All the rows that a configuration names, opened: files side by side, in the order of their sources."""
+"""Opens all files and datasets that the configuration names, as one sequence of samples."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ import numpy as np
 
 from data.formats.roots import Folder
 from data.formats.rows import Format
-from data.sources.base import Joined, Samples
+from data.sources.base import ConcatSamples, Samples
 from data.sources.files import JsonFile
 from data.sources.mixture import Mixture
 from data.sources.shards import TarFile
 from data.sources.shared import complete
-from data.sources.spec import Part, is_dataset
-from data.sources.tables import Hub, ParquetFile, Stream
-from data.sources.versions import remove_earlier, versioned
+from data.sources.spec import Source, is_dataset
+from data.sources.tables import HubDataset, HubStream, ParquetFile
+from data.sources.versions import remove_superseded, versioned
 
-VERSION = 4  # of everything that is kept in a cache
-Origin: TypeAlias = "JsonFile | TarFile | ParquetFile | Stream | Hub"
+VERSION = 4  # format version of everything in the cache
+Origin: TypeAlias = "JsonFile | TarFile | ParquetFile | HubStream | HubDataset"
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How rows are read, whatever they lie in."""
+    """Options for reading rows of any source."""
 
     format: Format = field(default_factory=Format)
-    media_root: str | None = None  # where relative media names start, and which none may leave; None: beside the rows
-    cache: str | None = None  # folder of what is kept; None: beside the data, or the user's where that is read-only
+    media_root: str | None = None  # base of relative media paths, which none may leave; None: the rows' folder
+    cache: str | None = None  # cache folder; None: next to the data, or in ~/.cache if that is read-only
     workers: int = 0
     progress: bool = True
-    on_result: Callable[[], None] = lambda: None  # called for every part that is there
+    on_result: Callable[[], None] = lambda: None  # called for every part that is complete
 
-    def folder(self, beside: Path | None) -> Path:
-        """Where that is kept which follows from data in the folder `beside`, or from nowhere on this machine."""
+    def cache_folder(self, data_folder: Path | None) -> Path:
+        """The cache folder for data in `data_folder`; None: the data is not on this machine."""
         if self.cache is not None:
             base = Path(self.cache)
-        elif beside is not None and os.access(beside, os.W_OK):
-            base = beside / ".evs"
+        elif data_folder is not None and os.access(data_folder, os.W_OK):
+            base = data_folder / ".evs"
         else:
             base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evs"
         return base / f"v{VERSION}"
@@ -50,82 +50,89 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class Collection:
-    """The samples of several sources, and which of them belong to which."""
+    """The samples of several sources, in the order of the sources."""
 
-    samples: Joined
+    samples: ConcatSamples
     names: tuple[str, ...]
-    weights: tuple[float, ...] | None  # None: all of one source
-    files: tuple[int, ...]  # of each source
+    weights: tuple[float, ...] | None  # of a mixture; None: a single source
+    files: tuple[int, ...]  # number of files of each source
 
     @cached_property
     def first_K(self) -> np.ndarray:
-        """Place of each source's first sample; one entry more."""
+        """[sources + 1] index of each source's first sample."""
         return self.samples.first_P[np.cumsum([0, *self.files])]
 
-    def mixture(self, places: np.ndarray) -> Mixture | None:
-        """How the samples at these places, ascending, are drawn from. ValueError for a source without any."""
-        lengths = np.diff(np.searchsorted(places, self.first_K))
+    def mixture(self, indices: np.ndarray) -> Mixture | None:
+        """The mixture over the samples at `indices` (ascending); None for a single source.
+
+        Raises ValueError for a source without usable samples.
+        """
+        lengths = np.diff(np.searchsorted(indices, self.first_K))
         for name, length, rows in zip(self.names, lengths, np.diff(self.first_K)):
             if not length:
-                raise ValueError(f"source {name} is empty: none of its {rows} rows can be used; leave it out")
+                raise ValueError(f"source {name} is empty: none of its {rows} rows can be used; remove it")
         if self.weights is None or len(self.weights) == 1:
             return None
         return Mixture(tuple(lengths.tolist()), self.weights)
 
 
-def collect(parts: Sequence[Part], reading: ReadOptions) -> Collection:
-    """The rows of all parts. ValueError, in one line, for what cannot be read."""
+def collect(sources: Sequence[Source], reading: ReadOptions) -> Collection:
+    """Open the rows of all sources. Raises a one-line ValueError for files that cannot be read."""
     reading.format.check()
-    origins = [[_origin(path, part, reading) for path in part.paths] for part in parts]
-    made = [origin for each in origins for origin, *_ in each if not isinstance(origin, Hub)]
+    origins = [[_open(path, source, reading) for path in source.paths] for source in sources]
+    cached = [origin for files in origins for origin, *_ in files if not isinstance(origin, HubDataset)]
     complete(
-        made,
+        cached,
         "reading data files",
-        workers=min(reading.workers, len(made)),
+        workers=min(reading.workers, len(cached)),
         progress=reading.progress,
         on_result=reading.on_result,
     )
     opened = [
-        [Samples(origin.rows(), reading.format, kept, source) for origin, kept, source in each] for each in origins
+        [Samples(origin.rows(), reading.format, cache, name) for origin, cache, name in files] for files in origins
     ]
-    remove_earlier([origin.path for origin in made if isinstance(origin, JsonFile | TarFile)])  # others may be mapped
-    for part, each in zip(parts, opened):
-        if not sum(map(len, each)):
-            raise ValueError(f"{part.path}: holds no rows; give data with at least one conversation")
+    # Arrow files may still be mapped by other runs.
+    remove_superseded([origin.path for origin in cached if isinstance(origin, JsonFile | TarFile)])
+    for source, samples in zip(sources, opened):
+        if not sum(map(len, samples)):
+            raise ValueError(f"{source.path}: contains no rows; give data with at least one conversation")
     return Collection(
-        Joined(tuple(samples for each in opened for samples in each)),
-        tuple(str(part.path) for part in parts),
-        tuple(part.weight for part in parts if part.weight is not None) or None,
+        ConcatSamples(tuple(samples for files in opened for samples in files)),
+        tuple(str(source.path) for source in sources),
+        tuple(source.weight for source in sources if source.weight is not None) or None,
         tuple(map(len, opened)),
     )
 
 
-def _origin(path: str, part: Part, reading: ReadOptions) -> tuple[Origin, Path, str]:
-    """What is to be read, where that is kept which is found out about it, and its name, whatever its version."""
-    root, fence = reading.media_root, reading.media_root is not None
+def _open(path: str, source: Source, reading: ReadOptions) -> tuple[Origin, Path, str]:
+    """(file or dataset, folder of its index, its name independent of its version)."""
+    root, restricted = reading.media_root, reading.media_root is not None
     if is_dataset(path):
-        here = Path(path).is_dir()
-        folder, kept = Folder(root or (path if here else ""), fence), reading.folder(Path(path) if here else None)
-        source = repr((str(Path(path).absolute()) if here else path, part.subset, part.split, part.rows))
-        if not part.streaming:
-            return Hub(path, part.subset, part.split, folder), kept, source
-        identity = repr((_stat_all(Path(path)) if here else path, part.subset, part.split, part.rows))
-        copy = kept / f"{versioned(source, identity)}.arrow"
-        return Stream(path, part.subset, part.split, part.rows, copy, folder, identity), kept, source
-    file, identity, source = Path(path), identity_of(Path(path)), str(Path(path).absolute())
-    folder, kept = Folder(root or str(file.parent), fence), reading.folder(file.parent)
-    copy = kept / versioned(source, identity)
+        is_local = Path(path).is_dir()
+        folder, cache = (
+            Folder(root or (path if is_local else ""), restricted),
+            reading.cache_folder(Path(path) if is_local else None),
+        )
+        name = repr((str(Path(path).absolute()) if is_local else path, source.subset, source.split, source.rows))
+        if not source.streaming:
+            return HubDataset(path, source.subset, source.split, folder), cache, name
+        identity = repr((_stat_all(Path(path)) if is_local else path, source.subset, source.split, source.rows))
+        copy = cache / f"{versioned(name, identity)}.arrow"
+        return HubStream(path, source.subset, source.split, source.rows, copy, folder, identity), cache, name
+    file, identity, name = Path(path), identity_of(Path(path)), str(Path(path).absolute())
+    folder, cache = Folder(root or str(file.parent), restricted), reading.cache_folder(file.parent)
+    copy = cache / versioned(name, identity)
     match file.suffix:
         case ".tar":
-            return TarFile(file, copy.with_suffix(".npz"), identity), kept, source
+            return TarFile(file, copy.with_suffix(".npz"), identity), cache, name
         case ".parquet":
-            return ParquetFile(file, copy.with_suffix(".arrow"), folder, identity), kept, source
+            return ParquetFile(file, copy.with_suffix(".arrow"), folder, identity), cache, name
         case _:
-            return JsonFile(file, copy.with_suffix(".npy"), folder, identity), kept, source
+            return JsonFile(file, copy.with_suffix(".npy"), folder, identity), cache, name
 
 
 def identity_of(file: Path) -> str:
-    """Another one when the file is."""
+    """A string that changes whenever the file does."""
     stat = file.stat()
     return f"{file.absolute()} {stat.st_size} {stat.st_mtime_ns}"
 

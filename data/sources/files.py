@@ -1,4 +1,4 @@
-"""JSON and JSONL files, read from disk row by row: in memory are only the places where rows begin and end."""
+"""JSON and JSONL files, read from disk row by row; only the byte offsets of rows are in memory."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ import numpy as np
 from data.formats.roots import Folder
 from data.types import RowError
 
-ESCAPE = "surrogateescape"  # for bytes that are not UTF-8, so that only the row that holds them is lost
-DECODER = json.JSONDecoder(parse_int=str)  # finds where a value ends; long integers are not converted
+ESCAPE = "surrogateescape"  # invalid UTF-8 makes only its own row unusable
+DECODER = json.JSONDecoder(
+    parse_int=str
+)  # used to find the end of a value; parse_int=str skips converting long integers
 NESTING = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*"', re.DOTALL)
-BOM = "\ufeff"  # byte-order mark, as some editors write before the text
+BOM = "\ufeff"  # byte-order mark that some editors write at the beginning
 
 
 @dataclass(frozen=True)
 class JsonFile:
-    """Where the rows of a .json or .jsonl file lie, found once and kept at `path`."""
+    """The byte offsets of the rows of a .json or .jsonl file, computed once and stored at `path`."""
 
     file: Path
     path: Path
@@ -40,10 +42,10 @@ class JsonFile:
 
 @dataclass(frozen=True)
 class JsonRows:
-    """Rows of a JSON or JSONL file by their place in it."""
+    """Rows of a JSON or JSONL file by index."""
 
     source: JsonFile
-    spans_R3: np.ndarray  # int64, bytes [begin, end) of each row, and its line or index as the user counts them
+    spans_R3: np.ndarray  # int64: byte range [begin, end) of each row, and its line number or array index
 
     @property
     def identity(self) -> str:
@@ -52,22 +54,25 @@ class JsonRows:
     def __len__(self) -> int:
         return len(self.spans_R3)
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        begin, end, _ = self.spans_R3[place].tolist()
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        begin, end, _ = self.spans_R3[index].tolist()
         with self.source.file.open("rb") as file:
             file.seek(begin)
-            return parsed(file.read(end - begin), self.where(place))
+            return parsed(file.read(end - begin), self.where(index))
 
-    def where(self, place: int) -> str:
-        file, number = self.source.file, self.spans_R3[place, 2]
+    def where(self, index: int) -> str:
+        file, number = self.source.file, self.spans_R3[index, 2]
         return f"{file}:{number}" if file.suffix == ".jsonl" else f"{file}[{number}]"
 
-    def root(self, place: int) -> Folder:
+    def root(self, index: int) -> Folder:
         return self.source.folder
 
 
 def parsed(text: bytes, where: str) -> dict[str, Any]:
-    """A row's text as an object; a bare list of turns is its conversation. RowError if it is neither."""
+    """Parse the text of a row; a bare list of turns is taken for its conversation.
+
+    Raises RowError if the text is not a JSON object or list of turns.
+    """
     try:
         row = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -90,40 +95,40 @@ def _lines(file: Path) -> Iterator[tuple[int, int, int]]:
 
 
 def _elements(file: Path) -> Iterator[tuple[int, int, int]]:
-    """(begin, end, index) of each element of one JSON array, one element at a time in memory beside the text."""
+    """(begin, end, index) of each element of a JSON array; holds the text and one element at a time."""
     try:
-        text = file.read_bytes().decode(errors=ESCAPE)  # read_text would change line ends, and so the bytes counted
-        place, byte, index = _skip(text, 0, BOM), 0, 0
-        if text[place : place + 1] != "[":
-            raise ValueError(f"{file}: not a list of rows; write [row, row, ...] or use .jsonl")
-        place = _skip(text, place + 1, "")
+        text = file.read_bytes().decode(errors=ESCAPE)  # read_text would translate line ends and change offsets
+        position, byte, index = _skip(text, 0, BOM), 0, 0
+        if text[position : position + 1] != "[":
+            raise ValueError(f"{file}: the file is not a list of rows; write [row, row, ...] or use .jsonl")
+        position = _skip(text, position + 1, "")
         seen = 0
-        while text[place : place + 1] != "]":
-            end = _end(text, place)
-            begin_byte = byte + len(text[seen:place].encode(errors=ESCAPE))
-            byte, seen = begin_byte + len(text[place:end].encode(errors=ESCAPE)), end
+        while text[position : position + 1] != "]":
+            end = _end(text, position)
+            begin_byte = byte + len(text[seen:position].encode(errors=ESCAPE))
+            byte, seen = begin_byte + len(text[position:end].encode(errors=ESCAPE)), end
             yield begin_byte, byte, index
-            index, place = index + 1, _skip(text, end, ",")
-        if _skip(text, place + 1, "") < len(text):
-            raise ValueError(f"{file}: holds text after the end of its list; write one list, or use .jsonl")
+            index, position = index + 1, _skip(text, end, ",")
+        if _skip(text, position + 1, "") < len(text):
+            raise ValueError(f"{file}: text follows the end of its list; write one list, or use .jsonl")
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}: invalid JSON ({error}); correct it there") from None
 
 
-def _end(text: str, place: int) -> int:
-    """Where the element that begins at `place` ends. JSONDecodeError for one that does not."""
+def _end(text: str, position: int) -> int:
+    """Position at which the element that begins at `position` ends. Raises JSONDecodeError if it does not end."""
     try:
-        return DECODER.raw_decode(text, place)[1]
-    except RecursionError:  # nested too deep for the decoder, which only its own row is to suffer from
+        return DECODER.raw_decode(text, position)[1]
+    except RecursionError:  # nested too deeply for the decoder; only this row may fail, when it is parsed
         depth = 0
-        for token in NESTING.finditer(text, place):
+        for token in NESTING.finditer(text, position):
             depth += (token[0] in "[{") - (token[0] in "]}")
             if not depth:
                 return token.end()
-        raise json.JSONDecodeError("an element does not end", text, place) from None
+        raise json.JSONDecodeError("an element does not end", text, position) from None
 
 
-def _skip(text: str, place: int, also: str) -> int:
-    while place < len(text) and (text[place].isspace() or text[place] == also):
-        place += 1
-    return place
+def _skip(text: str, position: int, separator: str) -> int:
+    while position < len(text) and (text[position].isspace() or text[position] == separator):
+        position += 1
+    return position

@@ -1,4 +1,4 @@
-"""Headers of media, many read at once: each within the time of a sample, all of them within its memory."""
+"""Reads headers of media in parallel, each within the time limit of a sample and all within its memory limit."""
 
 from __future__ import annotations
 
@@ -19,59 +19,59 @@ from data.media.images import probe_image
 from data.sample_limits import OutOfMemory, OutOfTime, SampleLimits, SampleTimeout, guarded
 from data.types import FrameList, ImageRef, MediaError, VideoRef
 
-THREADS = 16  # files that are opened at once
-STACK = 16 << 20  # bytes that a thread needs before it reads anything
-POLL = 0.5  # seconds, at most, between two looks for files that take too long
-REMEMBERED = 1 << 14
+THREADS = 16  # files open at the same time
+STACK = 16 << 20  # bytes of memory per thread, before it reads anything
+POLL = 0.5  # longest interval in seconds between checks for files over their time limit
+CACHE_SIZE = 1 << 14
 
 Ref: TypeAlias = VideoRef | ImageRef
 Header: TypeAlias = VideoInfo | tuple[int, int] | MediaError
 
-_known: dict[tuple[Ref, str], Header] = {}  # across the chunks that a worker makes
+_cache: dict[tuple[Ref, str], Header] = {}  # shared by the chunks that a worker builds
 
 
 def read_headers(refs: Sequence[Ref], limits: SampleLimits) -> dict[Ref, Header]:
-    """The header of each, or why it cannot be used."""
-    found = _read_together(refs, limits)
-    found |= _read_together(_where(found, OutOfTime), limits)  # once more, since a disk may have been busy
-    for ref in _where(found, OutOfMemory):  # alone, since it may only have stood beside the one that is too large
-        found |= _read_together([ref], limits)
-    for ref, header in found.items():
+    """The header of each medium, or the MediaError that makes it unusable."""
+    headers = _read_together(refs, limits)
+    headers |= _read_together(_failed(headers, OutOfTime), limits)  # retried, because a disk may have been busy
+    for ref in _failed(headers, OutOfMemory):  # retried alone: another file may have used the memory
+        headers |= _read_together([ref], limits)
+    for ref, header in headers.items():
         _remember(ref, header)
-    return found
+    return headers
 
 
 def _read_together(refs: Sequence[Ref], limits: SampleLimits) -> dict[Ref, Header]:
     with _bounded(limits.max_bytes + STACK * min(THREADS, len(refs))):
-        return _Reading(refs, limits.seconds).headers()
+        return _HeaderReader(refs, limits.seconds).headers()
 
 
-def _where(found: dict[Ref, Header], kind: type[MediaError]) -> list[Ref]:
-    return [ref for ref, header in found.items() if isinstance(header, kind)]
+def _failed(headers: dict[Ref, Header], kind: type[MediaError]) -> list[Ref]:
+    return [ref for ref, header in headers.items() if isinstance(header, kind)]
 
 
-class _Reading:
-    """Threads that share files. One that does not come back in time is left behind, and another takes its place."""
+class _HeaderReader:
+    """A pool of threads. A thread that exceeds the time limit is abandoned and replaced."""
 
     def __init__(self, refs: Sequence[Ref], seconds: float) -> None:
         self.refs, self.seconds = list(dict.fromkeys(refs)), seconds
-        self.todo: SimpleQueue[Ref] = SimpleQueue()
+        self.queue: SimpleQueue[Ref] = SimpleQueue()
         self.done: SimpleQueue[tuple[Ref, Header]] = SimpleQueue()
-        self.begun: dict[Ref, float] = {}
-        self.found: dict[Ref, Header] = {}
+        self.started: dict[Ref, float] = {}
+        self.results: dict[Ref, Header] = {}
         for ref in self.refs:
-            self.todo.put(ref)
+            self.queue.put(ref)
 
     def headers(self) -> dict[Ref, Header]:
         for _ in range(min(THREADS, len(self.refs))):
             self._start()
-        while len(self.found) < len(self.refs):
+        while len(self.results) < len(self.refs):
             try:
                 ref, header = self.done.get(timeout=POLL)
-                self.found.setdefault(ref, header)
+                self.results.setdefault(ref, header)
             except Empty:
-                self._leave_behind()
-        return self.found
+                self._replace_overdue()
+        return self.results
 
     def _start(self) -> None:
         Thread(target=self._work, daemon=True).start()
@@ -79,23 +79,23 @@ class _Reading:
     def _work(self) -> None:
         with suppress(Empty):
             while True:
-                ref = self.todo.get_nowait()
-                self.begun[ref] = time.monotonic()
+                ref = self.queue.get_nowait()
+                self.started[ref] = time.monotonic()
                 self.done.put((ref, _header(ref, self.seconds)))
 
-    def _leave_behind(self) -> None:
-        """Files whose reader neither ended by itself nor can be ended."""
-        for ref, begin in list(self.begun.items()):
-            if ref not in self.found and time.monotonic() - begin > self.seconds + POLL:
-                self.found[ref] = _given_up(ref, self.seconds)
+    def _replace_overdue(self) -> None:
+        """Give up on files whose thread is overdue, since a thread cannot be killed."""
+        for ref, begin in list(self.started.items()):
+            if ref not in self.results and time.monotonic() - begin > self.seconds + POLL:
+                self.results[ref] = _timeout_error(ref, self.seconds)
                 self._start()
 
 
 def _header(ref: Ref, seconds: float) -> Header:
     try:
         with guarded(ref.path, seconds):
-            if (known := _known.get(_key(ref))) is not None:
-                return known
+            if (header := _cache.get(_key(ref))) is not None:
+                return header
             if isinstance(ref, ImageRef):
                 return probe_image(ref)
             return probe_frames(ref, ref.content) if isinstance(ref.content, FrameList) else probe(ref)
@@ -103,7 +103,7 @@ def _header(ref: Ref, seconds: float) -> Header:
         return error
 
 
-def _given_up(ref: Ref, seconds: float) -> Header:
+def _timeout_error(ref: Ref, seconds: float) -> Header:
     try:
         with guarded(ref.path, seconds):
             raise SampleTimeout
@@ -112,10 +112,10 @@ def _given_up(ref: Ref, seconds: float) -> Header:
 
 
 def _remember(ref: Ref, header: Header) -> None:
-    if len(_known) >= REMEMBERED:
-        _known.clear()
-    if not isinstance(ref.content, bytes | FrameList):  # whose files are many
-        _known[_key(ref)] = header
+    if len(_cache) >= CACHE_SIZE:
+        _cache.clear()
+    if not isinstance(ref.content, bytes | FrameList):  # a frame list has many files
+        _cache[_key(ref)] = header
 
 
 def _key(ref: Ref) -> tuple[Ref, str]:
@@ -123,27 +123,27 @@ def _key(ref: Ref) -> tuple[Ref, str]:
 
 
 @contextmanager
-def _bounded(room: int) -> Iterator[None]:
-    """No memory is given to this process beyond so many bytes more than it has: libraries say so, and go on."""
+def _bounded(extra_bytes: int) -> Iterator[None]:
+    """Let this process allocate at most `extra_bytes` more (on Linux); then libraries raise MemoryError."""
     if sys.platform != "linux":
         yield
         return
-    before = resource.getrlimit(resource.RLIMIT_DATA)
+    previous = resource.getrlimit(resource.RLIMIT_DATA)
     status = Path("/proc/self/status").read_text()
     now = 1024 * int(status.partition("VmData:")[2].split()[0])
-    limit = now + room if before[1] == resource.RLIM_INFINITY else min(now + room, before[1])
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
+    limit = now + extra_bytes if previous[1] == resource.RLIM_INFINITY else min(now + extra_bytes, previous[1])
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, previous[1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
+        resource.setrlimit(resource.RLIMIT_DATA, previous)
 
 
-@lru_cache(1 << 16)  # cleared when an index is begun
+@lru_cache(1 << 16)  # cleared when an index build starts
 def stat(file: str) -> list[int] | None:
-    """Size and time of change."""
+    """[size in bytes, modification time in ns] of a file; None if it does not exist."""
     try:
-        found = Path(file).stat()
-    except (OSError, ValueError):  # ValueError: a name that no file can have
+        status = Path(file).stat()
+    except (OSError, ValueError):  # ValueError: the name is invalid
         return None
-    return [found.st_size, found.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns]

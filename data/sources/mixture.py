@@ -1,4 +1,4 @@
-"""The order in which samples come: a function of (seed, epoch), so that resuming needs no state."""
+"""The order of samples, as a function of (seed, epoch), so that resuming needs no state."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Mixture:
-    """Sources of given lengths, side by side in one sequence of samples, and each one's share of what is drawn.
+    """Draws samples from several sources in proportion to their weights.
 
-    An epoch is as long as all sources together. A source's draws run through an epoch of its own after another, in each
-    of which no sample is lost or repeated, however the epochs of the whole fall.
+    The sources are concatenated in one sequence of samples; an epoch is as long as all of them together. Each source
+    has epochs of its own, independent of the mixture's, in each of which every sample occurs once.
     """
 
-    lengths: tuple[int, ...]
+    lengths: tuple[int, ...]  # samples of each source
     weights: tuple[float, ...]
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
-        """Places of the epoch's samples, in order."""
+        """[N] indices of the epoch's samples, in order."""
         total, random = sum(self.lengths), np.random.default_rng((seed, epoch))
         begins, ends = self._drawn(epoch * total), self._drawn((epoch + 1) * total)
         source_N = random.permutation(np.repeat(np.arange(len(self.lengths)), ends - begins))
@@ -32,8 +32,11 @@ class Mixture:
         return order_N
 
     def _drawn(self, position: int) -> np.ndarray:
-        """How many of the first `position` samples come from each source: the j-th of source k is due at
-        (j + 1/2) / share_k. Exact, so that no count ever falls."""
+        """[sources] how many of the first `position` samples come from each source.
+
+        The j-th sample of source k is due at position (j + 1/2) / share_k. Fractions keep this exact, so that counts
+        never decrease.
+        """
         total = sum(map(Fraction, self.weights))
         shares = [Fraction(weight) / total for weight in self.weights]
         due = max(position - len(shares), 0)
@@ -44,21 +47,21 @@ class Mixture:
         return np.array(counts, dtype=np.int64)
 
     def _draws(self, source: int, begin: int, end: int, seed: int) -> np.ndarray:
-        """Places of a source's draws from `begin` to `end`, counted from its first."""
+        """Indices of draws `begin` to `end` - 1 of a source, counted from its first draw."""
         length, first = self.lengths[source], sum(self.lengths[:source])
         epochs = range(begin // length, -(-end // length))
         drawn = [shuffled(length, seed, epoch, source) for epoch in epochs]
-        passed = begin // length * length
-        return first + np.concatenate([np.empty(0, np.int64), *drawn])[begin - passed : end - passed]
+        skipped = begin // length * length
+        return first + np.concatenate([np.empty(0, np.int64), *drawn])[begin - skipped : end - skipped]
 
 
 @lru_cache(maxsize=2)
 def shuffled(samples: int, *seed: int) -> np.ndarray:
-    """A permutation of the samples."""
+    """A random permutation of so many samples."""
     return np.random.default_rng(seed).permutation(samples)
 
 
 @lru_cache(maxsize=2)
 def order(samples: int | Mixture, seed: int, epoch: int) -> np.ndarray:
-    """The epoch's order of so many samples, or of a mixture's."""
+    """[N] indices of an epoch's samples in order, for a number of samples or a mixture."""
     return samples.order(seed, epoch) if isinstance(samples, Mixture) else shuffled(samples, seed, epoch)

@@ -1,8 +1,8 @@
-"""WebDataset shards: .tar files, read by place without being unpacked.
+"""WebDataset shards: .tar files with random access to rows, without unpacking.
 
-Members of one sample share their name up to the first dot and stand side by side: 0007.json, which holds the row, and
-its media. The row names them as members ("0007.mp4"), or lists none, and its marks stand for them in order. A 0007.txt
-in place of the row is a caption: the answer to a user turn that shows the media alone.
+The members of a sample are consecutive and share their name up to the first dot: 0007.json with the row, and its media.
+The row names its media as members ("0007.mp4"), or lists none; then its marks refer to the media members in order.
+A 0007.txt instead of the row is a caption: the answer to a user turn that contains only the media.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LISTS = ("video", "videos", "image", "images")
 
 @dataclass(frozen=True)
 class TarFile:
-    """Where the members of a .tar file lie, found once and kept at `path`."""
+    """The byte offsets of the members of a .tar file, computed once and stored at `path`."""
 
     file: Path
     path: Path
@@ -48,26 +48,26 @@ class TarFile:
             )
 
     def rows(self) -> TarRows:
-        with np.load(self.path) as kept:
-            return TarRows(self.file, self.identity, **kept)
+        with np.load(self.path) as arrays:
+            return TarRows(self.file, self.identity, **arrays)
 
 
 @dataclass(frozen=True)
 class TarRows:
-    """Rows of a shard by their place in it."""
+    """Rows of a shard by index."""
 
     file: Path
     identity: str
-    first_R: np.ndarray  # first member of each row; one entry more
-    spans_M2: np.ndarray  # begin and size of each member, bytes
-    name_M: np.ndarray  # begin of each name in `names`; one entry more
-    names: np.ndarray  # uint8, UTF-8
+    first_R: np.ndarray  # [rows + 1] first member of each row
+    spans_M2: np.ndarray  # [members, 2] offset and size in bytes
+    name_M: np.ndarray  # [members + 1] offset of each name in `names`
+    names: np.ndarray  # uint8: all names in UTF-8, concatenated
 
     def __len__(self) -> int:
         return len(self.first_R) - 1
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        members, where = self.root(place).spans, self.where(place)
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        members, where = self.root(index).spans, self.where(index)
         texts = {end: [name for name in members if name.endswith(end)] for end in (".json", ".txt")}
         if len(texts[".json"]) > 1 or len(texts[".txt"]) > 1 or not any(texts.values()):
             raise RowError(
@@ -78,9 +78,9 @@ class TarRows:
         return row if not texts[".txt"] else row | self._captioned(row, members[texts[".txt"][0]], where)
 
     def _captioned(self, row: dict[str, Any], caption: Span, where: str) -> dict[str, Any]:
-        """The conversation of a caption: its media are asked about without words."""
-        if found := sorted(CONVERSATIONS & row.keys()):
-            raise RowError(f"{where}: has a .txt beside a .json with {found[0]}; pack one of them")
+        """The conversation of a caption: a user turn that contains only the media, and the caption as its answer."""
+        if conversation := sorted(CONVERSATIONS & row.keys()):
+            raise RowError(f"{where}: has both a .txt and a .json with {conversation[0]}; pack one of them")
         try:
             text = self._read(caption).decode("utf-8-sig").strip()
         except UnicodeDecodeError as error:
@@ -93,11 +93,11 @@ class TarRows:
             file.seek(span.begin)
             return file.read(span.size)
 
-    def where(self, place: int) -> str:
-        return f"{self.file}/{_key(self._name(int(self.first_R[place])))}"
+    def where(self, index: int) -> str:
+        return f"{self.file}/{_key(self._name(int(self.first_R[index])))}"
 
-    def root(self, place: int) -> Members:
-        members, archive = range(self.first_R[place], self.first_R[place + 1]), str(self.file)
+    def root(self, index: int) -> Members:
+        members, archive = range(self.first_R[index], self.first_R[index + 1]), str(self.file)
         return Members(archive, {self._name(m): Span(archive, *self.spans_M2[m].tolist()) for m in members})
 
     def _name(self, member: int) -> str:
@@ -105,19 +105,19 @@ class TarRows:
 
 
 def _members(file: Path) -> list[tuple[str, int, int]]:
-    """(name, begin, size) of each. ValueError for a file that is no whole archive."""
+    """(name, offset, size) of each member. Raises ValueError if the archive is truncated or corrupt."""
     spans: dict[str, tuple[int, int]] = {}
     try:
         with tarfile.open(file, "r:") as archive:
-            for each in archive:
-                if each.isreg():
-                    spans[each.name] = each.offset_data, each.size
-                elif each.islnk() and each.linkname in spans:  # tar's way to store a file that it has stored before
-                    spans[each.name] = spans[each.linkname]
+            for member in archive:
+                if member.isreg():
+                    spans[member.name] = member.offset_data, member.size
+                elif member.islnk() and member.linkname in spans:  # tar stores a repeated file as a hard link
+                    spans[member.name] = spans[member.linkname]
             end = archive.offset
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{file}: truncated or corrupt tar archive ({error}); download the shard again") from None
-    if file.stat().st_size < end + tarfile.BLOCKSIZE:  # of the empty block that closes an archive
+    if file.stat().st_size < end + tarfile.BLOCKSIZE:  # an archive ends in an empty block
         raise ValueError(f"{file}: ends early, at byte {file.stat().st_size}; download the shard again")
     return [(name, *span) for name, span in spans.items()]
 
@@ -132,8 +132,12 @@ def _count(listed: Any) -> int:
 
 
 def _unlisted(row: dict[str, Any], members: Mapping[str, Span]) -> dict[str, list[str]]:
-    """The media of a row that lists none: its members, but those that it names in its content parts."""
+    """The media of a row that lists none: all media members that its content parts do not name."""
     named = json.dumps(row, ensure_ascii=False)
     kinds = {"videos": VIDEOS, "images": IMAGES}
-    found = {key: [name for name in members if name.lower().endswith(ends)] for key, ends in kinds.items()}
-    return {key: kept for key, names in found.items() if (kept := [n for n in names if f'"{n}"' not in named])}
+    members_of_kind = {key: [name for name in members if name.lower().endswith(ends)] for key, ends in kinds.items()}
+    return {
+        key: unnamed
+        for key, names in members_of_kind.items()
+        if (unnamed := [n for n in names if f'"{n}"' not in named])
+    }

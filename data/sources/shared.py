@@ -1,8 +1,8 @@
-"""Results that are made once by whoever gets there first: ranks, their worker processes, other runs, other machines.
+"""Result files that are built once and shared by ranks, worker processes, runs and machines.
 
-A result is a file whose name says all that it follows from, so it never changes. A process that misses one locks it,
-makes it, and renames it into place. The system drops a lock with its holder, so a killed process blocks nobody, and no
-process waits in a collective.
+The name of a result is a hash of everything that it depends on, so a result never changes. A process that needs a
+missing result takes its lock, builds it and renames it into place. The system releases the lock of a killed process, so
+it blocks no other, and no process waits in a collective.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from filelock import FileLock, Timeout
 from data.loader import START
 from data.progress import progress_bar
 
-POLL, SPEAK = 0.1, 30.0  # seconds
-UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # errors of file systems without locks
+POLL, REPORT_INTERVAL = 0.1, 30.0  # seconds
+UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # errors raised by file systems without locks
 
 
 class Task(Protocol):
-    """One result: where it belongs, and how it is made."""
+    """One result: its path and how to build it."""
 
     @property
     def path(self) -> Path: ...
 
     def make(self, path: Path) -> None:
-        """Write the result to `path`. ValueError where the data are at fault."""
+        """Write the result to `path`. Raises ValueError if the data are invalid."""
 
 
 def complete(
@@ -44,9 +44,9 @@ def complete(
     progress: bool = True,
     on_result: Callable[[], None] = lambda: None,
 ) -> None:
-    """Return when every result exists, made here in `workers` processes or by other programs. ValueError as `make`.
+    """Return when every result exists, built by `workers` processes or by other programs.
 
-    `on_result` is called in this process for every result that appears.
+    `on_result` is called in this process for every result that is complete. Raises the ValueError of `make`.
     """
     missing = [task for task in tasks if not task.path.exists()]
     for folder in {task.path.parent for task in missing}:
@@ -55,7 +55,7 @@ def complete(
         return
     with progress_bar(total=len(missing), desc=what, unit="part", disable=not progress) as bar:
         if not workers:
-            for _ in _made(missing):
+            for _ in _completed(missing):
                 bar.update()
                 on_result()
             return
@@ -76,51 +76,51 @@ def complete(
 
 
 def _watched(tasks: Sequence[Task], processes: Sequence[Any], failures: Any, what: str) -> Iterator[int]:
-    """Numbers of further results, as they appear. Raises what made a worker process fail."""
-    left, moved = list(tasks), time.monotonic()
-    while left:
+    """Yield the number of new results whenever some appear. Raises an error if a worker process fails."""
+    missing, last_change = list(tasks), time.monotonic()
+    while missing:
         begin = time.monotonic()
         if not failures.empty():
             raise ValueError(failures.get())
         if dead := [process for process in processes if process.exitcode]:
             raise RuntimeError(f"{what}: index worker (pid {dead[0].pid}) {_ended(dead[0].exitcode)}")
-        still = [task for task in left if not task.path.exists()]
-        if len(still) < len(left):
-            moved = begin
-            yield len(left) - len(still)
-        elif begin - moved > SPEAK:
-            moved = begin
-            print(f"{what}: {len(left)} parts are still missing, the first is {left[0].path}", flush=True)
-        left = still
-        time.sleep(max(POLL, 5 * (time.monotonic() - begin)))  # a slow file system is not to be kept busy with this
+        still = [task for task in missing if not task.path.exists()]
+        if len(still) < len(missing):
+            last_change = begin
+            yield len(missing) - len(still)
+        elif begin - last_change > REPORT_INTERVAL:
+            last_change = begin
+            print(f"{what}: waiting for {len(missing)} parts, the first is {missing[0].path}", flush=True)
+        missing = still
+        time.sleep(max(POLL, 5 * (time.monotonic() - begin)))  # polls take at most a sixth of the time of a slow disk
 
 
 def _ended(code: int) -> str:
-    """How a process of this exit code ended, in the words of torch's DataLoader."""
+    """How a process with this exit code ended, in the wording of torch's DataLoader."""
     if code < 0:
         return f"is killed by signal: {signal.strsignal(-code)}. "
     return f"exited unexpectedly with exit code {code}. "
 
 
 def _work(tasks: Sequence[Task], parent: int, failures: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent terminates this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        for _ in _made(tasks):
+        for _ in _completed(tasks):
             if os.getppid() != parent:
                 return
     except ValueError as error:
         failures.put(str(error))
 
 
-def _made(tasks: Sequence[Task]) -> Iterator[Task]:
-    """Makes what nobody else does, and gives every task once its result is there."""
-    begin = os.getpid() * 7919 % len(tasks)  # so that processes seldom meet
+def _completed(tasks: Sequence[Task]) -> Iterator[Task]:
+    """Build the results that no other process builds, and yield every task once its result exists."""
+    begin = os.getpid() * 7919 % len(tasks)  # different starting points, so that processes rarely compete
     left = [*tasks[begin:], *tasks[:begin]]
     while left:
         still = []
         for task in left:
-            if task.path.exists() or _made_here(task):
+            if task.path.exists() or _build_if_unlocked(task):
                 yield task
             else:
                 still.append(task)
@@ -129,9 +129,9 @@ def _made(tasks: Sequence[Task]) -> Iterator[Task]:
         left = still
 
 
-def _made_here(task: Task) -> bool:
-    """True if no other process is making the task's result, which then exists."""
-    # The library's fallback to marker files would block for ever if its holder were killed on another machine.
+def _build_if_unlocked(task: Task) -> bool:
+    """Build the result unless another process is building it; returns True if it exists then."""
+    # The library's fallback to marker files would block forever if the holder were killed on another machine.
     lock = FileLock(f"{task.path}.lock", blocking=False, fallback_to_soft=False)
     try:
         lock.acquire()
@@ -139,11 +139,11 @@ def _made_here(task: Task) -> bool:
         return False
     except OSError as error:
         if error.errno not in UNSUPPORTED:
-            raise  # without locks two processes may do the same work; either result is renamed into place whole
+            raise  # without locks, two processes may build the same result; the rename is atomic
     try:
         if not task.path.exists():
             _make(task)
-        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held, so that a waiting process notices
+        Path(lock.lock_file).unlink(missing_ok=True)  # while the lock is held, so that a waiting process notices
     finally:
         lock.release()
     return True

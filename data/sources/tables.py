@@ -1,6 +1,6 @@
-"""Parquet files and Hugging Face datasets, as Arrow tables that are mapped into memory, not read into it.
+"""Parquet files and Hugging Face datasets, as memory-mapped Arrow tables.
 
-What has no rows by number (a Parquet file, a stream) is written once as an Arrow file in the cache.
+Parquet files and streams, which have no random access to rows, are copied once to an Arrow file in the cache.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from data.formats.roots import Folder
 
-BATCH = 256  # rows that are in memory while they are copied
+BATCH = 256  # rows copied at a time
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,22 @@ class ParquetFile:
             with pq.ParquetFile(self.file) as file:
                 _write(path, (pa.Table.from_batches([batch]) for batch in file.iter_batches(BATCH)))
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{self.file}: unreadable Parquet file ({_first_line(error)}); rewrite it") from None
+            raise ValueError(
+                f"{self.file}: unreadable Parquet file ({_first_line(error)}); write the file again"
+            ) from None
 
     def rows(self) -> TableRows:
         return _mapped(str(self.file), self.path, self.folder, self.identity)
 
 
 @dataclass(frozen=True)
-class Stream:
-    """A Hugging Face dataset that is read as a stream, once, and copied to the Arrow file at `path`."""
+class HubStream:
+    """A Hugging Face dataset that is streamed once and copied to the Arrow file at `path`."""
 
     name: str
     subset: str | None
     split: str
-    limit: int | None  # rows
+    limit: int | None  # largest number of rows
     path: Path
     folder: Folder
     identity: str
@@ -61,7 +63,7 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Hub:
+class HubDataset:
     """A Hugging Face dataset by id or folder, in the library's own cache."""
 
     name: str
@@ -76,7 +78,7 @@ class Hub:
 
 @dataclass(frozen=True)
 class TableRows:
-    """Rows of an Arrow table; media columns stay as they are, bytes or names."""
+    """Rows of an Arrow table. Media columns stay as they are: bytes or names."""
 
     name: str
     table: Any  # datasets.Dataset
@@ -86,19 +88,19 @@ class TableRows:
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        (row,) = self.table[place].to_pylist()
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        (row,) = self.table[index].to_pylist()
         return {key: value for key, value in row.items() if value is not None}
 
-    def where(self, place: int) -> str:
-        return f"{self.name}[{place}]"
+    def where(self, index: int) -> str:
+        return f"{self.name}[{index}]"
 
-    def root(self, place: int) -> Folder:
+    def root(self, index: int) -> Folder:
         return self.folder
 
 
 def _mapped(name: str, path: Path, folder: Folder, identity: str) -> TableRows:
-    from datasets import Dataset  # slow to import, and needed here only
+    from datasets import Dataset  # slow to import, and used only here
 
     return TableRows(name, Dataset.from_file(str(path)).with_format("arrow"), folder, identity)
 
@@ -108,7 +110,7 @@ def _write(path: Path, tables: Iterator[Any]) -> None:
 
     first = next(tables, None)
     if first is None:
-        raise ValueError("holds no rows")
+        raise ValueError("contains no rows")
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
         writer.write_table(first)
         for table in tables:
@@ -116,16 +118,16 @@ def _write(path: Path, tables: Iterator[Any]) -> None:
 
 
 def _loaded(name: str, subset: str | None, split: str, *, streaming: bool) -> Any:
-    """The dataset. ValueError, in one line, for whatever keeps it from being read."""
+    """Load the dataset. Any failure becomes a one-line ValueError."""
     from datasets import Dataset, load_dataset, load_from_disk
 
     try:
-        if (Path(name) / "state.json").is_file():  # of save_to_disk
+        if (Path(name) / "state.json").is_file():  # written by save_to_disk
             saved = load_from_disk(name)
             assert isinstance(saved, Dataset)
             return saved.to_iterable_dataset() if streaming else saved
         return load_dataset(name, subset, split=split, streaming=streaming)
-    except Exception as error:  # of many libraries, down to the network's
+    except Exception as error:  # from several libraries, including network errors
         raise ValueError(f"{name} cannot be read as a dataset ({_first_line(error)}); see data.train") from error
 
 

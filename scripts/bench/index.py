@@ -26,7 +26,7 @@ from data.media.container import probe
 from data.media.frames import FramePolicy
 from data.sources.collection import ReadOptions, collect
 from data.sources.index import build_index
-from data.sources.spec import parts_of
+from data.sources.spec import parse_sources
 from scripts.bench.timing import table
 from train.ranges import number
 
@@ -76,7 +76,7 @@ def start(model: str, data: str, workers: str, begin: float) -> None:
     """One rank's part: prints its seconds since `begin`, its memory, its workers' time, and what it found."""
     encoder, reading = _encoder(model), ReadOptions(workers=int(workers), progress=False)
     before, own = _resident_mib(), psutil.Process().memory_full_info().uss / 2**20
-    index = build_index(collect(parts_of("data", data), reading), encoder, reading)
+    index = build_index(collect(parse_sources("data", data), reading), encoder, reading)
     of_workers = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = {
         "seconds": time.perf_counter() - begin,
@@ -126,7 +126,7 @@ def _alone(model: Path, data: Path, options: Options) -> float:
     """Seconds that all rows would take one at a time in this process, from `ALONE` of them and as many headers."""
 
     encoder = _encoder(str(model))
-    samples = collect(parts_of("data", str(data)), ReadOptions(progress=False)).samples
+    samples = collect(parse_sources("data", str(data)), ReadOptions(progress=False)).samples
     some = range(min(ALONE, options.rows))
     begin = time.perf_counter()
     refs = list(dict.fromkeys(ref for place in some for ref in samples[place].media))

@@ -7,12 +7,12 @@ from typing import Any
 
 from data.formats.rows import Format
 from data.sources.collection import Collection, ReadOptions, collect
-from data.sources.spec import parts_of
+from data.sources.spec import parse_sources
 
 
 def collected(given: Any, format: str = "auto", columns: Any = None, **reading: Any) -> Collection:
     how = Format(format) if columns is None else Format(format, columns)
-    return collect(parts_of("data.train", given), ReadOptions(how, **reading, progress=False))
+    return collect(parse_sources("data.train", given), ReadOptions(how, **reading, progress=False))
 
 
 def read(given: Any, **how: Any) -> Any:

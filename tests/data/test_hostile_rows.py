@@ -75,7 +75,7 @@ def in_array(path: Path) -> Path:
 def check_one_lost(path: Path, encoder: Any, workers: int = 0) -> str:
     """The reason of the only row that cannot be used; the others are."""
     index = build_index(collected(str(path)), encoder, ReadOptions(workers=workers, progress=False))
-    (lost,) = index.lost
+    (lost,) = index.quarantined
     assert len(index) == 2 and lost.reason.isprintable() and len(lost.reason) < 1000
     return lost.reason
 
@@ -92,7 +92,7 @@ def test_a_path_longer_than_any_file_system_takes_is_quarantined(encoder, tmp_pa
 @pytest.mark.parametrize("name", HARMLESS)
 def test_an_odd_id_is_a_name(name, encoder, tmp_path):
     index = build_index(collected(str(written(tmp_path, HARMLESS[name]))), encoder, ReadOptions(progress=False))
-    assert len(index) == 3 and not index.lost
+    assert len(index) == 3 and not index.quarantined
 
 
 @pytest.mark.parametrize("name", [name for name in HOSTILE if name != "no JSON"])
@@ -103,7 +103,7 @@ def test_a_hostile_row_of_an_array_is_quarantined_by_name(name, encoder, tmp_pat
 def test_index_workers_survive_all_hostile_rows_at_once(encoder, tmp_path):
     path = written(tmp_path, *HOSTILE.values())
     index = build_index(collected(str(path)), encoder, ReadOptions(workers=2, progress=False))
-    assert len(index) == 2 and len(index.lost) == len(HOSTILE)
+    assert len(index) == 2 and len(index.quarantined) == len(HOSTILE)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -44,7 +44,7 @@ def test_a_picture_that_the_processor_refuses_is_left_out_of_the_index(wide, enc
     Image.new("RGB", (64, 64)).save(tmp_path / "square.png")
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     index = build_index(collected(str(tmp_path / "rows.json")), encoder, ReadOptions(progress=False))
-    assert [lost.id for lost in index.lost] == ["wide"] and "aspect ratio" in index.lost[0].reason
+    assert [lost.id for lost in index.quarantined] == ["wide"] and "aspect ratio" in index.quarantined[0].reason
 
 
 @pytest.mark.parametrize(

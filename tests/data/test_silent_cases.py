@@ -57,10 +57,10 @@ def encoded(folder, rows, encoder):
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     collection = collected(str(folder / "rows.jsonl"))
     index = build_index(collection, encoder, ReadOptions(progress=False))
-    found = [encoder.encode(collection.samples[int(place)]) for place in index.places_S]
+    found = [encoder.encode(collection.samples[int(place)]) for place in index.indices_S]
     for encoding, targets in zip(found, index.sizes.targets_S):
         assert targets == (encoding.labels_N != IGNORE).sum()
-    return found, [lost.reason for lost in index.lost]
+    return found, [lost.reason for lost in index.quarantined]
 
 
 def learned(encoding, encoder):

@@ -18,7 +18,7 @@ from data.media.frames import FramePolicy
 from data.sources.collection import ReadOptions, collect
 from data.sources.headers import read_headers
 from data.sources.index import build_index
-from data.sources.spec import parts_of
+from data.sources.spec import parse_sources
 from data.types import Encoding, FrameList, MediaError, RowError, Sample, VideoRef
 from tests.data import videos
 
@@ -183,7 +183,9 @@ def test_settings_are_not_silently_the_same_in_the_index(encoder, clip, tmp_path
     def index(*rows):
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         reading = ReadOptions(progress=False)
-        return build_index(collect(parts_of("data.train", str(tmp_path / "rows.jsonl")), reading), encoder, reading)
+        return build_index(
+            collect(parse_sources("data.train", str(tmp_path / "rows.jsonl")), reading), encoder, reading
+        )
 
     before = index(part_row(video=str(clip), fps=1.0), part_row(video=str(clip)))
     after = index(part_row(video=str(clip), fps=5.0), part_row(video=str(clip)))
@@ -304,7 +306,9 @@ def test_a_folder_without_pictures_is_not_silently_an_empty_video(tmp_path):
 def test_another_picture_in_a_folder_is_not_silently_overlooked_by_the_index(encoder, tmp_path, pictures):
     def index():
         reading = ReadOptions(progress=False, cache=str(tmp_path / "cache"))
-        return build_index(collect(parts_of("data.train", str(tmp_path / "rows.jsonl")), reading), encoder, reading)
+        return build_index(
+            collect(parse_sources("data.train", str(tmp_path / "rows.jsonl")), reading), encoder, reading
+        )
 
     (tmp_path / "rows.jsonl").write_text(json.dumps(part_row(video="frames")) + "\n")
     before = index()

@@ -41,7 +41,7 @@ def test_no_video_is_on_both_sides_and_no_row_is_lost(videos, fraction, seed):
     except ValueError:
         return
     assert not set(train.media_M.tolist()) & set(held.media_M.tolist())
-    assert sorted([*train.places_S, *held.places_S]) == list(range(len(samples)))
+    assert sorted([*train.indices_S, *held.indices_S]) == list(range(len(samples)))
     assert 0 < len(held) <= fraction * len(samples)
 
 

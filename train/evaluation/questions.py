@@ -9,7 +9,7 @@ from typing import Any
 
 import xxhash
 
-from data.sources.chunks import seen_part
+from data.sources.chunks import training_part
 from data.types import Sample
 
 
@@ -54,7 +54,7 @@ def questions(samples: Sequence[Sample]) -> tuple[Named, dict[str, list[Question
                 kind=sample.kind,
                 metric=sample.metric,
                 accepted=("".join(map(str, sample.turns[turn].parts)), *sample.answers),
-                video=" ".join(str(seen_part(part)) for part in sample.media) or name,
+                video=" ".join(str(training_part(part)) for part in sample.media) or name,
             )
             for number, turn in enumerate(i for i, each in enumerate(sample.turns) if each.is_target)
         ]
@@ -62,7 +62,7 @@ def questions(samples: Sequence[Sample]) -> tuple[Named, dict[str, list[Question
 
 
 def _key(sample: Sample, turn: int) -> str:
-    turns = [(each.role, [seen_part(part) for part in each.parts]) for each in sample.turns[: turn + 1]]
+    turns = [(each.role, [training_part(part) for part in each.parts]) for each in sample.turns[: turn + 1]]
     return xxhash.xxh3_64(repr((turns, sample.metric, sample.answers)).encode()).hexdigest()
 
 

@@ -49,8 +49,8 @@ def test_samples_hold_places_not_rows_and_travel_to_workers(file):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("a.json", '{"a": 1}', "no list of rows"),
-        ("a.json", "[{}, {", "no valid JSON"),
+        ("a.json", '{"a": 1}', "not a list of rows"),
+        ("a.json", "[{}, {", "invalid JSON"),
         ("a.json", "[]", "holds no rows"),
         ("a.jsonl", "\n \n", "holds no rows"),
         ("a.csv", "a,b", r"cannot read \.csv"),

@@ -40,15 +40,18 @@ def rows(clip, tmp_path):
 
 def test_unusable_rows_are_put_aside_with_a_reason(rows, encoder):
     index = build_index(collected(str(rows)), encoder, QUIET)
-    assert index.places_S.tolist() == [0, 1, 2, 4, 6, 8]
-    assert [lost.id for lost in index.lost] == ["3", "5", f"{rows}:8"]
-    assert ["no such file" in index.lost[0].reason, "no assistant turn" in index.lost[2].reason] == [True, True]
+    assert index.indices_S.tolist() == [0, 1, 2, 4, 6, 8]
+    assert [lost.id for lost in index.quarantined] == ["3", "5", f"{rows}:8"]
+    assert ["no such file" in index.quarantined[0].reason, "no assistant turn" in index.quarantined[2].reason] == [
+        True,
+        True,
+    ]
 
 
 def test_sizes_are_those_of_the_encoded_samples(rows, encoder):
     collection = collected(str(rows))
     index = build_index(collection, encoder, QUIET)
-    for place, sizes in zip(index.places_S, range(len(index))):
+    for place, sizes in zip(index.indices_S, range(len(index))):
         sample = collection.samples[int(place)]
         encoding = encoder.encode(sample)
         t, h, w = encoding.video_grid_thw_V3[0].tolist()
@@ -93,7 +96,7 @@ def made(monkeypatch):
 def test_a_later_start_reads_what_an_earlier_one_kept(rows, encoder, made, tmp_path):
     first = build_index(collected(str(rows)), encoder, QUIET)
     again = build_index(collected(str(rows)), encoder, QUIET)
-    assert len(made) == 1 and again.digest == first.digest and again.lost == first.lost
+    assert len(made) == 1 and again.digest == first.digest and again.quarantined == first.quarantined
     assert np.array_equal(again.sizes.fixed_S, first.sizes.fixed_S)
     assert (tmp_path / ".evs" / f"v{VERSION}" / made[0]).exists()
 
@@ -104,7 +107,7 @@ def test_only_what_a_change_touches_is_made_anew(rows, clip, encoder, processor,
     assert len(made) == 3
     (rows.parent / "gone.mp4").write_bytes(clip.read_bytes())  # of the first chunk
     index = build_index(collected(str(rows)), encoder, QUIET)
-    assert len(made) == 4 and 3 in index.places_S
+    assert len(made) == 4 and 3 in index.indices_S
     build_index(collected(str(rows)), encoder, QUIET)
     assert len(made) == 4
     build_index(collected(str(rows)), Encoder(processor, POLICY, max_tokens=99), QUIET)
@@ -157,7 +160,7 @@ def test_without_an_encoder_media_are_not_looked_at(rows):
 def test_what_another_version_kept_is_named(rows, encoder, capsys, tmp_path):
     (tmp_path / ".evs" / "v0").mkdir(parents=True)
     build_index(collected(str(rows)), encoder, QUIET)
-    assert f"is of version 0, not {VERSION}: rebuilding it" in capsys.readouterr().out
+    assert f"has format version 0, not {VERSION}: rebuilding it" in capsys.readouterr().out
 
 
 def test_a_source_without_usable_rows_is_named(rows, encoder, tmp_path):
@@ -165,7 +168,7 @@ def test_a_source_without_usable_rows_is_named(rows, encoder, tmp_path):
     collection = collected({str(rows): 1, str(tmp_path / "empty.jsonl"): 2})
     index = build_index(collection, encoder, QUIET)
     with pytest.raises(ValueError, match=r"source .*empty.jsonl is empty: none of its 1 rows can be used"):
-        collection.mixture(index.places_S)
+        collection.mixture(index.indices_S)
 
 
 def test_samples_and_index_travel_to_workers(rows, encoder):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.sources.spec import Part, parts_of
+from data.sources.spec import Source, parse_sources
 
 
 @pytest.fixture
@@ -25,17 +25,19 @@ def files(tmp_path, monkeypatch):
     ],
 )
 def test_files_globs_lists_and_datasets_are_one_source(files, given, paths):
-    (part,) = parts_of("data.train", given)
+    (part,) = parse_sources("data.train", given)
     assert part.weight is None and part.paths == paths
 
 
 def test_a_mapping_is_a_mixture_by_weight(files):
     film = {"path": "user/name", "weight": 2, "streaming": True}
-    assert parts_of("data.train", {"a.jsonl": 1, "shards/*.tar": 0.5, "film": film, "b": {"path": ["b.parquet"]}}) == [
-        Part("a.jsonl", 1),
-        Part("shards/*.tar", 0.5),
-        Part("user/name", 2, streaming=True),
-        Part(["b.parquet"], 1.0),
+    assert parse_sources(
+        "data.train", {"a.jsonl": 1, "shards/*.tar": 0.5, "film": film, "b": {"path": ["b.parquet"]}}
+    ) == [
+        Source("a.jsonl", 1),
+        Source("shards/*.tar", 0.5),
+        Source("user/name", 2, streaming=True),
+        Source(["b.parquet"], 1.0),
     ]
 
 
@@ -46,8 +48,8 @@ def test_a_mapping_is_a_mixture_by_weight(files):
         ("gone.jsonl", "data.train=gone.jsonl does not exist"),
         ("/gone", "data.train=/gone does not exist"),
         ("c.txt", r"cannot read .txt \(c.txt\)"),
-        ([], "is no path"),
-        (7, "data.train=7 is no path"),
+        ([], "is not a path"),
+        (7, "data.train=7 is not a path"),
         ({}, "names nothing"),
         ({"a.jsonl": 0}, r"data.train.a.jsonl has weight 0: give a number above 0"),
         ({"a.jsonl": -1.5}, "weight -1.5"),
@@ -60,5 +62,5 @@ def test_a_mapping_is_a_mixture_by_weight(files):
 )
 def test_a_mistake_is_one_line(files, given, words):
     with pytest.raises(ValueError, match=words) as error:
-        parts_of("data.train", given)
+        parse_sources("data.train", given)
     assert "\n" not in str(error.value)
