@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from data.encoding.size_prediction import predict_size
 from data.media.container import probe
 from data.media.frames import FramePolicy
 from data.types import Sample, Turn, VideoRef
@@ -35,7 +36,7 @@ def sample(clips):
 def test_tokens_and_patches_are_the_library_s(checkpoint, family, sample):
     encoder, processor = encoder_of(str(checkpoint(family)), POLICY), AutoProcessor.from_pretrained(checkpoint(family))
     got, (clip,) = encoder.encode(sample), encoder.read(sample)[0]
-    metadata = {"fps": clip.fps, "frames_indices": clip.places_T.tolist(), "total_num_frames": clip.frames}
+    metadata = {"fps": clip.fps, "frames_indices": clip.frame_indices_T.tolist(), "total_num_frames": clip.frames}
     theirs = processor(
         text=encoder.chat(sample),
         videos=[torch.from_numpy(clip.frames_THWC).permute(0, 3, 1, 2)],
@@ -52,7 +53,7 @@ def test_tokens_and_patches_are_the_library_s(checkpoint, family, sample):
 
 def test_the_cost_is_that_of_the_encoding_and_each_answer_ends_with_the_next_role(checkpoint, family, sample):
     encoder = encoder_of(str(checkpoint(family)), POLICY)
-    got, cost = encoder.encode(sample), encoder.cost(sample, {part: probe(part) for part in sample.media})
+    got, cost = encoder.encode(sample), predict_size(encoder, sample, {part: probe(part) for part in sample.media})
     ((grids, tokens),) = cost.videos
     assert (cost.fixed + grids * tokens, cost.patches) == (len(got.input_ids_N), len(got.pixel_values_videos))
     assert encoder.processor.tokenizer.decode(got.labels_N[got.labels_N >= 0]) == "red<|user|>yes<|user|>"
@@ -67,7 +68,8 @@ def test_frames_are_the_library_s_up_to_the_greatest_number(checkpoint, family, 
     metadata = type("Metadata", (), {"total_num_frames": metadata.frames, "fps": metadata.fps, "duration": None})
     metadata.duration = metadata.total_num_frames / metadata.fps
     assert (
-        clip.places_T.tolist() == sorted({*own.sample_frames(metadata, fps=2.0).tolist()}) and len(clip.places_T) == 4
+        clip.frame_indices_T.tolist() == sorted({*own.sample_frames(metadata, fps=2.0).tolist()})
+        and len(clip.frame_indices_T) == 4
     )
 
 

@@ -77,7 +77,7 @@ def test_a_result_that_another_process_makes_is_waited_for_and_named(tmp_path, h
     complete(tasks, "notes", workers=workers, progress=False, on_result=lambda: appeared.append(1))
     assert len(appeared) == 2 and sorted((tmp_path / "made").read_text().split()) == ["0", "1"]
     if workers:
-        assert f"notes: 1 parts are still missing, the first is {tmp_path / '0'}" in capfd.readouterr().out
+        assert f"notes: waiting for 1 parts, the first is {tmp_path / '0'}" in capfd.readouterr().out
 
 
 def test_processes_that_start_together_make_every_result_once(tmp_path):

@@ -84,7 +84,7 @@ def test_captions_lie_beside_videos(tmp_path, clip):
     samples = read(pack(tmp_path / "a.tar", members))
     assert [samples[i].turns[-1].parts for i in (0, 1)] == [("A dog.",), ("é",)]
     assert samples[0].turns[0].parts == samples[0].media and probe(samples[0].media[0]).frames == 100
-    with pytest.raises(RowError, match=r"a\.tar/2: has a \.txt beside a \.json with messages"):
+    with pytest.raises(RowError, match=r"a\.tar/2: has both a \.txt and a \.json with messages"):
         samples[2]
 
 

@@ -51,7 +51,7 @@ def test_a_mapping_is_a_mixture_by_weight(files):
         ([], "is not a path"),
         (7, "data.train=7 is not a path"),
         ({}, "names nothing"),
-        ({"a.jsonl": 0}, r"data.train.a.jsonl has weight 0: give a number above 0"),
+        ({"a.jsonl": 0}, r"data.train.a.jsonl has weight 0: give a positive number"),
         ({"a.jsonl": -1.5}, "weight -1.5"),
         ({"a.jsonl": "much"}, "weight 'much'"),
         ({"a": {"weight": 1}}, "data.train.a has no path"),
