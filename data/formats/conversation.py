@@ -1,4 +1,4 @@
-"""What every conversation format shares: marks in text, media references, and the checks of a finished sample."""
+"""Shared by the conversation formats: media marks in text, media references, and checks of the finished sample."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from data.formats.video_settings import (
 )
 from data.types import ImageRef, RowError, Sample, Span, Turn, VideoRef
 
-MARK = re.compile(r"\s*<(video|image)>\s*")  # white space around a mark is layout, not text
+MARK = re.compile(r"\s*<(video|image)>\s*")  # whitespace around a mark is not part of the text
 
 FILE_URL = re.compile(r"^file:(//(localhost(?=/))?)?", re.IGNORECASE)
-LONGEST = 4096  # characters of a path
+MAX_PATH_LENGTH = 4096  # characters
 
-Part = str | VideoRef | ImageRef
+ContentPart = str | VideoRef | ImageRef
 
 
 class Media:
-    """The media that a row lists beside its text, handed out in order as their marks come up."""
+    """The media that a row lists outside its text, assigned to the marks in the text in order."""
 
     def __init__(self, row: Mapping[str, Any], root: Root, where: str) -> None:
         self.row, self.root, self.where = row, root, where
@@ -39,40 +39,42 @@ class Media:
             refuse_picture_settings(row, where)
         self.taken = {"video": 0, "image": 0}
 
-    def split(self, text: str) -> tuple[Part, ...]:
+    def split(self, text: str) -> tuple[ContentPart, ...]:
         """`text` with each mark replaced by the next medium of its kind."""
         pieces = MARK.split(text)  # text, kind, text, kind, ... text
         parts = [self.take(piece) if i % 2 else piece for i, piece in enumerate(pieces)]
         return tuple(part for part in parts if part != "")
 
     def check_all_taken(self) -> None:
-        """RowError if a listed medium has no mark."""
+        """Raise RowError if a listed medium has no mark."""
         for kind, listed in self.listed.items():
             if self.taken[kind] < len(listed):
                 raise RowError(
                     f"{self.where}: lists {len(listed)} {kind}(s) but has {self.taken[kind]} <{kind}> mark(s); "
-                    f"write one <{kind}> where each belongs"
+                    f"write one <{kind}> per {kind}"
                 )
 
     def take(self, kind: str, part: Mapping[str, Any] | None = None) -> VideoRef | ImageRef:
-        """The next listed medium of a kind, with what its content part says of it. RowError if there is none."""
-        place, listed = self.taken[kind], self.listed[kind]
+        """The next listed medium of a kind, with the settings of its content part. Raises RowError if there is none."""
+        index, listed = self.taken[kind], self.listed[kind]
         self.taken[kind] += 1
-        if place >= len(listed):
+        if index >= len(listed):
             raise RowError(
-                f"{self.where}: <{kind}> mark number {place + 1} has no {kind}, the row lists {len(listed)}; "
+                f"{self.where}: <{kind}> mark number {index + 1} has no {kind}, the row lists {len(listed)}; "
                 f'name its file under "{kind}" or remove the mark'
             )
-        entry = listed[place]
+        entry = listed[index]
         if part is not None:
-            said = {key: value for key, value in part.items() if value not in (None, "") and key != "type"}
-            entry = {**(entry if isinstance(entry, Mapping) else {kind: entry}), **said}
+            settings = {key: value for key, value in part.items() if value not in (None, "") and key != "type"}
+            entry = {**(entry if isinstance(entry, Mapping) else {kind: entry}), **settings}
         return video(entry, self.row, self.root, self.where) if kind == "video" else image(entry, self.root, self.where)
 
 
 def video(entry: Any, row: Mapping[str, Any], root: Root, where: str) -> VideoRef:
-    """A reference from a path or {"video" | "path" | "url": path}, or {"bytes": content}; "video_start", "video_end" in
-    seconds, in the entry or for all videos of the row."""
+    """A video reference from a path, {"video" | "path" | "url": path} or {"bytes": content}.
+
+    "video_start" and "video_end" are seconds, in the entry or in the row for all of its videos.
+    """
     fields = entry if isinstance(entry, Mapping) else {"video": entry}
     check_part(fields, where)
     start, end = (_seconds(fields.get(key, row.get(key)), key, where) for key in ("video_start", "video_end"))
@@ -81,7 +83,7 @@ def video(entry: Any, row: Mapping[str, Any], root: Root, where: str) -> VideoRe
     if listed is None:
         if fields.get("timestamps") is not None:
             raise RowError(f"{where}: timestamps belong to a list of frames; remove them from the video file's entry")
-        path, content = _found(fields, "video", root, where)
+        path, content = _locate(fields, "video", root, where)
         return VideoRef(path, start, end, content, settings)
     if start is not None or end is not None:
         raise RowError(f"{where}: video_start and video_end cannot cut a list of frames; list fewer of them")
@@ -92,39 +94,41 @@ def video(entry: Any, row: Mapping[str, Any], root: Root, where: str) -> VideoRe
 
 
 def image(entry: Any, root: Root, where: str) -> ImageRef:
-    """A reference from a path or {"image" | "path" | "url": path}, or {"bytes": content}."""
+    """An image reference from a path, {"image" | "path" | "url": path} or {"bytes": content}."""
     fields = entry if isinstance(entry, Mapping) else {"image": entry}
     check_part(fields, where)
     refuse_picture_settings(fields, where)
-    return ImageRef(*_found(fields, "image", root, where))
+    return ImageRef(*_locate(fields, "image", root, where))
 
 
 def role(name: Any, names: Mapping[str, str], where: str) -> str:
-    """Our name of a role. RowError if it is none of `names`."""
+    """The role that a name in the data stands for. Raises RowError if it is not among `names`."""
     if not isinstance(name, str) or name not in names:
         raise RowError(f"{where}: unknown role {name!r}; use one of {', '.join(names)}")
     return names[name]
 
 
-def graded(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+def grading_of(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The row's grading keys: "kind", "metric" (data.answer_metrics) and "answers". Raises RowError."""
     kind, metric, answers = row.get("kind"), row.get("metric"), row.get("answers")
     if metric is not None and metric not in METRICS:
         raise RowError(f"{where}: metric {metric!r} is unknown; use one of {', '.join(METRICS)}")
     listed = answers if isinstance(answers, list) else [] if answers is None else [answers]
-    accepted = tuple(text_of(each, "an accepted answer", where) for each in listed)
+    accepted = tuple(text_of(answer, "an accepted answer", where) for answer in listed)
     return {"kind": "" if kind is None else str(kind), "metric": metric, "answers": accepted}
 
 
 def sample_of(row: Mapping[str, Any], turns: Sequence[Turn], where: str) -> Sample:
-    """The row's sample, with the system prompt that stands beside its turns.
+    """The row's sample, with the system prompt that the row gives outside its turns.
 
-    RowError for a key of the row that would be ignored, if nothing is to be learned, or for turns out of order.
+    Raises RowError for a key that would be ignored, if nothing is to be learned, or for turns out of order.
     """
     texts = [part for turn in turns for part in turn.parts if isinstance(part, str)]
     check_row(row, texts, where)
     name = row.get("id")
-    sample = Sample(where if name in (None, "") else str(name), _with_system(row, turns, where), **graded(row, where))
+    sample = Sample(
+        where if name in (None, "") else str(name), _with_system(row, turns, where), **grading_of(row, where)
+    )
     return finished(sample, where)
 
 
@@ -133,36 +137,36 @@ def _with_system(row: Mapping[str, Any], turns: Sequence[Turn], where: str) -> t
     if prompt is None or turns[:1] == [Turn("system", (prompt,))]:
         return tuple(turns)
     if any(turn.role == "system" for turn in turns):
-        raise RowError(f"{where}: has a system prompt beside its turns and a system turn; keep one of them")
+        raise RowError(f"{where}: has both a system prompt and a different system turn; keep one of them")
     return Turn("system", (prompt,)), *turns
 
 
 def finished(sample: Sample, where: str) -> Sample:
-    """The sample, checked. RowError if nothing is to be learned from it or its turns are out of order."""
+    """The sample, checked. Raises RowError if nothing is to be learned from it or its turns are out of order."""
     roles = [turn.role for turn in sample.turns]
     if "assistant" not in roles:
         raise RowError(f"{where}: has no assistant turn, so nothing to learn; add the answer or remove the row")
     if not any(turn.is_target for turn in sample.turns):
         raise RowError(f"{where}: no assistant turn is learned, all have weight 0; remove the row")
     if "system" in roles[1:]:
-        raise RowError(f"{where}: has a system turn in place {1 + roles[1:].index('system') + 1}; put it first")
-    for place, turn in enumerate(sample.turns, 1):
+        raise RowError(f"{where}: the system turn is number {1 + roles[1:].index('system') + 1}; put it first")
+    for number, turn in enumerate(sample.turns, 1):
         if not any(part.strip() if isinstance(part, str) else True for part in turn.parts):
-            raise RowError(f"{where}: turn {place} ({turn.role}) is empty; fill it in or remove the row")
+            raise RowError(f"{where}: turn {number} ({turn.role}) is empty; fill it in or remove the row")
         if turn.role != "user" and not all(isinstance(part, str) for part in turn.parts):
-            raise RowError(f"{where}: turn {place} is the {turn.role}'s but shows media; move them to a user turn")
+            raise RowError(f"{where}: turn {number} ({turn.role}) contains media; move them to a user turn")
     return sample
 
 
 def text_of(value: Any, what: str, where: str) -> str:
-    """`value` if it is text. RowError if not."""
+    """`value`, which must be text. Raises RowError otherwise."""
     if not isinstance(value, str):
         raise RowError(f"{where}: {what} is {type(value).__name__} {value!r:.60}; write text there")
     return value
 
 
 def turns_of(row: Mapping[str, Any], key: str, where: str) -> Iterable[Mapping[str, Any]]:
-    """The row's list of turns. RowError if it is no list of objects."""
+    """The row's list of turns. Raises RowError if it is not a list of objects."""
     turns = row.get(key)
     if not isinstance(turns, Sequence) or isinstance(turns, str) or not all(isinstance(t, Mapping) for t in turns):
         raise RowError(f'{where}: "{key}" is {type(turns).__name__}; write a list of turns')
@@ -175,20 +179,20 @@ def _listed(row: Mapping[str, Any], *keys: str) -> list[Any]:
 
 
 def _is_missing(value: Any) -> bool:
-    """Whether it names no medium, as null and "" do."""
+    """True for null and "", which name no medium."""
     return value is None or value == ""
 
 
 def _listed_videos(row: Mapping[str, Any]) -> list[Any]:
-    """A list of pictures is one video."""
+    """The videos that a row lists; a list of pictures is one video."""
     values = [row[key] for key in ("video", "videos") if not _is_missing(row.get(key))]
     several = (isinstance(value, list) and not (value and all(map(is_picture, value))) for value in values)
     entries = [entry for value, many in zip(values, several) for entry in (value if many else [value])]
     return [entry for entry in entries if not _is_missing(entry)]
 
 
-def _found(fields: Mapping[str, Any], kind: str, root: Root, where: str) -> tuple[str, Span | bytes | None]:
-    """Name and content of a medium."""
+def _locate(fields: Mapping[str, Any], kind: str, root: Root, where: str) -> tuple[str, Span | bytes | None]:
+    """Path and content of a medium; content None: a file at the path."""
     names = [fields[key] for key in (kind, "path", "url") if not _is_missing(fields.get(key))]
     content = fields.get("bytes")
     if names and isinstance(names[0], bytes):  # a binary column
@@ -197,12 +201,12 @@ def _found(fields: Mapping[str, Any], kind: str, root: Root, where: str) -> tupl
     if any(name != path for name in names):
         raise RowError(f"{where}: {kind} has the names {names!r:.120}; give one")
     if isinstance(content, bytes):
-        return f"{path or kind}#{xxh3_64_hexdigest(content)}", content  # a name that only the same content has
+        return f"{path or kind}#{xxh3_64_hexdigest(content)}", content  # a name unique to the content
     if content is not None:
         raise RowError(f"{where}: bytes of {kind} are {type(content).__name__}; write them to a file and give its path")
     if not isinstance(path, str):
         raise RowError(f"{where}: {kind} is {path!r:.60}; give the path of a file")
-    if len(path) > LONGEST:
+    if len(path) > MAX_PATH_LENGTH:
         raise RowError(f"{where}: {kind} is text of {len(path)} characters; write its content to a file, give the path")
     if re.match(r"(?!file:)[a-z][a-z0-9+.-]+://|data:", path, re.IGNORECASE):
         raise RowError(f"{where}: {kind} {path[:60]!r} is not a local file; fetch it first and give its path")

@@ -1,10 +1,10 @@
-"""One question and one answer, as in Alpaca, ms-swift and LLaMA-Factory.
+"""Rows with one question and one answer, as in Alpaca, ms-swift and LLaMA-Factory.
 
     {"instruction": "<video>Answer briefly.", "input": "What moves?", "output": "A dog.", "videos": ["a.mp4"],
      "history": [["Who speaks?", "Nobody."]], "system": "You are a guide."}
 
-"query" may stand for "instruction" and "response" for "output". As in those tools, "input" follows the instruction on a
-line of its own, and "history" holds earlier questions and answers, which are learned too.
+"query" is accepted for "instruction" and "response" for "output". As in those tools, "input" follows the instruction on
+a line of its own, and "history" holds earlier questions and answers, which are learned too.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def sample(row: Mapping[str, Any], root: Root, where: str) -> Sample:
 
 
 def _text(row: Mapping[str, Any], keys: tuple[str, ...], where: str) -> str:
-    """The text under one of the keys, "" if there is none. RowError if there are several."""
-    given = [key for key in keys if row.get(key) not in (None, "")]
-    if len(given) > 1:
-        raise RowError(f"{where}: has both {' and '.join(given)}; keep one of them")
-    return text_of(row[given[0]], given[0], where) if given else ""
+    """The text under one of the keys, "" if there is none. Raises RowError if there are several."""
+    present = [key for key in keys if row.get(key) not in (None, "")]
+    if len(present) > 1:
+        raise RowError(f"{where}: has both {' and '.join(present)}; keep one of them")
+    return text_of(row[present[0]], present[0], where) if present else ""
 
 
 def _history(row: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
@@ -44,6 +44,6 @@ def _history(row: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise RowError(f"{where}: history is {history!r:.60}; write [[question, answer], ...]")
     return [
-        (text_of(asked, "a question of history", where), text_of(answer, "an answer of history", where))
-        for asked, answer in history
+        (text_of(question, "a question of history", where), text_of(answer, "an answer of history", where))
+        for question, answer in history
     ]

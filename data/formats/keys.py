@@ -1,7 +1,7 @@
-"""What is done with the keys of rows and turns that other trainers give a meaning.
+"""Handling of the keys of rows and turns that have a meaning in other trainers.
 
-Such a key is honoured, or a row that uses it is refused by the key's name. A value that asks for nothing (null, "", an
-empty list or object) passes. Keys are compared without case, "_" and "-". All other keys are taken for metadata.
+Such a key is honoured, or the row is refused with the name of the key. Empty values (null, "", an empty list or object)
+are allowed. Keys are compared without case, "_" and "-". All other keys are metadata.
 """
 
 from __future__ import annotations
@@ -18,9 +18,17 @@ WEIGHTS = (  # honoured with 0, 1, false and true: whether the turn carries loss
     *("weight", "loss", "loss_mask", "loss_weight", "loss_scale", "compute_loss", "calculate_loss", "use_loss"),
     *("train", "training", "trainable", "train_on", "train_on_turn", "learn", "learnable", "supervise", "supervised"),
 )
-NEGATED = ("masked", "ignore", "ignored", "ignore_loss", "skip_loss", "no_loss", "no_train")  # honoured likewise
-DEFAULTS = ("weight", "loss", "loss_weight", "loss_scale")  # of which 1 on a user turn asks for nothing
-DUPLICATES = ("prompt", "query", "instruction", "input", "response", "output", "completion")  # pass if equal to a turn
+NEGATED = ("masked", "ignore", "ignored", "ignore_loss", "skip_loss", "no_loss", "no_train")  # the same, negated
+DEFAULTS = ("weight", "loss", "loss_weight", "loss_scale")  # 1 is their default, and allowed on user turns
+DUPLICATES = (
+    "prompt",
+    "query",
+    "instruction",
+    "input",
+    "response",
+    "output",
+    "completion",
+)  # allowed if equal to the text of a turn
 
 AUDIO = "audio is not supported; remove the key or convert the row"
 BOXES = "grounding placeholders are not filled in; write the coordinates into the text"
@@ -74,12 +82,12 @@ TURN = EVERYWHERE | {
     "a turn has one role and one text": ("role", "content", "from", "value", "text"),
 }
 PART = EVERYWHERE | {CLIP: ROW[CLIP]}  # content parts and the entries of a row's lists of media
-WEIGHTY = re.compile(r"loss|weight|train|mask|learn|supervis")  # in the key of a turn
+WEIGHTY = re.compile(r"loss|weight|train|mask|learn|supervis")  # pattern of further keys of turns
 WEIGHTY_ROW = re.compile(r"(loss|weight|mask)s?$")
 
 
 def system_of(row: Mapping[str, Any], where: str) -> str | None:
-    """The system prompt that a row names beside its turns. RowError if it is no text or there are two."""
+    """The system prompt that a row gives outside its turns. Raises RowError if it is not text or there are two."""
     prompts = {key: value for key, value in row.items() if _plain(key) in _SYSTEM and not _is_empty(value)}
     for key, value in prompts.items():
         if not isinstance(value, str):
@@ -90,21 +98,25 @@ def system_of(row: Mapping[str, Any], where: str) -> str | None:
 
 
 def check_row(row: Mapping[str, Any], texts: Iterable[str], where: str) -> None:
-    """RowError for a key of a row with the turns `texts` that would be ignored, or a weight that is not 1."""
-    said = {text.strip() for text in texts}
+    """Raise RowError for a key that would be ignored, or a weight other than 1. `texts` are the texts of the turns."""
+    turn_texts = {text.strip() for text in texts}
     for key, value in row.items():
         name = _plain(key)
         if (learned := _flag(key, value, where)) is not None:
             if not learned:
                 raise RowError(f'{where}: "{key}" is {value!r}, so nothing is learned; remove the row')
-        elif name in _DUPLICATES and not _is_empty(value) and not (isinstance(value, str) and value.strip() in said):
-            raise RowError(f'{where}: "{key}" stands beside the conversation; write it as a turn or remove the key')
+        elif (
+            name in _DUPLICATES
+            and not _is_empty(value)
+            and not (isinstance(value, str) and value.strip() in turn_texts)
+        ):
+            raise RowError(f'{where}: "{key}" is not part of the conversation; write it as a turn or remove it')
         else:
             _refuse(key, value, _ROW.get(name) or _weighty(WEIGHTY_ROW, name), where)
 
 
 def check_part(part: Mapping[str, Any], where: str) -> None:
-    """RowError for a key of a content part or of a listed medium that would be ignored."""
+    """Raise RowError for a key of a content part or of a listed medium that would be ignored."""
     for key, value in part.items():
         name, flag = _plain(key), _flag(key, value, where)
         if flag is False:
@@ -114,7 +126,7 @@ def check_part(part: Mapping[str, Any], where: str) -> None:
 
 
 def is_learned(turn: Mapping[str, Any], role: str, own: Iterable[str], where: str) -> bool:
-    """False for an assistant turn of weight 0. RowError for a key, other than its `own`, that would be ignored."""
+    """False for an assistant turn of weight 0. Raises RowError for a key that is not in `own` and would be ignored."""
     flags: dict[str, bool] = {}
     for key, value in turn.items():
         name, flag = _plain(key), _flag(key, value, where)
@@ -130,7 +142,7 @@ def is_learned(turn: Mapping[str, Any], role: str, own: Iterable[str], where: st
 
 
 def _flag(key: str, value: Any, where: str) -> bool | None:
-    """What a weight says; None for other keys and empty values. RowError for a weight that is not 0 or 1."""
+    """True if the weight means "learned"; None for other keys and empty values. Raises RowError unless it is 0 or 1."""
     name = _plain(key)
     if name not in _FLAGS or (value is not False and _is_empty(value)):
         return None
@@ -140,7 +152,7 @@ def _flag(key: str, value: Any, where: str) -> bool | None:
 
 
 def _refuse(key: str, value: Any, remedy: str | None, where: str) -> None:
-    """RowError for a key that has a remedy, unless its value is empty."""
+    """Raise RowError for a key that has a remedy, unless its value is empty."""
     counts = value is False and remedy in (PAIRS, WEIGHT)
     if remedy is not None and (counts or not _is_empty(value)):
         raise RowError(f'{where}: "{key}" is not supported; {remedy}')
@@ -151,11 +163,11 @@ def _weighty(pattern: re.Pattern[str], name: str) -> str | None:
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether a value asks for nothing. Tables fill the keys that a row has not with nulls."""
+    """True for an empty value. Tables fill missing keys of a row with nulls."""
     if isinstance(value, str):
         return not value.strip()
     if isinstance(value, Mapping):
-        return all(each is None or each in ("", []) for each in value.values())
+        return all(entry is None or entry in ("", []) for entry in value.values())
     return value is None or value is False or (isinstance(value, list | tuple) and not value)
 
 

@@ -1,9 +1,9 @@
-"""MVBench as it comes from the Hub: json/TASK.json, and videos in video/FOLDER/ or video/*.zip.
+"""MVBench with the files of the Hub: json/TASK.json, and videos in video/FOLDER/ or video/*.zip.
 
     {"video": "ZS9XR.mp4", "question": "What happened ...?", "candidates": ["a", "b", "c"], "answer": "b",
-     "start": 11.1, "end": 19.6}                                     start and end, in seconds, of some tasks only
+     "start": 11.1, "end": 19.6}                                     start and end, in seconds, in some tasks
 
-The task is the file's name. Videos that come as folders of pictures (episodic_reasoning) count as missing.
+The task is the file's name. Videos stored as folders of pictures (episodic_reasoning) are missing.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def sample(row: Mapping[str, Any], root: Root, where: str) -> Sample:
     """One row as a Sample, its kind the task. RowError, naming `where`, if it cannot be used."""
     task = TASK.search(where.rsplit("/", 1)[-1])
     if task is None:
-        raise RowError(f"{where}: the file is named after no task of MVBench; keep its name, such as action_count.json")
-    options = [text_of(each, "a candidate", where) for each in row.get("candidates") or []]
+        raise RowError(f"{where}: the file name contains no task of MVBench; keep its name, such as action_count.json")
+    options = [text_of(candidate, "a candidate", where) for candidate in row.get("candidates") or []]
     answer = text_of(row.get("answer"), "answer", where)
     if answer not in options:
-        raise RowError(f"{where}: the answer {answer!r} is none of its candidates; correct the row")
+        raise RowError(f"{where}: the answer {answer!r} is not among its candidates; correct the row")
     path, folder = text_of(row.get("video"), "video", where), FOLDERS[task[0]]
     ref = video(root, [f"video/{folder}/{path}", f"{folder}/{path}", path], where)
     if row.get("start") is not None:

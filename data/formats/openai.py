@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from data.formats.conversation import Media, Part, image, role, sample_of, text_of, turns_of, video
+from data.formats.conversation import ContentPart, Media, image, role, sample_of, text_of, turns_of, video
 from data.formats.keys import check_part, is_learned
 from data.formats.roots import Root
 from data.types import RowError, Sample, Turn
@@ -43,7 +43,7 @@ def sample(row: Mapping[str, Any], root: Root, where: str) -> Sample:
     return sample_of(row, turns, where)
 
 
-def _parts(item: Any, media: Media, root: Root, name: str) -> tuple[Part, ...]:
+def _parts(item: Any, media: Media, root: Root, name: str) -> tuple[ContentPart, ...]:
     kind = item.get("type") if isinstance(item, Mapping) else None
     if kind not in KINDS:
         raise RowError(f"{media.where}: content part of type {kind!r}; use {', '.join(KINDS)}")
@@ -58,8 +58,8 @@ def _parts(item: Any, media: Media, root: Root, name: str) -> tuple[Part, ...]:
     return (_medium(kind, item, media, root),)
 
 
-def _medium(kind: str, item: Mapping[str, Any], media: Media, root: Root) -> Part:
-    """The medium that a part names, or the row's next one."""
+def _medium(kind: str, item: Mapping[str, Any], media: Media, root: Root) -> ContentPart:
+    """The medium that a content part names, or the next one that the row lists."""
     keys = {f"{kind}_url": "url", kind: kind}
     entry = {key: value for key, value in item.items() if key not in keys}
     for key, name in keys.items():

@@ -1,9 +1,9 @@
-"""A prompt and its completion, as in TRL: only the completion is learned.
+"""Rows with a prompt and a completion, as in TRL: only the completion is learned.
 
     {"prompt": [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What moves?"}]}],
      "completion": [{"role": "assistant", "content": "A dog."}], "videos": ["a.mp4"]}
 
-Either may be text, which is one turn: {"prompt": "<video>What moves?", "completion": "A dog.", "videos": ["a.mp4"]}.
+Both may be text, which is one turn: {"prompt": "<video>What moves?", "completion": "A dog.", "videos": ["a.mp4"]}.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from data.types import Sample
 
 def sample(row: Mapping[str, Any], root: Root, where: str) -> Sample:
     """One row as a Sample. RowError, naming `where`, if it cannot be used."""
-    asked = _turns(row, "prompt", "user", where)
-    shown = [{**turn, "weight": 0} if turn.get("role") == "assistant" else turn for turn in asked]
+    prompt = _turns(row, "prompt", "user", where)
+    unlearned = [{**turn, "weight": 0} if turn.get("role") == "assistant" else turn for turn in prompt]
     rest = {key: value for key, value in row.items() if key not in ("prompt", "completion")}
-    return openai.sample(rest | {"messages": shown + _turns(row, "completion", "assistant", where)}, root, where)
+    return openai.sample(rest | {"messages": unlearned + _turns(row, "completion", "assistant", where)}, root, where)
 
 
 def _turns(row: Mapping[str, Any], key: str, role: str, where: str) -> list[Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""What the media names in a row are relative to: a folder, or the members of an archive."""
+"""The base of media names in a row: a folder, or the members of an archive."""
 
 from __future__ import annotations
 
@@ -12,24 +12,28 @@ from data.types import RowError, Span
 
 
 class Root(Protocol):
+    """Resolves media names."""
+
     def find(self, name: str, where: str) -> tuple[str, Span | None]:
-        """A medium's path, and where its bytes lie if they are no file of their own. RowError, naming `where`."""
+        """(path, byte range in an archive or None). Raises RowError, naming `where`, if the name is not allowed."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Relative names start at `path`; absolute ones stay as they are; "~" is the user's home. With a `fence`, all must
-    lie within."""
+    """Resolves relative names from `path`; absolute names are unchanged, and "~" is the user's home.
+
+    If `restricted`, names outside `path` are refused.
+    """
 
     path: str
-    fence: bool = False
+    restricted: bool = False
 
     def find(self, name: str, where: str) -> tuple[str, None]:
-        name = os.path.expanduser(name)  # noqa: PTH111  Path's raises for an unknown user
-        path = os.path.join(self.path, name)  # noqa: PTH118  a tenth of what Path costs, for every row
-        if self.fence and not Path(path).resolve().is_relative_to(Path(self.path).resolve()):
+        name = os.path.expanduser(name)  # noqa: PTH111  Path.expanduser raises for an unknown user
+        path = os.path.join(self.path, name)  # noqa: PTH118  Path takes ten times as long
+        if self.restricted and not Path(path).resolve().is_relative_to(Path(self.path).resolve()):
             raise RowError(
-                f"{where}: {name[:60]!r} leads out of data.media_root={self.path}; move the file into it, or set "
+                f"{where}: {name[:60]!r} is outside data.media_root={self.path}; move the file into it, or set "
                 "data.media_root=null"
             )
         return path, None
@@ -37,12 +41,12 @@ class Folder:
 
 @dataclass(frozen=True)
 class Members:
-    """The files in an archive, by name."""
+    """Resolves the members of an archive by name."""
 
     archive: str
     spans: Mapping[str, Span]
 
     def find(self, name: str, where: str) -> tuple[str, Span]:
         if name not in self.spans:
-            raise RowError(f"{where}: {self.archive} holds no {name[:60]!r}; correct the row or pack the file too")
+            raise RowError(f"{where}: {self.archive} has no member {name[:60]!r}; correct the row or pack the file too")
         return f"{self.archive}/{name}", self.spans[name]

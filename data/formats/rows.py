@@ -1,4 +1,4 @@
-"""A row -> its Sample, by the layout that its keys show."""
+"""Converts a row to a Sample, by the format that its keys indicate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data.formats.columns import Columns
 from data.formats.roots import Root
 from data.types import RowError, Sample
 
-LAYOUTS: dict[str, list[tuple[str, ...]]] = {  # how "auto" decides: the first of which a row has a key of every group
+LAYOUTS: dict[str, list[tuple[str, ...]]] = {  # "auto" takes the first format of which a row has a key of every group
     "llava": [("conversations",)],
     "openai": [("messages",)],
     "video_chat2": [("QA",)],
@@ -26,18 +26,18 @@ BENCHMARKS = ("video_mme", "mv_bench", "temp_compass", "long_video_bench")
 
 @dataclass(frozen=True)
 class Format:
-    """A module of data.formats ("llava", "openai"), "auto" to decide by each row's keys, and other names of columns."""
+    """Name of a module of data.formats, or "auto" to decide by each row's keys, and the mapping of column names."""
 
     name: str = "auto"
     columns: Columns = field(default_factory=Columns)
 
     def check(self) -> None:
-        """ValueError if there is no such format."""
+        """Raise ValueError for an unknown format."""
         if self.name != "auto":
             _converter(self.name)
 
     def sample(self, row: Mapping[str, Any], root: Root, where: str) -> Sample:
-        """RowError, naming `where`, if the row cannot be used."""
+        """Convert a row. Raises RowError, naming `where`, if it cannot be used."""
         if self.columns.named:
             row = self.columns.rename(row, where)
         name = self.name if self.name != "auto" else _format_of(row, where)
@@ -46,12 +46,12 @@ class Format:
 
 @cache
 def _converter(name: str) -> Callable[[Mapping[str, Any], Root, str], Sample]:
-    """`sample` of the module data.formats.<name>. ValueError if there is none."""
-    found = find_spec(f"data.formats.{name}")
-    converter = getattr(import_module(f"data.formats.{name}"), "sample", None) if found else None
+    """The function `sample` of data.formats.<name>. Raises ValueError if there is none."""
+    spec = find_spec(f"data.formats.{name}")
+    converter = getattr(import_module(f"data.formats.{name}"), "sample", None) if spec else None
     if converter is None:
-        known = ("auto", *LAYOUTS, *BENCHMARKS)
-        raise ValueError(f"data format {name!r} is unknown; use one of {', '.join(known)}")
+        names = ("auto", *LAYOUTS, *BENCHMARKS)
+        raise ValueError(f"data format {name!r} is unknown; use one of {', '.join(names)}")
     return converter
 
 
@@ -61,7 +61,7 @@ def _format_of(row: Mapping[str, Any], where: str) -> str:
     for name, groups in LAYOUTS.items():
         if all(any(row.get(key) is not None for key in group) for group in groups):
             return name
-    known = "; ".join(" and ".join("/".join(group) for group in groups) for groups in LAYOUTS.values())
+    layouts = "; ".join(" and ".join("/".join(group) for group in groups) for groups in LAYOUTS.values())
     raise RowError(
-        f"{where}: has keys {sorted(row)} but not those of a layout: {known}; convert it or set data.columns"
+        f"{where}: has keys {sorted(row)} but not those of a known layout: {layouts}; convert it or set data.columns"
     )

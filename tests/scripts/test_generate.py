@@ -74,7 +74,7 @@ def test_what_cannot_be_answered_is_refused_in_one_line(model, video, tmp_path) 
     one = str(videos.write(tmp_path / "one.mp4", [0.0], size=(112, 168)))
     for options, error, message in [
         ({"rate": 1.0}, ValueError, r"rate 1.0 is outside \[0, 1\)"),
-        ({"video": one}, MediaError, "1 frame.* fewer than a temporal grid"),
+        ({"video": one}, MediaError, "1 frame.* do not fill a temporal grid"),
         ({"prompt": "<video> or <video>?"}, RowError, "<video> mark number 2 has no video"),
         ({"scheme": "vlm"}, ValueError, "scheme 'vlm' is unknown"),
     ]:

@@ -50,5 +50,5 @@ def test_a_bad_message_is_named_in_one_line(content, words):
 
 def test_media_in_an_answer_are_refused():
     answer = {"role": "assistant", "content": [{"type": "image", "image": "a.png"}]}
-    with pytest.raises(RowError, match="turn 2 is the assistant's but shows media"):
+    with pytest.raises(RowError, match=r"turn 2 \(assistant\) contains media"):
         sample({"messages": [{"role": "user", "content": "Hi"}, answer]}, ROOT, "r")

@@ -141,7 +141,7 @@ def test_a_label_of_false_is_refused(key):
 
 @pytest.mark.parametrize("key", ["prompt", "query", "instruction", "input", "output", "response", "completion"])
 def test_a_second_conversation_in_a_row_is_refused(key):
-    refused(f'"{key}" stands beside the conversation', **{key: "More."})
+    refused(f'"{key}" is not part of the conversation', **{key: "More."})
     assert len(read("openai", **{key: "GOOD"})) == 4  # a copy of a turn
 
 
@@ -161,7 +161,7 @@ def test_two_system_prompts_are_refused():
     refused("system and system_prompt differ", system="A", system_prompt="B")
     refused('"system" is list', system=["A"])
     said = [{"role": "system", "content": "A"}, {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
-    with pytest.raises(RowError, match="system prompt beside its turns and a system turn"):
+    with pytest.raises(RowError, match="both a system prompt and a different system turn"):
         turns({"messages": said, "system": "B"})
     assert len(turns({"messages": said, "system": "A"})) == 3
 
@@ -292,7 +292,7 @@ def test_instructions_are_read_as_alpaca_does(question, answer):
         ({"history": ["H", "I"]}, "history is "),
         ({"history": [["H", None]]}, "an answer of history is NoneType"),
         ({"history": "[['H', 'I']]"}, "history is "),
-        ({"prompt": "P"}, '"prompt" stands beside'),
+        ({"prompt": "P"}, '"prompt" is not part'),
         ({"rejected_response": "B"}, '"rejected_response" is not supported'),
     ],
 )

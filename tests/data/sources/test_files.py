@@ -51,8 +51,8 @@ def test_samples_hold_places_not_rows_and_travel_to_workers(file):
     [
         ("a.json", '{"a": 1}', "not a list of rows"),
         ("a.json", "[{}, {", "invalid JSON"),
-        ("a.json", "[]", "holds no rows"),
-        ("a.jsonl", "\n \n", "holds no rows"),
+        ("a.json", "[]", "contains no rows"),
+        ("a.jsonl", "\n \n", "contains no rows"),
         ("a.csv", "a,b", r"cannot read \.csv"),
     ],
 )
@@ -69,7 +69,7 @@ def test_a_bad_file_is_named_in_one_line(tmp_path, name, text, words):
         ('{"messages": 1}', r'a\.jsonl:2: "messages" is int'),
         ("{oops", r"a\.jsonl:2: invalid JSON"),
         ("[1]", r"a\.jsonl:2: is list, not an object"),
-        ('{"text": 1}', r"has keys \['text'\] but not those of a layout: conversations; messages; QA;"),
+        ('{"text": 1}', r"has keys \['text'\] but not those of a known layout: conversations; messages; QA;"),
     ],
 )
 def test_a_bad_row_is_named_when_it_is_read(tmp_path, text, words):
@@ -102,5 +102,5 @@ def test_media_root_is_a_fence(file, tmp_path):
         if good:
             assert samples[0].media[0].path == str(tmp_path / "root" / name)
         else:
-            with pytest.raises(RowError, match=f"{name}' leads out of data.media_root="):
+            with pytest.raises(RowError, match=f"{name}' is outside data.media_root="):
                 samples[0]

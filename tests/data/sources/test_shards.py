@@ -51,7 +51,7 @@ def test_rows_find_their_members(shard, clip):
 
 def test_a_row_that_names_no_member_or_is_none_is_refused(shard):
     samples = read(shard)
-    with pytest.raises(RowError, match=r"x/2: .*a.tar holds no 'x/0.mp4'"):
+    with pytest.raises(RowError, match=r"x/2: .*a.tar has no member 'x/0.mp4'"):
         samples[2]
     with pytest.raises(RowError, match=r"x/3: has members \['x/3.mp4'\]; pack one .json"):
         samples[3]
