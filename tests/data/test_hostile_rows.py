@@ -86,7 +86,8 @@ def test_a_hostile_row_is_quarantined_by_name(name, encoder, tmp_path):
 
 
 def test_a_path_longer_than_any_file_system_takes_is_quarantined(encoder, tmp_path):
-    assert check_one_lost(written(tmp_path, line(image="a" * 100_000)), encoder).startswith(f"{tmp_path}/aaa")
+    reason = check_one_lost(written(tmp_path, line(image="a" * 100_000)), encoder)
+    assert "rows.jsonl:2: image is text of 100000 characters" in reason
 
 
 @pytest.mark.parametrize("name", HARMLESS)

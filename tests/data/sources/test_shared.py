@@ -70,7 +70,7 @@ def test_a_killed_holder_blocks_nobody_whatever_its_clock(tmp_path, holder, hour
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_result_that_another_process_makes_is_waited_for_and_named(tmp_path, holder, workers, monkeypatch, capfd):
-    monkeypatch.setattr(shared, "SPEAK", 0.3)
+    monkeypatch.setattr(shared, "REPORT_INTERVAL", 0.3)
     appeared: list[int] = []
     Timer(2, holder.kill).start()
     tasks = [Note(tmp_path / name) for name in "01"]

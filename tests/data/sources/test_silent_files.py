@@ -34,7 +34,7 @@ def test_line_ends_and_a_byte_order_mark_change_nothing(tmp_path, suffix, mark, 
 
 def test_text_after_a_list_is_refused(tmp_path):
     (tmp_path / "a.json").write_text(f"[{json.dumps(ROW)}]\n[{json.dumps(ROW)}]")
-    with pytest.raises(ValueError, match=r"a\.json: holds text after the end of its list"):
+    with pytest.raises(ValueError, match=r"a\.json: text follows the end of its list"):
         read(str(tmp_path / "a.json"))
 
 

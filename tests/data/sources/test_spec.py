@@ -55,7 +55,7 @@ def test_a_mapping_is_a_mixture_by_weight(files):
         ({"a.jsonl": -1.5}, "weight -1.5"),
         ({"a.jsonl": "much"}, "weight 'much'"),
         ({"a": {"weight": 1}}, "data.train.a has no path"),
-        ({"a": {"path": "a.jsonl", "wieght": 1}}, "data.train.a has wieght: use path, rows"),
+        ({"a": {"path": "a.jsonl", "wieght": 1}}, "data.train.a: unknown key wieght; use path, rows"),
         ({"a": {"path": "a.jsonl", "streaming": True}}, "is a file, which needs no streaming"),
         ({"a": {"path": "user/name", "rows": 9}}, "rows=9 limits a stream"),
     ],
