@@ -62,7 +62,7 @@ def test_text_that_only_mentions_a_mark_in_an_answer_is_text():
         ({"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": " "}]}, "turn 2 .* is empty"),
         (
             {"conversations": [{"from": "gpt", "value": "hi"}, {"from": "system", "value": "be brief"}]},
-            "system turn in place 2; put it first",
+            "the system turn is number 2; put it first",
         ),
     ],
 )
