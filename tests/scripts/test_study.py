@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scripts import study
+from scripts.bench.timing import ROOT
 from scripts.recipes import page
 from scripts.recipes.results import Result, versus
 from scripts.recipes.table import RECIPES, named
@@ -81,6 +82,24 @@ def test_a_page_compares_the_places_in_the_tower():
     found = {name: [result(name, 0, right, (0.0, 0.75))] for name, right in PLACES.items()}
     said = " ".join(page.words(found))
     assert "at equal operations: `input` 40.0, `block1` 60.0, `pixels` 50.0." in said
+
+
+def test_a_study_replaces_only_what_is_between_the_markers(tmp_path):
+    path = tmp_path / "page.md"
+    assert page.insert(path, "first") == f"# Recipes\n\n{page.BEGIN}\nfirst\n{page.END}\n"
+    path.write_text(f"before\n{page.BEGIN}\nfirst\n{page.END}\nafter\n")
+    assert page.insert(path, "second") == f"before\n{page.BEGIN}\nsecond\n{page.END}\nafter\n"
+
+
+def test_a_page_without_markers_is_never_overwritten(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("written by hand")
+    with pytest.raises(ValueError, match=r"page\.md has no lines <!-- study: begin -->"):
+        page.insert(path, "second")
+
+
+def test_the_page_of_the_repository_takes_a_study():
+    assert "# Which recipe" in page.insert(ROOT / "docs" / "recipes.md", "second")
 
 
 @pytest.mark.slow
