@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from train import cli
 from train.checks import check
 from train.config import Config
-from train.run import explain, register, typed
+from train.run import help_text, register, typed
 
 
 def prepare(config: Config) -> None:
@@ -43,7 +43,7 @@ def prepare(config: Config) -> None:
 
 def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
-        cli.show(f"{__doc__}\n{explain('all' in sys.argv[1:])}")
+        cli.print_help(f"{__doc__}\n{help_text('all' in sys.argv[1:])}")
         return
     register()
     try:

@@ -1,4 +1,4 @@
-"""config -> objects, one function an object."""
+"""Builds the objects of a run from its configuration."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ from data.types import Quarantined, Sample
 from evs.families import adapter_for, spec_of
 from evs.methods import Method
 from evs.pipeline import check_place
-from evs.rates import RateDistribution
-from train import preview as show
+from train import preview
 from train.checkpoint.checkpoint import Checkpoints, candidates
 from train.checkpoint.resume import Origin, newest_shape, open_run
-from train.checkpoint.run_identity import shape_of, split_step
+from train.checkpoint.run_identity import StepSplit, shape_of, split_step
 from train.collectives import on_main
 from train.config import (
     TOWERS,
@@ -35,9 +34,9 @@ from train.config import (
     ModelConfig,
     frame_policy,
 )
-from train.cost import memory_forecast as preflight
+from train.cost import memory_forecast
 from train.cost.dry_run import dry_run, largest_micro_batch, report
-from train.cost.memory_forecast import Largest, largest
+from train.cost.memory_forecast import largest
 from train.cost.plans import build_kept, build_plan, freed_patches, schedule_of
 from train.datasets import AuditedData, read_datasets
 from train.distributed import build_engine, check_zero
@@ -47,36 +46,38 @@ from train.evaluation.scores import Score
 from train.faults.bad_sample_limit import BadSampleLimit, check_audited
 from train.faults.nonfinite import Health
 from train.faults.watchdog import WATCHDOG
-from train.loop import Parts
+from train.loop import Guards, Parts
 from train.metrics.memory import Memory, watch
 from train.metrics.meters import Meter
 from train.metrics.recorder import build_recorder
 from train.model import base_model, build_empty_model, build_model, encoder_of, weight_dtype
 from train.optim import build_optimizer
-from train.plugins import build, build_methods
+from train.plugins import build_step_methods, build_step_rates
 from train.task import UptrainTask
 from train.views import StepMethods, StepRates, Views
 
 
 @dataclass(frozen=True)
 class Run:
+    """A run that is ready to be trained."""
+
     parts: Parts
     steps: Iterable[Step]
     first_step: int
-    forecast_gib: float | None  # memory of a rank at its peak
+    forecast_gib: float | None  # forecast of a rank's peak memory; None without a forecast
     origin: Origin  # holds the lock on the run's folder
 
 
 class Forecast(NamedTuple):
-    """Bytes of one rank."""
+    """Memory of one rank in bytes."""
 
-    peak: float  # that the largest micro-batch needs
-    free: float  # before weights are read
+    peak: float  # forecast for the largest micro-batch
+    free: float  # measured before weights are loaded
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """All of a run that is known before weights are read."""
+    """A run before its weights are loaded."""
 
     config: Config
     engine: Accelerator
@@ -87,136 +88,158 @@ class Prepared:
     eval_set: AuditedData | None
     plan: Plan | BudgetPlan
     origin: Origin
-    shape: dict[str, Any]  # train.checkpoint.run_identity
+    shape: dict[str, Any]  # see train.checkpoint.run_identity
     forecast: Forecast | None
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.config.run_dir)
 
 
 def build_run(config: Config) -> Run | None:
-    """Everything of a run, cheapest first, so that a mistake shows before weights are read; None for preflight=only."""
+    """The run of a configuration, or None for preflight=only.
+
+    The cheapest steps come first, so that mistakes are reported before weights are loaded. Raise ValueError for them.
+    """
     ready = prepare(config)
     return None if config.preflight == "only" else assemble(ready)
 
 
 def prepare(config: Config) -> Prepared:
-    """Check, read headers, plan the steps and forecast memory; the main rank prints what is about to be done."""
+    """Check the configuration, open the run's folder, read headers, plan the steps and forecast memory.
+
+    The main rank prints the forecast and a preview of the first row.
+    """
     check_zero(config.engine)
     methods, world = build_step_methods(config), int(os.environ.get("WORLD_SIZE", 1))
-    run_dir = Path(config.run_dir)
-    found = candidates(config.resume, run_dir / "checkpoints")
-    split = split_step(config.train.accumulation, world, newest_shape(found), config.resume_changes)
+    checkpoints = candidates(config.resume, Path(config.run_dir) / "checkpoints")
+    split = split_step(config.train.accumulation, world, newest_shape(checkpoints), config.resume_changes)
     config = replace(config, train=replace(config.train, accumulation=split.accumulation))
-    rates = build_step_rates(config, world)
-    encoder = build_encoder(config.model, config.data)
+    rates, encoder = build_step_rates(config, world), build_encoder(config.model, config.data)
     empty = build_empty_model(config.model, weight_dtype(config))
-    for each in methods.methods:
-        check_place(adapter_for(base_model(empty), config.model.scheme), each)
-    WATCHDOG.at("meeting of the ranks")
+    for method in methods.methods:
+        check_place(adapter_for(base_model(empty), config.model.scheme), method)
+    WATCHDOG.enter("meeting of the ranks")
     engine = build_engine(config.engine, config.train, config.optim.clip)
-    WATCHDOG.at("choice of the checkpoint")
-    origin = Origin() if config.preflight == "only" else open_run(engine, run_dir, found)
-    shape = shape_of(config, split, empty)
-    origin.check(engine, shape, config.resume_changes)
-    WATCHDOG.at("index")
+    origin, shape = open_origin(config, engine, checkpoints, split, empty)
+    WATCHDOG.enter("index")
     train_set, eval_set = read_datasets(engine, config.data, encoder, config.seed)
     on_main(engine, lambda: check_datasets(config, train_set, eval_set))
     shape["data"] = train_set.fingerprint
     origin.check(engine, shape, config.resume_changes)
-    latest = methods.latest
-    kept = build_kept(latest, rates)
-    plan = build_plan(config, engine, train_set, rates=rates, method=latest, empty=empty)
-    forecast = None
+    plan = build_plan(config, engine, train_set, rates=rates, method=methods.latest, empty=empty)
+    ready = Prepared(config, engine, encoder, methods, rates, train_set, eval_set, plan, origin, shape, None)
     if config.data.audit and config.preflight != "off":
-        freed = freed_patches(latest, base_model(empty).config)
-        forecast = check_memory(
-            config, engine, empty, largest(plan, train_set.index.sizes, rates.lowest(), kept, freed)
-        )
+        ready = replace(ready, forecast=check_memory(ready, empty))
     if config.show and engine.is_main_process:
-        places = chain.from_iterable(plan.micro_batches(origin.step))
-        print(show.parameters(empty))
-        print(show.first_row(encoder, (train_set.samples[place] for place in places), rates.typical(), methods.first))
-    return Prepared(
-        config, engine, encoder, methods, rates, train_set, eval_set, plan, origin, shape, forecast
-    )  # fmt: skip
+        show_preview(ready, empty)
+    return ready
+
+
+def open_origin(
+    config: Config, engine: Accelerator, checkpoints: Sequence[Path], split: StepSplit, empty: nn.Module
+) -> tuple[Origin, dict[str, Any]]:
+    """(the beginning or the checkpoint to resume from, the run's shape without its data).
+
+    Raise ValueError if the folder is in use, or if the checkpoint belongs to another run.
+    """
+    WATCHDOG.enter("choice of the checkpoint")
+    origin = Origin() if config.preflight == "only" else open_run(engine, Path(config.run_dir), checkpoints)
+    shape = shape_of(config, split, empty)
+    origin.check(engine, shape, config.resume_changes)
+    return origin, shape
+
+
+def show_preview(ready: Prepared, empty: nn.Module) -> None:
+    """Print the numbers of trained parameters and the first usable row of the first step."""
+    samples = (ready.train_set.samples[i] for i in chain.from_iterable(ready.plan.micro_batches(ready.origin.step)))
+    print(preview.parameters(empty))
+    print(preview.first_row(ready.encoder, samples, ready.rates.typical(), ready.methods.first))
 
 
 def assemble(ready: Prepared) -> Run:
-    """Read the weights, let the engine wrap them, and continue from where the run was."""
-    config, engine, origin, run_dir = ready.config, ready.engine, ready.origin, Path(ready.config.run_dir)
+    """Load the weights, let the engine wrap them, and restore the checkpoint that the run continues from, if any."""
+    config, engine, origin = ready.config, ready.engine, ready.origin
     recorder = build_recorder(engine, config, origin.step)
     recorder.record("quarantined", recorder.quarantine_once(audited(ready), origin.step))
     memory = watch(engine.device)
-    WATCHDOG.at("weights")
+    WATCHDOG.enter("weights")
     model = build_model(config.model, weight_dtype(config), config.seed)
     adapter = adapter_for(base_model(model), config.model.scheme)
     bare = UptrainTask(model, adapter, ready.methods.first, config.train.distill)
+    bare.register_forward_pre_hook(lambda *_: WATCHDOG.progress())  # in evaluations too
     task, optimizer = engine.prepare(bare, build_optimizer(bare, adapter.spec, config.optim))
-    average = build_average(bare, optimizer, config.train.ema)
-    folder, keep = run_dir / "checkpoints", config.train.keep
-    checkpoints = Checkpoints(engine, folder, keep, task, optimizer, ready.shape, average)
+    checkpoints = build_checkpoints(ready, bare, task, optimizer)
     if origin.checkpoint and origin.saved:
-        WATCHDOG.at("checkpoint")
+        WATCHDOG.enter("checkpoint")
         checkpoints.load(origin.checkpoint, origin.saved)
     if config.preflight == "dry_run":
         run_dry(ready, task, optimizer, memory)
-    sizes = ready.train_set.index.sizes
-    span = {"first_step": origin.step, "last_step": config.train.steps}
-    steps = step_loader(
+    parts = Parts(
+        engine=engine,
+        task=task,
+        optimizer=optimizer,
+        rates=ready.rates,
+        methods=ready.methods,
+        recorder=recorder,
+        meter=build_meter(engine, config, base_model(model), memory, ready.methods.first),
+        checkpoints=checkpoints,
+        guards=build_guards(ready, base_model(model).config.get_text_config().vocab_size),
+        evaluate=build_evaluation(ready, task),
+    )
+    forecast_gib = None if ready.forecast is None else ready.forecast.peak / 2**30
+    return Run(parts, build_steps(ready), origin.step, forecast_gib, origin)
+
+
+def build_checkpoints(ready: Prepared, bare: nn.Module, task: nn.Module, optimizer: Any) -> Checkpoints:
+    """The run's checkpoints. `bare` is the task before the engine wrapped it."""
+    train = ready.config.train
+    average = build_average(bare, optimizer, train.ema)
+    return Checkpoints(ready.engine, ready.run_dir / "checkpoints", train.keep, task, optimizer, ready.shape, average)
+
+
+def build_guards(ready: Prepared, vocabulary: int) -> Guards:
+    """The checks that end a failing run. `vocabulary`: number of tokens of the head."""
+    config, run_dir = ready.config, ready.run_dir
+    health = Health(ready.engine, run_dir / "health.jsonl", config.train.max_bad_steps, vocabulary)
+    return Guards(health, BadSampleLimit(config.data.max_bad_fraction, run_dir / "quarantine.jsonl"), WATCHDOG)
+
+
+def build_steps(ready: Prepared) -> Iterable[Step]:
+    """The remaining steps of the run, decoded by workers."""
+    config, sizes = ready.config, ready.train_set.index.sizes
+    return step_loader(
         ready.train_set.samples,
         ready.encoder,
         ready.plan,
-        **span,
+        first_step=ready.origin.step,
+        last_step=config.train.steps,
         workers=config.data.workers,
         planned=PredictedTokens(sizes.unpruned(), isinstance(ready.plan, BudgetPlan)) if config.data.audit else None,
     )
-    evaluate = None
-    if ready.eval_set is not None:
-        evaluate = build_evaluation(
-            engine, task, ready.encoder, ready.eval_set.samples, data=config.data, config=config.eval
-        )
-    meter = build_meter(engine, config, base_model(model), memory, ready.methods.first)
-    vocabulary = meter.config.get_text_config().vocab_size
-    health = Health(engine, run_dir / "health.jsonl", config.train.max_bad_steps, vocabulary)
-    bare.register_forward_pre_hook(lambda *_: WATCHDOG.progress())  # in evaluations too
-    bad_sample_limit = BadSampleLimit(config.data.max_bad_fraction, run_dir / "quarantine.jsonl")
-    parts = Parts(
-        engine,
-        task,
-        optimizer,
-        ready.rates,
-        ready.methods,
-        recorder,
-        meter,
-        health,
-        bad_sample_limit,
-        checkpoints,
-        WATCHDOG,
-        evaluate,
-    )
-    forecast_gib = None if ready.forecast is None else ready.forecast.peak / 2**30
-    return Run(parts, steps, origin.step, forecast_gib, origin)
 
 
 def run_dry(ready: Prepared, task: nn.Module, optimizer: Any, memory: Memory) -> None:
-    """Print the memory that the largest micro-batch takes. Raises ValueError if it does not fit."""
+    """Print the memory that the largest micro-batch needs. Raise ValueError if it does not fit."""
     assert ready.forecast is not None
     config, engine, data = ready.config, ready.engine, ready.train_set
     kept = build_kept(ready.methods.latest, ready.rates)
-    largest = largest_micro_batch(ready.plan, data.index.sizes, ready.rates, kept)
-    (step,) = shard_loader(data.samples, ready.encoder, [largest.samples])
+    micro_batch = largest_micro_batch(ready.plan, data.index.sizes, ready.rates, kept)
+    (step,) = shard_loader(data.samples, ready.encoder, [micro_batch.samples])
     (batch,) = step.batches
-    views = Views(largest.rates(ready.rates, batch.video_grid_thw_V3[:, 0].tolist()), ready.methods.latest)
+    views = Views(micro_batch.rates(ready.rates, batch.video_grid_thw_V3[:, 0].tolist()), ready.methods.latest)
     measured = dry_run(engine, task, optimizer, (batch, views), config=config, memory=memory)
     engine.print(report(measured, *ready.forecast, config))
 
 
 def audited(ready: Prepared) -> tuple[Quarantined, ...]:
-    """Rows to train or to evaluate on that were put aside; each once, though both may lie in one file."""
-    both = (ready.train_set, ready.eval_set)
-    return tuple(dict.fromkeys(lost for usable in both if usable is not None for lost in usable.lost))
+    """Quarantined rows of the training and the evaluation set, each once even if both sets come from one file."""
+    sets = [data for data in (ready.train_set, ready.eval_set) if data is not None]
+    return tuple(dict.fromkeys(chain.from_iterable(data.lost for data in sets)))
 
 
 def build_average(task: nn.Module, optimizer: Any, decay: float | None) -> Average | None:
-    """Of the task's trained weights after every step of the optimizer; None without a decay."""
+    """A moving average of the trained weights, updated after every step of the optimizer; None without a decay."""
     if decay is None:
         return None
     average = Average(task, decay)
@@ -225,94 +248,62 @@ def build_average(task: nn.Module, optimizer: Any, decay: float | None) -> Avera
 
 
 def check_datasets(config: Config, train_set: AuditedData, eval_set: AuditedData | None) -> None:
-    """Print what is special about the rows. Raise ValueError if too many of a file cannot be used."""
+    """Print how many rows are quarantined or set their own frames. Raise ValueError if too many are quarantined."""
     file = Path(config.run_dir) / "quarantine.jsonl"
-    for name, found in (("data.train", train_set), ("data.eval", eval_set)):
-        if found is not None:
-            check_audited(name, found.rows, found.lost, config.data.max_bad_fraction, file)
-            if own := int(found.index.own_settings_S.sum()):
-                print(f"{name}: {own} of {found.rows} rows set the frames or pixels of their videos themselves")
+    for name, data in (("data.train", train_set), ("data.eval", eval_set)):
+        if data is not None:
+            check_audited(name, data.rows, data.lost, config.data.max_bad_fraction, file)
+            if own := int(data.index.own_settings_S.sum()):
+                print(f"{name}: {own} of {data.rows} rows set the frames or pixels of their videos themselves")
 
 
 def build_meter(engine: Accelerator, config: Config, model: Any, memory: Memory, method: Method) -> Meter:
-    """Times the forward passes of the two towers, which are the model's own modules whatever wraps it."""
-    lora, course = config.model.lora.r is not None, schedule_of(config, method, model)
+    """A meter that times the forward passes of the model's vision tower and language model."""
+    lora, schedule = config.model.lora.r is not None, schedule_of(config, method, model)
     frozen = TOWERS if lora else config.model.freeze
-    meter = Meter(engine.device, model.config, memory, frozen, lora, course)
+    meter = Meter(engine.device, model.config, memory, frozen, lora, schedule)
     towers = spec_of(model.config).towers.of(model)
     meter.watch(towers.vision, "vision")
     meter.watch(towers.language, "language_model")
     return meter
 
 
-def check_memory(config: Config, engine: Accelerator, empty: Any, batch: Largest) -> Forecast:
-    """What the largest micro-batch needs, printed. Raises ValueError when it cannot fit."""
-    parts = preflight.estimate(
-        config, empty, base_model(empty).config, batch, world=engine.num_processes, device=engine.device
+def check_memory(ready: Prepared, empty: nn.Module) -> Forecast:
+    """Print the forecast of the memory that the largest micro-batch needs. Raise ValueError if it cannot fit."""
+    config, engine, hf_config = ready.config, ready.engine, base_model(empty).config
+    kept, freed = build_kept(ready.methods.latest, ready.rates), freed_patches(ready.methods.latest, hf_config)
+    batch = largest(ready.plan, ready.train_set.index.sizes, ready.rates.lowest(), kept, freed)
+    estimate = memory_forecast.estimate(
+        config, empty, hf_config, batch, world=engine.num_processes, device=engine.device
     )
-    room = preflight.available(engine.device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    engine.print(preflight.report(batch, parts, room))
-    preflight.check(parts, room, config)
-    return Forecast(parts.total, room)
-
-
-def build_step_rates(config: Config, world: int) -> StepRates:
-    train, distribution = config.train, build_rates(config.rate)
-    rates = StepRates(
-        distribution,
-        world * train.accumulation,
-        config.seed,
-        train.rate_levels,
-        views=train.views,
-        anchor=train.anchor_rate,
-        per_video=train.rate_per_video,
-    )
-    least, anchor, distill = rates.lowest()[0], train.anchor_rate, train.distill
-    if distill.weight and distill.teacher == "view" and anchor is not None and least < anchor:
-        raise ValueError(
-            f"train.anchor_rate={anchor:g} is above rate {least:g}, which other views may have, and a teacher may not "
-            f"be pruned more than its students: lower it, or raise the lowest rate of {config.rate}"
-        )
-    return rates
+    free = memory_forecast.available(engine.device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    engine.print(memory_forecast.report(batch, estimate, free))
+    memory_forecast.check(estimate, free, config)
+    return Forecast(estimate.total, free)
 
 
 def build_encoder(model: ModelConfig, data: DataConfig) -> Encoder:
-    """Rows to tensors, through the checkpoint's own processor."""
+    """An encoder of rows into tensors that uses the checkpoint's own processor."""
     limits = SampleLimits(data.sample_seconds, data.sample_gib)
     return encoder_of(model.path, frame_policy(data), model.revision, max_tokens=data.max_tokens, limits=limits)
 
 
-def build_evaluation(
-    engine: Accelerator,
-    task: nn.Module,
-    encoder: Encoder,
-    samples: Sequence[Sample],
-    *,
-    data: DataConfig,
-    config: EvalConfig,
-) -> Callable[[], tuple[list[Score], list[Quarantined]]]:
-    """A function that scores the task as it then is on the samples, every one once over all ranks, and gives those
-    that could not be asked."""
-    return partial(ask_about(engine, encoder, samples, data=data, config=config).scores, task)
+def build_evaluation(ready: Prepared, task: nn.Module) -> Callable[[], tuple[list[Score], list[Quarantined]]] | None:
+    """A function that evaluates the current weights of `task`; None without evaluation data.
+
+    It returns the score at every rate and the quarantined samples, over all ranks.
+    """
+    if ready.eval_set is None:
+        return None
+    config, samples = ready.config, ready.eval_set.samples
+    evaluation = ask_about(ready.engine, ready.encoder, samples, data=config.data, config=config.eval)
+    return partial(evaluation.scores, task)
 
 
 def ask_about(
     engine: Accelerator, encoder: Encoder, samples: Sequence[Sample], *, data: DataConfig, config: EvalConfig
 ) -> Evaluation:
-    """The questions that the samples ask, the first of them up to the limit."""
+    """An evaluation on the first `config.limit` samples, or on all without a limit."""
     limited = samples if config.limit is None else samples[: config.limit]
-    size = {"batch_size": config.batch_size, "workers": data.workers, "new_tokens": config.new_tokens}
-    return Evaluation(engine, encoder, limited, config.rates, **size)
-
-
-def build_rates(node: dict[str, Any]) -> RateDistribution:
-    """The distribution that a `rate` node describes."""
-    return build("rate", node)
-
-
-def build_step_methods(config: Config) -> StepMethods:
-    """The method of the run, or those that its steps draw from. ValueError for methods that cannot take turns."""
-    methods, views = build_methods(config.method), config.train.views
-    if len(methods) > 1 and views > 1:
-        raise ValueError(f"train.views={views} reads a video pruned by one method: leave out method.methods")
-    return StepMethods(methods, config.seed)
+    options = {"batch_size": config.batch_size, "workers": data.workers, "new_tokens": config.new_tokens}
+    return Evaluation(engine, encoder, limited, config.rates, **options)

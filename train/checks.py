@@ -1,4 +1,4 @@
-"""What a configuration cannot hold together, found before data or weights are read."""
+"""Checks for values of a configuration that contradict each other, before data or weights are read."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from data.sources.spec import parse_sources
 from train.config import TOWERS, Config, TrainConfig, frame_policy
 from train.ranges import check_values
 
-PROCESSES = 64  # that decode, which any machine may have
+ALWAYS_ALLOWED = 64  # decoding processes that are accepted on every machine
 
 
 def check(config: Config) -> None:
-    """Raise ValueError for what is wrong in itself or in combination; nothing is read or built."""
+    """Raise ValueError for an invalid value, a contradiction or an unwritable folder. Data are not read."""
     check_values(config)
-    for wrong, message in chain(_in_data(config), _in_training(config), _in_engine(config)):
-        if wrong:
+    for is_wrong, message in chain(_in_data(config), _in_training(config), _in_engine(config)):
+        if is_wrong:
             raise ValueError(message)
     frame_policy(config.data)
     config.data.columns.check()
@@ -27,7 +27,7 @@ def check(config: Config) -> None:
         parse_sources("data.eval", config.data.eval)
     if config.data.media_root is not None and not Path(config.data.media_root).is_dir():
         raise ValueError(
-            f"data.media_root={config.data.media_root} is no folder: give the one that media paths start at"
+            f"data.media_root={config.data.media_root} is not a folder: give the folder that relative paths start from"
         )
     for key, folder in (("run_dir", config.run_dir), ("data.cache", config.data.cache)):
         if folder is not None:
@@ -35,45 +35,45 @@ def check(config: Config) -> None:
 
 
 def _in_data(config: Config) -> Iterator[tuple[bool, str]]:
-    """Values that are each right and cannot hold together: (whether they stand there, what to do about it)."""
+    """Contradictions in the data settings: (True if present, message)."""
     data, train = config.data, config.train
     processes, cores = data.workers * int(os.environ.get("LOCAL_WORLD_SIZE", 1)), os.cpu_count() or 1
     yield (
-        processes > max(PROCESSES, 4 * cores),
-        f"data.workers={data.workers} is more than the {cores} cores of this machine can serve: lower it",
+        processes > max(ALWAYS_ALLOWED, 4 * cores),
+        f"data.workers={data.workers} is too many processes for the {cores} cores of this machine: lower it",
     )
     yield (
         config.preflight in ("only", "dry_run") and not data.audit,
-        f"preflight={config.preflight} needs the headers that data.audit=false leaves unread: set data.audit=true",
+        f"preflight={config.preflight} needs the headers, which data.audit=false does not read: set data.audit=true",
     )
     yield (
         data.eval is not None and data.eval_fraction is not None,
-        f"data.eval={data.eval} and data.eval_fraction={data.eval_fraction} both name what is held out: give one",
+        f"data.eval={data.eval} and data.eval_fraction={data.eval_fraction} both select held-out data: give one",
     )
     yield (
         bool(data.columns.named) and data.format != "auto",
-        f"data.format={data.format} has fixed columns, which data.columns would rename: give one of them",
+        f"data.format={data.format} has fixed column names, but data.columns renames them: give one of them",
     )
     yield (
         train.token_budget is None and train.patch_budget is not None,
-        "train.patch_budget needs train.token_budget: give both, or neither for fixed sizes",
+        "train.patch_budget needs train.token_budget: set both, or neither for batches of a fixed number of samples",
     )
     yield (
         train.token_budget is None and train.cost_budget not in (None, "auto"),
-        f"train.cost_budget={train.cost_budget} needs train.token_budget, which bounds memory: give both",
+        f"train.cost_budget={train.cost_budget} needs train.token_budget, which bounds memory: set both",
     )
     yield (
         train.token_budget is not None and not data.audit,
-        "train.token_budget needs the headers that data.audit=false leaves unread: set data.audit=true",
+        "train.token_budget needs the headers, which data.audit=false does not read: set data.audit=true",
     )
     yield (
         train.token_budget is not None and train.batch_size > 1,
-        f"train.batch_size={train.batch_size} has no effect under train.token_budget: leave one of them out",
+        f"train.batch_size={train.batch_size} has no effect with train.token_budget: remove one of them",
     )
 
 
 def _in_training(config: Config) -> Iterator[tuple[bool, str]]:
-    """As `_in_data`, of what is trained and how."""
+    """Contradictions in the settings of the model and its training."""
     model, train, engine, optim = config.model, config.train, config.engine, config.optim
     yield (
         set(model.freeze) == set(TOWERS) and model.lora.r is None,
@@ -85,7 +85,7 @@ def _in_training(config: Config) -> Iterator[tuple[bool, str]]:
     )
     yield (
         train.ema is not None and engine.name.startswith("zero"),
-        f"train.ema={train.ema:g} needs whole weights on every rank: use engine=none or engine=ddp"
+        f"train.ema={train.ema:g} needs all weights on every rank: use engine=none or engine=ddp"
         if train.ema is not None
         else "",
     )
@@ -97,15 +97,15 @@ def _in_training(config: Config) -> Iterator[tuple[bool, str]]:
         )
     yield (
         "flash" in model.attention and engine.precision == "fp32",
-        f"model.attention={model.attention} computes in half precision only: use engine.precision=bf16",
+        f"model.attention={model.attention} supports half precision only: use engine.precision=bf16",
     )
     yield (
         not model.gradient_checkpointing and model.checkpoint_towers == [],
-        "model.checkpoint_towers=[] has no effect without model.gradient_checkpointing: leave one of them out",
+        "model.checkpoint_towers=[] has no effect without model.gradient_checkpointing: remove one of them",
     )
     yield (
         train.anchor_rate is not None and train.views == 1,
-        f"train.anchor_rate={train.anchor_rate} leaves no view to draw: set train.views=2, or use rate=constant",
+        f"train.anchor_rate={train.anchor_rate} fixes the only view: set train.views=2, or use rate=constant",
     )
     yield from _in_distillation(train, model.lora.r is not None)
     yield (
@@ -115,17 +115,17 @@ def _in_training(config: Config) -> Iterator[tuple[bool, str]]:
 
 
 def _in_distillation(train: TrainConfig, lora: bool) -> Iterator[tuple[bool, str]]:
-    """As `_in_data`, of views that teach."""
+    """Contradictions in the distillation settings."""
     distill = train.distill
     yield (
         distill.weight > 0 and distill.teacher == "view" and train.views == 1,
-        f"train.distill.weight={distill.weight:g} needs a view that teaches another: set train.views=2, and "
+        f"train.distill.weight={distill.weight:g} needs a second view to teach: set train.views=2, and "
         "train.anchor_rate=0 for an unpruned teacher",
     )
     yield (
         distill.needs_base and not lora,
-        "train.distill: the base teaches with LoRA switched off; without LoRA it would be a second copy of the "
-        "weights: set model.lora.r, or train.distill.teacher=view and base_weight=0",
+        "train.distill: the base model can teach only with LoRA, by disabling the adapter: set model.lora.r, or "
+        "train.distill.teacher=view and base_weight=0",
     )
     yield (
         distill.base_weight > 0 and train.anchor_rate != 0,
@@ -134,35 +134,32 @@ def _in_distillation(train: TrainConfig, lora: bool) -> Iterator[tuple[bool, str
     )
     yield (
         not distill.train_teacher and (distill.teacher == "base" or distill.base_weight > 0),
-        "train.distill.train_teacher=false leaves the first view without gradient, which the base is to teach: leave "
-        "one of them out",
+        "train.distill.train_teacher=false gives the first view no gradient, but the base model is to teach it: remove "
+        "one of them",
     )
 
 
 def _in_engine(config: Config) -> Iterator[tuple[bool, str]]:
-    """As `_in_data`, of what the engine runs."""
+    """Contradictions in the engine settings."""
     model, engine = config.model, config.engine
     yield (
         model.compile and engine.name.startswith("zero3"),
-        f"model.compile=true does not hold under engine={engine.name}: leave one of them out",
+        f"model.compile=true is not supported with engine={engine.name}: remove one of them",
     )
     stage = engine.zero.get("stage")
     yield (
         engine.name.startswith("zero") and engine.name[4:5] != str(stage),
-        f"engine.zero.stage={stage} does not hold under engine={engine.name}: choose the stage by engine=zero1..zero3",
+        f"engine.zero.stage={stage} contradicts engine={engine.name}: choose the stage by engine=zero1..zero3",
     )
     yield (
         not engine.name.startswith("zero") and bool(engine.zero),
-        f"engine.zero has no effect under engine={engine.name}: use engine=zero1..zero3",
+        f"engine.zero has no effect with engine={engine.name}: use engine=zero1..zero3",
     )
 
 
 def check_writable(key: str, folder: Path) -> None:
-    """Raise ValueError where nothing can be written to the folder that `key` names."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ValueError(f"{key}={folder} cannot be written ({there} is {_why(there)}): choose another folder")
-
-
-def _why(path: Path) -> str:
-    return "read-only for this user" if path.is_dir() else "a file"
+    """Raise ValueError if the folder that `key` names can neither be written to nor created."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        reason = "read-only for this user" if existing.is_dir() else "a file"
+        raise ValueError(f"{key}={folder} cannot be written ({existing} is {reason}): choose another folder")

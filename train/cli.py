@@ -1,9 +1,9 @@
 """Command lines of `key=value` words for scripts/, checked against a dataclass.
 
-A dataclass is the whole declaration: field names are the keys, annotations the types, train.ranges what their values
-may be, the comments beside them what `--help` says; a field without default is required. A field that is itself a
-dataclass must not be frozen (OmegaConf would refuse to set its keys).
-Mistakes end in one line on stderr and exit status 2.
+The dataclass declares the options: field names are the keys, annotations the types, train.ranges the allowed values,
+and the comments next to the fields the text of `--help`. A field without default is required. A field whose type is a
+dataclass must not be frozen, because OmegaConf could not set its keys.
+Mistakes are reported in one line on stderr with exit status 2.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ from train.ranges import check_values
 from train.removed import replacement
 
 T = TypeVar("T")
-UNREAD = "LexerNoViableAlt|mismatched input|no viable alternative|extraneous input|token recognition|Ambiguous value"
-EXPLAINED = (EvalConfig, DataConfig, ModelConfig)  # what explains the keys that scripts take over from them
+SYNTAX_ERRORS = (
+    "LexerNoViableAlt|mismatched input|no viable alternative|extraneous input|token recognition|Ambiguous value"
+)
+EXPLAINED = (EvalConfig, DataConfig, ModelConfig)  # their comments explain the keys that scripts share with them
 
 
 def command(script: str, *words: str) -> str:
@@ -43,22 +45,22 @@ def command(script: str, *words: str) -> str:
 
 
 def override(key: str, value: object) -> str:
-    """The word that sets a key of train/run.py to any text, quoted if Hydra would not read it as it stands."""
+    """The word that sets a key of train/run.py to `value`, quoted if Hydra's grammar requires it."""
     text = str(value)
     return f"{key}={text}" if re.fullmatch(r"[\w./:@%+-]+", text, re.ASCII) else f'{key}="{_escaped(text)}"'
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), text)
+    return re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), text)
 
 
 def launcher(ranks: int) -> tuple[str, ...]:
-    """What stands before a script on Python's command line to start it in several processes of this machine."""
+    """The arguments of `python` before a script that start it in `ranks` processes on this machine."""
     return ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}") if ranks > 1 else ()
 
 
 class Failure(SystemExit):
-    """The end of a process that has said why in one line."""
+    """Ends the process after its reason, `message`, was printed in one line."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(status)
@@ -66,31 +68,34 @@ class Failure(SystemExit):
 
 
 def fail(message: object, status: int = 2) -> NoReturn:
-    """End the process with the message as one line on stderr. Status 2: the command was wrong."""
+    """Print the message as one line on stderr and end the process. Status 2 means a mistake in the command line."""
     line = " ".join(str(message).split())
     print_error(line)
     raise Failure(line, status)
 
 
-def show(page: str) -> None:
-    """Print a page of help, as much of it as is read: `--help | head` ends quietly."""
+def print_help(page: str) -> None:
+    """Print a page of help. No error is raised if the reader closes the pipe, as in `--help | head`."""
     try:
         print(page, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when the process ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit does not fail either
 
 
 def parse(schema: type[T], argv: Sequence[str] | None = None) -> T:
-    """An instance of the dataclass `schema`, filled from `key=value` words (the process's own by default)."""
+    """An instance of the dataclass `schema`, filled from `key=value` words (the process's own by default).
+
+    Ends the process with one line on stderr for a mistake, and after printing the help for `--help`.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
-    known = fields(cast(Any, schema))
+    schema_fields = fields(cast(Any, schema))
     if {"-h", "--help"} & set(words):
-        show(usage.page(sys.modules[schema.__module__].__doc__ or "", schema, EXPLAINED))
+        print_help(usage.page(sys.modules[schema.__module__].__doc__ or "", schema, EXPLAINED))
         raise SystemExit(0)
     for word in words:
-        _check_key(word, [field.name for field in known])
+        _check_key(word, [field.name for field in schema_fields])
     try:
-        config = OmegaConf.merge(OmegaConf.structured(schema), _values(words, known))
+        config = OmegaConf.merge(OmegaConf.structured(schema), _values(words, schema_fields))
     except OmegaConfBaseException as error:
         fail(f"{error.full_key}: {first_line(error)}")
     if missing := sorted(OmegaConf.missing_keys(config)):
@@ -103,7 +108,7 @@ def parse(schema: type[T], argv: Sequence[str] | None = None) -> T:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """A mistake of the user (ValueError, OSError) ends the process with one line; EVS_TRACE=1 shows where it arose."""
+    """Report a ValueError or OSError raised inside in one line and end the process; EVS_TRACE=1 shows the traceback."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -119,42 +124,42 @@ def _reason(error: ValueError | OSError) -> object:
 
 
 def run(main: Callable[[T], object], schema: type[T], argv: Sequence[str] | None = None) -> None:
-    """`main(parse(schema))`, where a mistake of the user (ValueError, OSError) is one line, not a trace."""
+    """Call `main(parse(schema))`; a ValueError or OSError is printed in one line without a traceback."""
     options = parse(schema, argv)
     hide_library_bars()
     with one_line_errors():
         main(options)
 
 
-def suggest(word: str, known: Sequence[str]) -> str:
-    """`; did you mean ...?` when a known word is close, else the known ones."""
-    close = get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+def suggest(word: str, choices: Sequence[str]) -> str:
+    """`; did you mean ...?` if one of the choices is similar to `word`, else a list of all choices."""
+    close = get_close_matches(word, choices, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(choices)}"
 
 
-def _check_key(word: str, known: list[str]) -> None:
+def _check_key(word: str, keys: list[str]) -> None:
     key, equals, _ = word.partition("=")
     if not equals:
-        fail(f"{word!r} is not of the form key=value")
-    if key.split(".")[0] not in known:
-        fail(f"unknown argument {key!r}{suggest(key, known)}")
+        fail(f"{word!r}: write arguments as key=value")
+    if key.split(".")[0] not in keys:
+        fail(f"unknown argument {key!r}{suggest(key, keys)}")
 
 
-def _values(words: list[str], known: Sequence[Field[Any]]) -> DictConfig:
-    """The words' values: a text's as it stands, any other's read as YAML."""
-    texts = {field.name for field in known if field.type in (str, "str")}
-    maybe = {field.name for field in known if str(field.type) == "str | None"}
-    texts |= {key for key, _, value in (word.partition("=") for word in words) if key in maybe and value != "null"}
+def _values(words: list[str], schema_fields: Sequence[Field[Any]]) -> DictConfig:
+    """The values of the words: those of string fields unchanged, all others parsed as YAML."""
     pairs = [word.partition("=") for word in words]
-    values = OmegaConf.from_cli(["".join(pair) for pair in pairs if pair[0] not in texts])
-    values.update({key: value for key, _, value in pairs if key in texts})
+    strings = {field.name for field in schema_fields if field.type in (str, "str")}
+    optional = {field.name for field in schema_fields if str(field.type) == "str | None"}
+    strings |= {key for key, _, value in pairs if key in optional and value != "null"}
+    values = OmegaConf.from_cli(["".join(pair) for pair in pairs if pair[0] not in strings])
+    values.update({key: value for key, _, value in pairs if key in strings})
     return values
 
 
-def config_error(error: Exception, words: Sequence[str], known: Sequence[str]) -> str:
-    """Hydra's and OmegaConf's many lines as one: the fault, its cause, and the nearest of the `known` keys."""
-    if unread := _unread(error, words):
-        return unread
+def config_error(error: Exception, words: Sequence[str], keys: Sequence[str]) -> str:
+    """An error of Hydra or OmegaConf in one line: the mistake, its cause, and the most similar of the valid `keys`."""
+    if syntax := _syntax_error(error, words):
+        return syntax
     lines = str(error).splitlines()
     message = first_line(error)
     if error.__cause__ is not None and (cause := first_line(error.__cause__)) not in message:
@@ -165,27 +170,27 @@ def config_error(error: Exception, words: Sequence[str], known: Sequence[str]) -
         return f"{message}; available: {', '.join(options)}"
     for key in (word.partition("=")[0].lstrip("+~") for word in words):
         if key and (f"'{key}'" in message or f"'{key.rpartition('.')[2]}'" in message):
-            close = [match for match in get_close_matches(key, known, n=3) if not key.startswith(match)]
+            close = [match for match in get_close_matches(key, keys, n=3) if not key.startswith(match)]
             return message + (
                 f"; did you mean {close[0]!r}?" if close else "; see train/config.py and configs/ for all keys"
             )
     return message
 
 
-def _unread(error: Exception, words: Sequence[str]) -> str | None:
-    """The line for a word that Hydra's grammar does not take, with the quotes that it needs."""
-    if not isinstance(error, HydraException) or not re.search(UNREAD, str(error)):
+def _syntax_error(error: Exception, words: Sequence[str]) -> str | None:
+    """The message for a word that Hydra's grammar rejects, with the quotes that it needs; None for other errors."""
+    if not isinstance(error, HydraException) or not re.search(SYNTAX_ERRORS, str(error)):
         return None
-    named = getattr(error, "override", None) or str(error)
-    word = next((word for word in words if word in str(named)), str(named).splitlines()[0])
+    rejected = getattr(error, "override", None) or str(error)
+    word = next((word for word in words if word in str(rejected)), str(rejected).splitlines()[0])
     key, _, value = word.partition("=")
-    return f"{word} cannot be read: quote a value with spaces, signs or letters: " + shlex.quote(
+    return f"{word} cannot be parsed: quote values with special characters: " + shlex.quote(
         f'{key}="{_escaped(value)}"'
     )
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[str]:
-    """The dotted keys of a configuration."""
+    """The dotted names of all keys of a configuration."""
     for key in node:
         child = None if OmegaConf.is_missing(node, key) else node[key]
         if child and OmegaConf.is_dict(child):

@@ -1,4 +1,7 @@
-"""fit(): accumulate, step, log, save, evaluate. Knows no model and no video."""
+"""The training loop: gradient accumulation, optimizer steps, reports, checkpoints and evaluations.
+
+It is independent of the model and of the data: both are reached through `Parts`.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,17 @@ from train.views import Rate, StepMethods, StepRates, Views
 
 
 @dataclass(frozen=True)
+class Guards:
+    """Checks that end a run that is stuck, diverges, or cannot use its data."""
+
+    health: Health
+    bad_sample_limit: BadSampleLimit
+    watchdog: Watchdog
+
+
+@dataclass(frozen=True)
 class Parts:
-    """What a run is made of, built and wrapped by the engine."""
+    """The objects of a training run. `task` and `optimizer` are wrapped by the engine."""
 
     engine: Accelerator
     task: nn.Module
@@ -42,51 +54,49 @@ class Parts:
     methods: StepMethods
     recorder: Recorder
     meter: Meter
-    health: Health
-    bad_sample_limit: BadSampleLimit
     checkpoints: Checkpoints
-    watchdog: Watchdog
-    evaluate: Callable[[], tuple[list[Score], list[Quarantined]]] | None
+    guards: Guards
+    evaluate: Callable[[], tuple[list[Score], list[Quarantined]]] | None  # None without evaluation data
 
 
 def fit(parts: Parts, steps: Iterable[Step], config: Config, first_step: int) -> int:
-    """Train from `first_step` to `config.train.steps`; `steps` yields one item per optimizer step from there on.
+    """Train from `first_step` to `config.train.steps`; `steps` yields one item per remaining optimizer step.
 
-    Returns 0, or the exit status of a run that was asked to end early and has saved (train.faults.signals).
+    Returns 0, or the exit status (train.faults.signals) if a signal ended the run early; its state is then saved.
+    Raises ValueError if a guard ends the run.
     """
     stop = note(config.train.signals)
     if _evaluation_due(parts, first_step, config) and not parts.checkpoints.scored(first_step):
         _evaluate(parts, first_step)
     parts.task.train()  # from_pretrained leaves a model in evaluation mode, where layers are not checkpointed
     parts.meter.restart()
-    parts.watchdog.at("data", first_step + 1)
+    parts.guards.watchdog.enter("data", first_step + 1)
     for step, data in enumerate(parts.meter.steps(steps), start=first_step):
         lr = set_lr(parts.optimizer, lr_factor(step, config.train.steps, config.optim))
         status = _train_step(parts, step, data, config, stop)
         if step + 1 == config.train.steps and not _evaluation_due(parts, step + 1, config):
-            status = 0  # nothing is left to resume
-        _after_step(parts, step + 1, config, lr, bool(status))
-        parts.watchdog.at("data", step + 2)
+            status = 0  # the run is complete, so there is nothing to resume
+        _after_step(parts, step + 1, config, lr=lr, ending=bool(status))
+        parts.guards.watchdog.enter("data", step + 2)
         if status:
-            parts.engine.print(f"asked to end: {parts.checkpoints.last}; resume=auto continues from there")
+            parts.engine.print(f"stopped by a signal: {parts.checkpoints.last}; continue with resume=auto")
             return status
     return 0
 
 
-def _after_step(parts: Parts, done: int, config: Config, lr: float, ending: bool) -> None:
-    """Report, save and evaluate as often as asked; a run that ends early saves and leaves the rest."""
-    last = done == config.train.steps
-    # Weights at which the loss was not finite are no checkpoint to continue from; at the end there is no later one.
-    saving = last or (not parts.health.streak and (ending or done % config.train.save_every == 0))
-    if saving or done % config.train.log_every == 0 or parts.health.streak:  # a checkpoint leaves no step unreported
+def _after_step(parts: Parts, done: int, config: Config, *, lr: float, ending: bool) -> None:
+    """Report, save and evaluate if due after `done` steps. A run that is `ending` early saves and does not evaluate."""
+    last, health, save_every = done == config.train.steps, parts.guards.health, config.train.save_every
+    # Weights whose loss is not finite are not worth resuming from, unless no later checkpoint will follow.
+    saving = last or (not health.streak and (ending or done % save_every == 0))
+    if saving or done % config.train.log_every == 0 or health.streak:  # all steps before a checkpoint are reported
         _report(parts, done, lr)
-    parts.health.check(done)
-    every = config.train.save_every
-    if not parts.health.streak and done % every == 1 % every:  # this step has proven the weights saved last
+    health.check_streak(done)
+    if not health.streak and done % save_every == 1 % save_every:  # a finite step has proven the weights saved last
         parts.checkpoints.delete_superseded()
     if saving:
         with _paused(parts):
-            parts.watchdog.at("save")
+            parts.guards.watchdog.enter("save")
             parts.checkpoints.save(done)
     if last:
         parts.checkpoints.delete_superseded()
@@ -96,96 +106,110 @@ def _after_step(parts: Parts, done: int, config: Config, lr: float, ending: bool
 
 
 def _evaluation_due(parts: Parts, done: int, config: Config) -> bool:
-    """At the beginning, at the end, and every so many steps between; a run that died before it makes up for it."""
-    often = config.eval.every and done % config.eval.every == 0
-    return parts.evaluate is not None and bool(done in (0, config.train.steps) or often)
+    """True at the beginning, at the end, and every `eval.every` steps."""
+    periodic = config.eval.every and done % config.eval.every == 0
+    return parts.evaluate is not None and bool(done in (0, config.train.steps) or periodic)
 
 
 @contextmanager
 def _paused(parts: Parts) -> Iterator[None]:
-    """What runs inside is neither training time nor allowed to leave the task out of training mode."""
+    """Do not count the time spent inside as training time, and return the task to training mode afterwards."""
     with parts.meter.paused():
         yield
     parts.task.train()
 
 
 def _train_step(parts: Parts, step: int, data: Step, config: Config, stop: Stop) -> int:
-    """One optimizer step, left out on all ranks where its gradient is not finite; the exit status they agreed on."""
+    """Take one optimizer step. All ranks skip it if the gradient norm is not finite.
+
+    Returns the exit status that the ranks have agreed on: 0, or that of a signal.
+    """
     engine, rates = parts.engine, _rates(parts, step, data.batches)
     losses = _accumulate(parts, step, data, rates, config.seed)
-    parts.watchdog.at("optimizer")
+    parts.guards.watchdog.enter("optimizer")
     with parts.meter.span("optimizer"):
         norm, status = agree_to_stop(engine, engine.clip_grad_norm_(parts.task.parameters(), config.optim.clip), stop)
         if math.isfinite(norm):
-            parts.optimizer.step()  # DeepSpeed has stepped within backward, or found the same and has not
+            parts.optimizer.step()  # no effect under DeepSpeed, which steps or skips within backward
         parts.optimizer.zero_grad()
-    parts.recorder.record("samples", sum(len(batch.ids) for batch in data.batches))
-    parts.recorder.quarantine(data.quarantined, step + 1)
-    parts.recorder.record("quarantined/decoding", len(data.quarantined))  # the rest was known before
-    parts.recorder.record("resized", data.resized)  # decoded to other numbers of tokens than headers promised
-    parts.bad_sample_limit.note(data.quarantined)
-    parts.recorder.record("grad_norm", norm, weight=1)
-    parts.recorder.record("skipped", not math.isfinite(norm), weight=1)  # the share of the steps
-    if not math.isfinite(norm):
-        skipped = zip(rates, finite(torch.stack(losses).tolist()), (batch.ids for batch in data.batches))
-        parts.health.skip(
-            step + 1, norm, [{"rates": each, "loss": loss, "samples": ids} for each, loss, ids in skipped]
-        )
+    _record_step(parts, step + 1, data, norm)
+    if math.isfinite(norm):
+        parts.guards.health.streak = 0
     else:
-        parts.health.streak = 0
+        columns = rates, finite(torch.stack(losses).tolist()), [batch.ids for batch in data.batches]
+        rows = [dict(zip(("rates", "loss", "samples"), row)) for row in zip(*columns)]
+        parts.guards.health.skip(step + 1, norm, rows)
     return status
 
 
+def _record_step(parts: Parts, step: int, data: Step, norm: float) -> None:
+    """Record the sample counts and the gradient norm of `step`, counted from 1."""
+    record = parts.recorder.record
+    record("samples", sum(len(batch.ids) for batch in data.batches))
+    parts.recorder.quarantine(data.quarantined, step)
+    record("quarantined/decoding", len(data.quarantined))  # without those quarantined by the audit
+    record("resized", data.resized)  # samples whose number of tokens differs from their header's
+    parts.guards.bad_sample_limit.add(data.quarantined)
+    record("grad_norm", norm, weight=1)
+    record("skipped", not math.isfinite(norm), weight=1)  # reported as the fraction of steps
+
+
 def _rates(parts: Parts, step: int, batches: Sequence[Batch]) -> list[tuple[Rate, ...]]:
-    """Of this rank's micro-batches, one a view."""
-    grids = [batch.video_grid_thw_V3[:, 0].tolist() for batch in batches]
-    return [parts.rates.of_batch(step, _place(parts.engine, turn), each) for turn, each in enumerate(grids)]
+    """For each of this rank's micro-batches, one rate per view."""
+    grids_by_batch = [batch.video_grid_thw_V3[:, 0].tolist() for batch in batches]
+    return [
+        parts.rates.of_batch(step, micro_batch_index(parts.engine, turn), grids_V)
+        for turn, grids_V in enumerate(grids_by_batch)
+    ]
 
 
-def _place(engine: Accelerator, turn: int) -> int:
-    """Of a micro-batch in the step, as plans count."""
+def micro_batch_index(engine: Accelerator, turn: int) -> int:
+    """Index within the global step of this rank's micro-batch in accumulation step `turn`, as plans count."""
     return turn * engine.num_processes + engine.process_index
 
 
 def _accumulate(
-    parts: Parts, step: int, data: Step, rates_of: Sequence[tuple[Rate, ...]], seed: int
+    parts: Parts, step: int, data: Step, batch_rates: Sequence[tuple[Rate, ...]], seed: int
 ) -> list[torch.Tensor]:
-    """Gradients of the step's micro-batches, and the loss of each. The loss is a sum over labelled tokens divided by
-    their number over micro-batches and ranks, so that neither the rates nor the split of samples changes its weight;
-    as a mean over views its scale does not follow their number."""
+    """Accumulate the gradients of this rank's micro-batches. Returns each one's mean loss per labelled token.
+
+    The loss is summed over labelled tokens and divided by their number over all micro-batches and ranks. Every labelled
+    token therefore has the same weight, whatever the pruning rates and the split into micro-batches. It is a mean over
+    views.
+    """
     engine = parts.engine
     targets = engine.reduce(torch.tensor(float(count_targets(data.batches)), device=engine.device), reduction="sum")
-    # Engines average over ranks and accumulation steps; this undoes it.
+    # Undoes the engine's mean over ranks and accumulation steps.
     scale = engine.num_processes * len(data.batches) / targets.clamp_min(1)
     losses, method = [], parts.methods(step)
-    for i, (batch, rates) in enumerate(zip(data.batches, rates_of)):
-        last = i == len(data.batches) - 1
+    for turn, (batch, rates) in enumerate(zip(data.batches, batch_rates)):
+        last = turn == len(data.batches) - 1
         engine.gradient_state._set_sync_gradients(last)
-        place = _place(engine, i)
-        seed_draws("dropout", seed, step, place)
-        parts.watchdog.at("forward", step + 1, batch.ids)
+        index = micro_batch_index(engine, turn)
+        seed_draws("dropout", seed, step, index)
+        parts.guards.watchdog.enter("forward", step + 1, batch.ids)
         with nullcontext() if last else engine.no_sync(parts.task):
             out = parts.task(batch, Views(rates, method))
-            parts.watchdog.at("backward", step + 1, batch.ids)
+            parts.guards.watchdog.enter("backward", step + 1, batch.ids)
             with parts.meter.span("backward"):
                 engine.backward(nan_grads_if_nonfinite(out.loss_sum) * scale)
         losses.append(out.loss_sum.detach() / max(out.targets, 1))
-        parts.recorder.batch(step + 1, place, rates, batch.ids)
+        parts.recorder.batch(step + 1, index, rates, batch.ids)
         _record(parts, batch, rates, out, method)
     return losses
 
 
 def _record(parts: Parts, batch: Batch, rates: Sequence[Rate], out: StepOutput, method: Method) -> None:
-    """What one micro-batch adds to the next report; rates of its videos count as their mean."""
+    """Record the metrics of one micro-batch. If its videos have different rates, their mean is recorded."""
     record = parts.recorder.record
     means = (rate if isinstance(rate, float) else fmean(rate) for rate in rates)
     for rate, kept, *sums in zip(means, out.kept, out.losses_K, out.correct_K):
         for name, value in zip(("loss", "token_accuracy"), sums):
             mean = value / max(out.targets, 1)
             record(name, mean, weight=out.targets)
-            for bucket in RATE_BUCKETS:  # all of them, since ranks draw different rates and must record the same names
-                its = bucket == rate_bucket(rate)
-                record(f"{name}/rate_{bucket}", mean if its else 0.0, weight=out.targets if its else 0)
+            for bucket in RATE_BUCKETS:  # all buckets: ranks draw different rates but must record the same names
+                matches = bucket == rate_bucket(rate)
+                record(f"{name}/rate_{bucket}", mean if matches else 0.0, weight=out.targets if matches else 0)
         record("rate", rate, weight=1)
         record("kept", kept / out.tokens, weight=out.tokens)
         record("tokens/before", out.tokens)
@@ -197,7 +221,7 @@ def _record(parts: Parts, batch: Batch, rates: Sequence[Rate], out: StepOutput, 
 
 
 def _report(parts: Parts, step: int, lr: float) -> None:
-    """What was recorded since the last report, where its time went, and how much was done in it over all ranks."""
+    """Report the recorded values, the time of each span, and the throughput over all ranks since the last report."""
     elapsed, spans = parts.meter.read()
     for name, seconds in spans.items():
         parts.recorder.record(name, seconds, weight=1)
@@ -209,20 +233,21 @@ def _report(parts: Parts, step: int, lr: float) -> None:
     values = parts.recorder.report(
         step, shares, lr=lr, **({} if peak_memory is None else {"peak_memory_gib": peak_memory})
     )
-    parts.health.look(step, values)
-    parts.bad_sample_limit.look(values)
+    parts.guards.health.check_report(step, values)
+    parts.guards.bad_sample_limit.check_report(values)
 
 
 def _evaluate(parts: Parts, step: int) -> None:
+    """Evaluate the task, report the scores at every rate, and note the mean accuracy in the checkpoint of `step`."""
     assert parts.evaluate
-    parts.watchdog.at("evaluate", step)
-    scores, lost = parts.evaluate()
-    parts.recorder.quarantine_once(lost, step)
-    values: dict[str, float] = {"eval/quarantined": len(lost)}
+    parts.guards.watchdog.enter("evaluate", step)
+    scores, quarantined = parts.evaluate()
+    parts.recorder.quarantine_once(quarantined, step)
+    values: dict[str, float] = {"eval/quarantined": len(quarantined)}
     for score in scores:
-        at = f"at_{score.rate:g}"
-        values |= {f"eval/accuracy_{at}": score.accuracy, f"eval/loss_{at}": score.loss}
-        values |= {f"eval/low_{at}": score.low, f"eval/high_{at}": score.high}
-        values |= {f"eval/kind_{at}/{kind}": part.accuracy for kind, part in score.kinds.items()}
+        suffix = f"at_{score.rate:g}"
+        values |= {f"eval/accuracy_{suffix}": score.accuracy, f"eval/loss_{suffix}": score.loss}
+        values |= {f"eval/low_{suffix}": score.low, f"eval/high_{suffix}": score.high}
+        values |= {f"eval/kind_{suffix}/{kind}": part.accuracy for kind, part in score.kinds.items()}
     parts.recorder.report(step, None, **values)
     parts.checkpoints.score(step, fmean(score.accuracy for score in scores))

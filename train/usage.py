@@ -1,7 +1,7 @@
-"""`--help`: what a command does and what its keys mean, read from the dataclass that declares them.
+"""The text of `--help`, generated from the dataclass that declares a command's keys.
 
-A key's explanation is the comment beside its field, or the lines above it; a key that has none there is explained where
-the library declares it (evs.json, frames, the run's configuration).
+The explanation of a key is the comment on the line of its field or in the lines above it. A field without comment is
+explained by the field of the same name in evs.policy.Policy, FramePolicy or the run's configuration.
 """
 
 from __future__ import annotations
@@ -25,54 +25,55 @@ EXAMPLES = {"model": "runs/x-checkpoint", "data": "held_out.jsonl", "run": "runs
 
 
 def page(description: str, schema: Any, shared: Sequence[Any] = ()) -> str:
-    """The whole of a script's `--help`."""
-    keys = "\n".join(_key(each, schema, f"{each.name}", shared) for each in fields(schema))
-    return f"{textwrap.dedent(description).strip()}\n\nKeys, each given as key=value:\n\n{keys}"
+    """The text of a script's `--help`. Dataclasses in `shared` explain fields that have no comment of their own."""
+    keys = "\n".join(_key(field, schema, field.name, shared) for field in fields(schema))
+    return f"{textwrap.dedent(description).strip()}\n\nKeys, written as key=value:\n\n{keys}"
 
 
-def lines_of(schema: Any, prefix: str = "", only: Sequence[str] = ()) -> Iterator[str]:
-    """The keys of a configuration made of dataclasses, those within it too; `only` some of the dotted names."""
-    for each in fields(schema):
-        kind, name = _hints(schema)[each.name], prefix + each.name
+def describe_keys(schema: Any, prefix: str = "", only: Sequence[str] = ()) -> Iterator[str]:
+    """The descriptions of all keys of nested dataclasses, or of those whose dotted names are in `only`."""
+    for field in fields(schema):
+        kind, name = _hints(schema)[field.name], prefix + field.name
         if is_dataclass(kind):
-            yield from lines_of(cast(Any, kind), f"{name}.", only)
+            yield from describe_keys(cast(Any, kind), f"{name}.", only)
         elif not only or name in only:
-            yield _key(each, schema, name, ())
+            yield _key(field, schema, name, ())
 
 
 def _key(field: Field[Any], schema: Any, name: str, shared: Sequence[Any]) -> str:
     """`key=example`, then its type, default, bounds and explanation."""
     kind = str(field.type).replace(" | None", "").replace("Any", "value")
     facts = "; ".join(part for part in (kind, _bounds(field), _default(field)) if part)
-    about = explanation(schema, field.name, (*shared, Policy, FramePolicy))
-    body = textwrap.fill(about, WIDTH, initial_indent="      ", subsequent_indent="      ") if about else ""
+    text = explanation(schema, field.name, (*shared, Policy, FramePolicy))
+    body = textwrap.fill(text, WIDTH, initial_indent="      ", subsequent_indent="      ") if text else ""
     return "\n".join(part for part in (f"  {name}={_example(field, kind)}   ({facts})", body) if part)
 
 
 def explanation(schema: Any, name: str, shared: Sequence[Any] = (Policy, FramePolicy)) -> str:
     """The comment of a field, or of the field of the same name in one of the `shared` dataclasses."""
-    return next((text for each in (schema, *shared) if (text := _comments(each).get(name))), "")
+    return next((text for declaring in (schema, *shared) if (text := _comments(declaring).get(name))), "")
 
 
 @cache
 def _comments(schema: Any) -> dict[str, str]:
-    """By field: what the source says on its line, else in the comment lines right above it."""
+    """The comments of every field by its name: those in the lines above it, then the one on its own line."""
     source = textwrap.dedent(inspect.getsource(schema))
-    words = tokenize.generate_tokens(io.StringIO(source).readline)
-    said = {token.start[0]: token for token in words if token.type == tokenize.COMMENT}
-    found = {}
-    (declared,) = ast.parse(source).body
-    for node in cast(ast.ClassDef, declared).body:
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {token.start[0]: token for token in tokens if token.type == tokenize.COMMENT}  # by line number
+    explanations = {}
+    (class_node,) = ast.parse(source).body
+    for node in cast(ast.ClassDef, class_node).body:
         if not isinstance(node, ast.AnnAssign):
             continue
         above: list[tokenize.TokenInfo] = []
-        own = [said[line] for line in range(node.lineno, (node.end_lineno or node.lineno) + 1) if line in said]
+        lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        own = [comments[line] for line in lines if line in comments]
         line = node.lineno - 1
-        while line in said and not said[line].line[: said[line].start[1]].strip():
-            above.insert(0, said[line])
+        while line in comments and not comments[line].line[: comments[line].start[1]].strip():
+            above.insert(0, comments[line])
             line -= 1
-        found[cast(ast.Name, node.target).id] = " ".join(each.string.lstrip("# ") for each in above + own)
-    return found
+        explanations[cast(ast.Name, node.target).id] = " ".join(token.string.lstrip("# ") for token in above + own)
+    return explanations
 
 
 @cache
@@ -88,7 +89,7 @@ def _default(field: Field[Any]) -> str:
 
 
 def _bounds(field: Field[Any]) -> str:
-    """What its rule allows, in words."""
+    """The values that the field's rule allows, in words; empty without a rule."""
     rule = field.metadata.get("rule")
     if isinstance(rule, Names):
         return "one of " + ", ".join(rule.allowed)
@@ -99,7 +100,7 @@ def _bounds(field: Field[Any]) -> str:
 
 
 def _example(field: Field[Any], kind: str) -> str:
-    """A value that may stand there: another than the default where that says little."""
+    """An example value: the default, or another valid value if the default says little."""
     value = field.default_factory() if field.default_factory is not MISSING else field.default
     rule = field.metadata.get("rule")
     if isinstance(value, bool):
@@ -113,11 +114,11 @@ def _example(field: Field[Any], kind: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """As it is written on the command line."""
+    """The value as written on the command line."""
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_shown, value))}]"
     if is_dataclass(value):
-        return f"its own keys, {', '.join(each.name for each in fields(value))}"
+        return f"its own keys, {', '.join(field.name for field in fields(value))}"
     if isinstance(value, bool) or value is None:
         return {None: "null", True: "true", False: "false"}[value]
     return "{}" if isinstance(value, dict) else str(value)

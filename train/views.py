@@ -1,5 +1,7 @@
-"""At which rates, and pruned by which method, a step reads what it has decoded: functions of (seed, step), on which the
-plan and the loop agree."""
+"""The pruning rates and the pruning method of every step, as functions of the seed and the step.
+
+The plan, which fills micro-batches to a budget, and the training loop call the same functions and so agree.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +16,23 @@ from evs import Curriculum, FrameBeta, draw
 from evs.methods.base import Method, depth
 from evs.rates import RateDistribution, generator_of
 
-Rate: TypeAlias = float | Sequence[float]  # of all videos of a batch, or one a video
+Rate: TypeAlias = float | Sequence[float]  # one rate for all videos of a batch, or one per video
 
 
 @dataclass(frozen=True)
 class Views:
-    """What a step asks of a batch: to be read at each of these rates, the lowest first."""
+    """The rates at which a step trains on a batch, one per view, lowest first."""
 
     rates: tuple[Rate, ...]
-    method: Method | None = None  # which prunes; None: the task's own
+    method: Method | None = None  # the pruning method; None uses the task's
 
 
 @dataclass(frozen=True)
 class StepMethods:
-    """The methods of which each step draws one: every one once in as many steps as there are, in a random order.
+    """Draws the pruning method of each step: in every cycle of `len(methods)` steps each method once, in random order.
 
-    A step, not a micro-batch: ranks wait for each other, and ZeRO 3 asks that they call the tower equally often. All
-    keep equally many tokens of a video, so that nothing which counts tokens has to know which was drawn.
+    All micro-batches of a step share one method, because ZeRO 3 requires that all ranks call the vision tower equally
+    often. All methods must keep the same number of tokens, so that plans do not depend on the draw.
     """
 
     methods: tuple[Method, ...]
@@ -38,10 +40,10 @@ class StepMethods:
 
     def __post_init__(self) -> None:
         first = self.methods[0]
-        for other in self.methods[1:]:
-            if type(other).counts is not type(first).counts:  # type: ignore[comparison-overlap]
+        for method in self.methods[1:]:
+            if type(method).counts is not type(first).counts:  # type: ignore[comparison-overlap]
                 raise ValueError(
-                    f"method.methods: {first.name} and {other.name} keep different numbers of tokens: leave one out"
+                    f"method.methods: {first.name} and {method.name} keep different numbers of tokens: remove one"
                 )
 
     def __call__(self, step: int) -> Method:
@@ -51,76 +53,81 @@ class StepMethods:
 
     @property
     def first(self) -> Method:
-        """Which evaluations prune by."""
+        """The method that evaluations use."""
         return self.methods[0]
 
     @property
     def latest(self) -> Method:
-        """Whose vision tower is given most, which plans and forecasts count."""
-        return max(self.methods, key=lambda each: math.inf if (before := depth(each)) is None else before)
+        """The method that prunes latest in the vision tower. It needs the most memory: plans and forecasts count it."""
+        return max(self.methods, key=lambda method: math.inf if (block := depth(method)) is None else block)
 
 
 @dataclass(frozen=True)
 class StepRates:
-    """The rates of a global step's micro-batches by their places in it, turn by turn and rank by rank within a turn.
+    """Draws the rates of a global step's micro-batches, in the order of `micro_batch_index` (train.loop).
 
-    However many ranks share the places, and in however many turns, the samples of a place meet the same rates. A place
-    has one rate from each of as many equal shares of the distribution as are drawn for it.
+    The rates of a micro-batch depend on its index only, so runs on different numbers of ranks draw the same ones. For k
+    drawn views, the distribution is divided into k shares of equal probability, and each share gives one rate.
     """
 
     distribution: RateDistribution
-    places: int
+    micro_batches: int  # of a global step, over all ranks
     seed: int
-    levels: int | None = None
+    levels: int | None = None  # number of distinct rates; None draws any rate
     views: int = 1  # of every micro-batch
-    anchor: float | None = None  # rate of one of them, always; None: all are drawn
-    per_video: bool = False  # each video of a batch draws its own
+    anchor: float | None = None  # fixed rate of one view; None draws all
+    per_video: bool = False  # draw one rate per video instead of one per micro-batch
 
     @property
     def drawn(self) -> int:
-        """Views of a micro-batch whose rates are drawn."""
+        """Number of views of a micro-batch whose rates are drawn."""
         return self.views - (self.anchor is not None)
 
     def __call__(self, step: int) -> list[tuple[float, ...]]:
-        """Of each place, ascending, as plans count them: where each video draws its own, the lowest there are."""
-        return [self.lowest()] * self.places if self.per_video else self._draw(self.places, step)
+        """The rates of every micro-batch of a global step, ascending over its views.
 
-    def of_batch(self, step: int, place: int, grids: Sequence[int]) -> tuple[Rate, ...]:
-        """At which rate, or rates of its videos, a place's batch is read in each view; its videos have so many temporal
-        grids each."""
-        if not self.per_video or not grids:
-            views: list[Rate] = [*self(step)[place]]
+        With `per_video`, these are the lowest rates that any video can draw, which plans count with.
+        """
+        return [self.lowest()] * self.micro_batches if self.per_video else self._draw(self.micro_batches, step)
+
+    def of_batch(self, step: int, index: int, grids_V: Sequence[int]) -> tuple[Rate, ...]:
+        """The rate of micro-batch `index` in each view: one for all videos, or a list with one per video.
+
+        `grids_V` holds the number of temporal grids of each video.
+        """
+        if not self.per_video or not grids_V:
+            views: list[Rate] = [*self(step)[index]]
         else:
-            views = [list(each) for each in zip(*self._draw(len(grids), step, place))]
-        if isinstance(self.distribution, FrameBeta):
-            each = [[rate] * len(grids) if isinstance(rate, float) else rate for rate in views]
-            views = [[*map(self.distribution.of_video, rates, grids)] for rates in each] if grids else views
+            views = [list(rates_V) for rates_V in zip(*self._draw(len(grids_V), step, index))]
+        if isinstance(self.distribution, FrameBeta) and grids_V:
+            shares = [[view] * len(grids_V) if isinstance(view, float) else view for view in views]
+            views = [[*map(self.distribution.of_video, shares_V, grids_V)] for shares_V in shares]
         return tuple(views)
 
     @property
-    def known(self) -> bool:
-        """Whether the rates of all steps follow from the seed alone."""
+    def replayable(self) -> bool:
+        """True if the rates depend on the seed and the step only, so that they can be drawn again without the data."""
         return not self.per_video and not isinstance(self.distribution, FrameBeta)
 
-    def _draw(self, n: int, step: int, place: int | None = None) -> list[tuple[float, ...]]:
-        """Of n places, or of n videos of one."""
-        rates = draw(self.distribution, self.drawn * n, seed=self.seed, step=step, place=place, levels=self.levels)
-        return [self._with_anchor(each) for each in rates.view(self.drawn, n).T.tolist()]
+    def _draw(self, n: int, step: int, index: int | None = None) -> list[tuple[float, ...]]:
+        """The rates of n micro-batches, or with an `index` those of the n videos of one micro-batch."""
+        rates = draw(self.distribution, self.drawn * n, seed=self.seed, step=step, place=index, levels=self.levels)
+        return [self._with_anchor(drawn) for drawn in rates.view(self.drawn, n).T.tolist()]
 
     def _with_anchor(self, rates: list[float]) -> tuple[float, ...]:
         return tuple(sorted(rates if self.anchor is None else [self.anchor, *rates]))
 
     def typical(self) -> list[float]:
-        """A low, the median and a high rate of the distribution; fewer where they are equal."""
+        """The 5 %, 50 % and 95 % quantiles of the distribution, ascending and without duplicates."""
         quantiles = self.distribution.icdf(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64))
         return sorted(set(quantiles.tolist()))
 
     def lowest(self) -> tuple[float, ...]:
-        """No place's first rate is below the first of them, no second one below the second, and so on."""
-        return self._with_anchor([self._least(share) for share in range(self.drawn)])
+        """The lowest rate that each view can draw, ascending."""
+        return self._with_anchor([self._lowest_of(share) for share in range(self.drawn)])
 
-    def _least(self, share: int) -> float:
-        """Of the quantiles of one share."""
+    def _lowest_of(self, share: int) -> float:
+        """The lowest rate of one share of the distribution."""
         first = share / self.drawn
         if self.levels is not None:
             first = min(first, int(first * self.levels) / max(1, self.levels - 1))

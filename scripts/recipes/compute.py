@@ -13,11 +13,12 @@ from hydra import compose, initialize_config_module
 from data.batching.sizes import Sizes
 from scripts.recipes.table import RECIPES, REFERENCE, Recipe
 from train import cli
-from train.build import build_encoder, build_step_methods, build_step_rates
+from train.build import build_encoder
 from train.config import Config
 from train.cost.plans import build_kept, build_price
 from train.datasets import read_index
 from train.model import build_empty_model
+from train.plugins import build_step_methods, build_step_rates
 from train.run import register, typed
 
 ROUNDS = 3  # words may name the number of steps that they are to give

@@ -22,7 +22,7 @@ def test_two_ranks_save_on_a_signal_and_resume_without_losing_a_step(line, tmp_p
     else:
         psutil.Process(process.pid).children()[-1].send_signal(signal.SIGUSR1)
     code, printed = ended(process)
-    assert code != 0 and "asked to end" in printed, printed[-3000:]
+    assert code != 0 and "stopped by a signal" in printed, printed[-3000:]
     done = rows(tmp_path / "run")[-1]["step"]
     assert complete(tmp_path / "run" / "checkpoints")[-1].name == f"step_{done:08d}"
     for name in ("run", "whole"):

@@ -51,7 +51,7 @@ def test_a_requeued_run_comes_back_and_ends_as_the_uninterrupted_one(slurm, word
     run(env, "scontrol", "requeue", broken)
     wait(lambda: state(broken) == "COMPLETED", 400)  # SLURM itself holds a requeued job back for two minutes
     log = (tmp_path / "broken.log").read_text()
-    assert "asked to end" in log
+    assert "stopped by a signal" in log
     assert metrics(tmp_path / "broken", "loss") == metrics(tmp_path / "whole", "loss")
     assert metrics(tmp_path / "broken", "step") == list(range(1, 13))
 

@@ -13,7 +13,7 @@ from scripts import prepare
 from tests.runs import ROOT
 from train import cli, usage
 from train.config import Config
-from train.run import KEYS, explain
+from train.run import KEYS, help_text
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if path.stem not in ("__init__", "prepare"))
 
@@ -37,7 +37,7 @@ def explained(schema: type, key: str) -> str:
 
 
 def test_the_help_of_training_shows_the_groups_and_the_keys_that_matter():
-    page = explain(everything=False)
+    page = help_text(all_keys=False)
     assert "rate=beta|choice|constant" in page and "+experiment=demo|" in page
     assert all(f"  {key}=" in page for key in KEYS) and len(KEYS) == 10
 
@@ -45,18 +45,18 @@ def test_the_help_of_training_shows_the_groups_and_the_keys_that_matter():
 def test_the_help_of_prepare_is_that_of_training(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["prepare.py", "--help"])
     prepare.main()
-    assert explain(everything=False) in capsys.readouterr().out
+    assert help_text(all_keys=False) in capsys.readouterr().out
 
 
 def test_all_keys_of_training_are_listed_on_request():
-    page = explain(everything=True)
+    page = help_text(all_keys=True)
     listed = [line for line in page.splitlines() if "   (" in line]
-    assert len(listed) > 60 and len(listed) == len(list(usage.lines_of(Config)))
+    assert len(listed) > 60 and len(listed) == len(list(usage.describe_keys(Config)))
     assert "  train.accumulation=1   (int; at least 1; default 1)" in page
 
 
 def test_no_key_of_training_is_listed_without_a_word():
-    listed = list(usage.lines_of(Config))
+    listed = list(usage.describe_keys(Config))
     mute = [each.split("=")[0].strip() for each in listed if "\n" not in each]
     assert mute == []
 

@@ -135,9 +135,9 @@ def test_before_tower_a_run_that_draws_its_place_resumes_as_if_it_had_not_stoppe
     [
         (
             "+method.methods.last={_target_: evs.methods.vidcom2.VidCom2}",
-            "evs and vidcom2 keep different numbers of tokens: leave one out",
+            "evs and vidcom2 keep different numbers of tokens: remove one",
         ),
-        ("train.views=2", "train.views=2 reads a video pruned by one method: leave out method.methods"),
+        ("train.views=2", "train.views=2 prunes all views by one method: remove method.methods"),
         ("method.methods.pixel_delta.prune_at=9", "the tower of qwen2_5_vl has 4 blocks: use 0 to 4"),
     ],
 )

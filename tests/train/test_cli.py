@@ -47,7 +47,7 @@ def test_a_text_is_taken_as_it_stands(text):
         (["rats=[0]", "out=a"], "unknown argument 'rats'; did you mean 'rates'?"),
         (["out=a", "inner.dept=1"], "inner.dept: Key 'dept' not in 'Inner'"),
         (["out=a", "inner.depth=x"], "inner.depth: Value 'x' of type 'str' could not be converted to Integer"),
-        (["out"], "'out' is not of the form key=value"),
+        (["out"], "'out': write arguments as key=value"),
         (["rates=[0]"], "missing out=..."),
     ],
 )

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tests.runs import composed
-from train.build import build_methods, build_rates
 from train.checks import check
 from train.model import check_attention
+from train.plugins import build_methods, build_rates
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "configs" / "experiment").glob("*.yaml"))
@@ -30,7 +30,7 @@ def test_every_rate_and_method_composes_and_builds(words, rate, method):
 
 @pytest.mark.parametrize("several", [{}, [{"_target_": "evs.FrameDelta"}]])
 def test_methods_to_draw_from_have_names(several):
-    with pytest.raises(ValueError, match=r"method.methods=.* names no method: give names and methods"):
+    with pytest.raises(ValueError, match=r"method.methods=.* does not map names to methods: write it like"):
         build_methods({"methods": several})
 
 
@@ -79,7 +79,7 @@ def test_a_key_added_with_plus_is_checked_too(words):
 
 
 def test_missing_keys_are_listed_together():
-    with pytest.raises(ValueError, match=r"missing data.train, model.path, train.steps: give data.train=\.\.\."):
+    with pytest.raises(ValueError, match=r"missing data.train, model.path, train.steps: add data.train=\.\.\."):
         composed()
 
 

@@ -160,17 +160,20 @@ def test_distill_refuses_a_teacher_that_is_pruned_more_than_its_student():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["train.distill.weight=1"], "train.distill.weight=1 needs a view that teaches another: set train.views=2"),
+        (["train.distill.weight=1"], "train.distill.weight=1 needs a second view to teach: set train.views=2"),
         (["train.distill.weight=-1"], "train.distill.weight=-1.0 must be at least 0"),
         (["train.distill.teacher=me"], "train.distill.teacher=me is unknown: use one of view, base"),
         (["train.distill.direction=up"], "train.distill.direction=up is unknown: use one of forward, reverse"),
         (["train.distill.temperature=0"], "train.distill.temperature=0.0 must be above 0"),
-        (["train.distill.weight=1", "train.distill.teacher=base"], "second copy of the weights: set model.lora.r"),
+        (
+            ["train.distill.weight=1", "train.distill.teacher=base"],
+            "only with LoRA, by disabling the adapter: set model.lora.r",
+        ),
         (
             ["train.distill.base_weight=1", "model.lora.r=4"],
             "needs a view at rate 0: set train.views=2 and train",
         ),
-        (["train.anchor_rate=0"], "train.anchor_rate=0.0 leaves no view to draw: set train.views=2"),
+        (["train.anchor_rate=0"], "train.anchor_rate=0.0 fixes the only view: set train.views=2"),
     ],
 )
 def test_distill_or_views_that_cannot_be_are_one_line(words, given, message):
@@ -180,7 +183,7 @@ def test_distill_or_views_that_cannot_be_are_one_line(words, given, message):
 
 def test_distill_from_an_anchor_above_its_students_is_refused_before_data_are_read(words):
     config = composed(*words("train.views=2", "train.anchor_rate=0.6", "train.distill.weight=1", "data.train=gone"))
-    with pytest.raises(ValueError, match=r"train.anchor_rate=0.6 is above rate 0, which other views may have"):
+    with pytest.raises(ValueError, match=r"train.anchor_rate=0.6 is above 0, the lowest rate of the other views"):
         prepare(config)
 
 

@@ -69,6 +69,6 @@ def test_an_average_that_was_not_kept_is_refused(words, tmp_path):
 
 def test_an_average_of_sharded_weights_is_refused(words):
     with pytest.raises(
-        ValueError, match=r"train.ema=0.9 needs whole weights on every rank: use engine=none or engine=ddp"
+        ValueError, match=r"train.ema=0.9 needs all weights on every rank: use engine=none or engine=ddp"
     ):
         check(composed(*words("train.ema=0.9", "engine=zero2")))

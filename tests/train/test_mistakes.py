@@ -46,7 +46,7 @@ NAMES = {
     "resume=runs/nothing": "resume=runs/nothing is no checkpoint",
 }
 UNQUOTED = {
-    f"data.train={path}": f"data.train={path} cannot be read: quote a value with spaces, signs or letters: {remedy}"
+    f"data.train={path}": f"data.train={path} cannot be parsed: quote values with special characters: {remedy}"
     for path, remedy in {
         "a=b.jsonl": """'data.train="a=b.jsonl"'""",
         "a,b.jsonl": """'data.train="a,b.jsonl"'""",
@@ -84,7 +84,7 @@ RANGES = {
     "engine.timeout_minutes=0": "engine.timeout_minutes=0.0 must be above 0",
     "engine.timeout_minutes=1e300": "engine.timeout_minutes=1e+300 must be above 0 and at most 525600",
     "data.workers=100000": "data.workers=100000 must be at least 0 and at most 1024",
-    "data.workers=1000": "data.workers=1000 is more than",
+    "data.workers=1000": "data.workers=1000 is too many processes",
     "eval.rates=[.5,.5]": "eval.rates=[0.5, 0.5] holds 0.5 twice",
     "optim.lr=nan": "optim.lr=nan must be above 0",
     "optim.warmup=-1": "optim.warmup=-1.0 must be at least 0",
@@ -103,7 +103,7 @@ RANGES = {
     "data.min_pixels=5": "data.min_pixels=5 must be at least 784",
     "data.min_frames=200": "max_frames=8 is below min_frames=200",
     "data.fps=-2": "data.fps=-2.0 must be above 0",
-    "data.media_root=/no/such": "data.media_root=/no/such is no folder",
+    "data.media_root=/no/such": "data.media_root=/no/such is not a folder",
     "data.train=/no/such.jsonl": "data.train=/no/such.jsonl does not exist",
     "run_dir=/dev/null/run": "run_dir=/dev/null/run cannot be written (/dev/null is a file)",
     "run_dir=": "run_dir= is empty",
@@ -111,7 +111,7 @@ RANGES = {
     "rate.high=1.2": "pruning rate 1.2 is outside [0, 1)",
     "rate.low=0.95": "low <= high",
     "seed=-1": "seed=-1 must be at least 0",
-    "+engine.zero.stage=2": "engine.zero has no effect under engine=none",
+    "+engine.zero.stage=2": "engine.zero has no effect with engine=none",
 }
 
 
@@ -150,7 +150,7 @@ def test_the_data_would_be_the_error_without_a_mistake(unread, monkeypatch, capf
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("engine.zero.stage=1", "engine.zero.stage=1 does not hold under engine=zero2"),
+        ("engine.zero.stage=1", "engine.zero.stage=1 contradicts engine=zero2"),
         ("+engine.zero.overlap=true", "engine.zero.overlap=True is refused by DeepSpeed"),
         ("+engine.zero.reduce_bucket_size=big", "engine.zero.reduce_bucket_size=big is refused by DeepSpeed"),
     ],

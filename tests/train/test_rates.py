@@ -39,8 +39,8 @@ def test_a_share_of_what_a_video_can_lose_is_its_rate():
 
 
 def test_rates_that_differ_between_videos_are_not_known_beforehand():
-    known = {dist: StepRates(dist, 1, 0).known for dist in (Uniform(), FrameBeta())}
-    assert list(known.values()) == [True, False] and not StepRates(Uniform(), 1, 0, per_video=True).known
+    known = {dist: StepRates(dist, 1, 0).replayable for dist in (Uniform(), FrameBeta())}
+    assert list(known.values()) == [True, False] and not StepRates(Uniform(), 1, 0, per_video=True).replayable
 
 
 @pytest.mark.slow

@@ -111,7 +111,7 @@ def test_every_forward_pass_is_progress_in_an_evaluation_too(words, questions, m
     run = build_run(composed(*words("train.steps=1", f"data.eval={questions}", "eval.limit=3", "eval.rates=[0]")))
     assert run is not None and run.parts.evaluate is not None
     passes: list[str] = []
-    monkeypatch.setattr(run.parts.watchdog, "progress", lambda: passes.append("progress"))
+    monkeypatch.setattr(run.parts.guards.watchdog, "progress", lambda: passes.append("progress"))
     run.parts.evaluate()
     assert len(passes) >= 3
 

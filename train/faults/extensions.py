@@ -24,7 +24,7 @@ def build_extension(builder_name: str, limit_s: float) -> None:
     builder = get_accelerator().create_op_builder(builder_name)
     if builder is None or not builder.is_compatible(verbose=False):
         return
-    WATCHDOG.at(f"build of DeepSpeed's {builder.name}")
+    WATCHDOG.enter(f"build of DeepSpeed's {builder.name}")
     wait_for_lock(Path(_get_build_directory(builder.name, False)) / "lock", limit_s)
     builder.load(verbose=False)
 

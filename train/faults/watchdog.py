@@ -1,8 +1,8 @@
-"""A process without progress ends, and every rank reports where it was.
+"""Ends a process that makes no progress, after every rank has reported what it was doing.
 
 run_dir/stall/rank_0.txt    phase, step and sample ids, then the stacks of all threads
 
-Imports nothing that takes time: `train/run.py` starts the watchdog before its other imports.
+Imports nothing slow: `train/run.py` starts the watchdog before its other imports.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from train.faults.printing import print_error
 STALLED = 1  # exit status
 GRACE_S = 30  # in which the other ranks write their reports
 TIMEOUT_MINUTES = 30.0
-START_S = 30  # the least limit before the first step, where machines differ most
+START_S = 30  # lower bound of the limit before the first step, whose duration varies most between machines
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a rank is, since `begin` on the monotonic clock."""
+class Activity:
+    """What a rank is doing, since `begin` on the monotonic clock."""
 
     phase: str = "imports"
-    step: int = 0  # from 1
+    step: int = 0  # counted from 1; 0 before the first step
     samples: Sequence[str] = ()
     begin: float = field(default_factory=time.monotonic)
 
@@ -44,32 +44,34 @@ class Place:
 
 @dataclass
 class Watchdog:
-    """`at(...)` whenever something begins; a thread ends the process `limit_s` after the last one, or when another
-    rank's has."""
+    """A thread that ends the process after `limit_s` seconds without progress, or after another rank reported a stall.
+
+    Progress is a call of `enter` or `progress`, and before the first step an imported module.
+    """
 
     limit_s: float = 60 * TIMEOUT_MINUTES
-    folder: Path | None = None  # of the reports; None: stderr, since the run's folder is not known yet
-    _place: Place = field(default_factory=Place)
-    _earlier: dict[str, float] = field(default_factory=dict)  # reports of another run in the folder
-    _stop: threading.Event | None = None  # of the thread
+    folder: Path | None = None  # of the reports; None writes to stderr, until the run's folder is known
+    _activity: Activity = field(default_factory=Activity)
+    _earlier: dict[str, float] = field(default_factory=dict)  # reports that an earlier run left in the folder
+    _stop: threading.Event | None = None  # ends the thread; None if it is not running
 
-    def at(self, phase: str, step: int | None = None, samples: Sequence[str] = ()) -> None:
-        """Progress: this rank begins `phase` (of the same step as before without one)."""
-        self._place = Place(phase, self._place.step if step is None else step, samples)
+    def enter(self, phase: str, step: int | None = None, samples: Sequence[str] = ()) -> None:
+        """Note that this rank begins `phase` of `step`; None keeps the current step."""
+        self._activity = Activity(phase, self._activity.step if step is None else step, samples)
 
     def progress(self) -> None:
-        """The rank is still at the same place, and not stuck."""
-        self._place = replace(self._place, begin=time.monotonic())
+        """Note that the current phase has made progress."""
+        self._activity = replace(self._activity, begin=time.monotonic())
 
     def start(self, words: Sequence[str] = ()) -> None:
-        """Watch this process; the limit is the one that the command line's `words` ask for."""
+        """Start watching this process, with the limit that the command line `words` set, if any."""
         self.limit_s = 60 * next(filter(None, map(_minutes, words)), self.limit_s / 60)
         if self._stop is None:
             self._stop = threading.Event()
             threading.Thread(target=self._watch, args=(self._stop,), daemon=True, name="watchdog").start()
 
     def stop(self) -> None:
-        """Watch no longer."""
+        """Stop watching this process."""
         if self._stop is not None:
             self._stop.set()
         self._stop = None
@@ -79,7 +81,7 @@ class Watchdog:
         """Inside, a lack of progress for `limit_s` ends the process, with reports in `folder`."""
         self.folder, self.limit_s = folder, limit_s
         self._earlier = self._reports()
-        self.at("start", 0)
+        self.enter("start", 0)
         self.start()
         try:
             yield
@@ -93,24 +95,26 @@ class Watchdog:
                 modules = len(sys.modules)
                 self.progress()
             others = self._new_reports()
-            limit = self.limit_s if self._place.step else max(self.limit_s, START_S)
-            if others or time.monotonic() - self._place.begin > limit:
+            limit = self.limit_s if self._activity.step else max(self.limit_s, START_S)
+            if others or time.monotonic() - self._activity.begin > limit:
                 self._end(first=not others)
 
     def _end(self, first: bool) -> NoReturn:
         """Write this rank's report, wait a little for the others', and end the process and its children."""
         rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        minutes = (time.monotonic() - self._place.begin) / 60
+        minutes = (time.monotonic() - self._activity.begin) / 60
         try:
-            self._write(rank, f"rank {rank} of {world}: {self._place}, for {minutes:.1f} minutes")
+            self._write(rank, f"rank {rank} of {world}: {self._activity}, for {minutes:.1f} minutes")
             if first:
                 stacks = f"all ranks' stacks: {self.folder}" if self.folder else "its stack is above"
                 limit = "raise engine.timeout_minutes if it was not stuck"
-                print_error(f"no progress for {minutes:.1f} minutes: rank {rank} in {self._place}; {stacks}; {limit}")
+                print_error(
+                    f"no progress for {minutes:.1f} minutes: rank {rank} in {self._activity}; {stacks}; {limit}"
+                )
             end = time.monotonic() + min(GRACE_S, self.limit_s)
             while self.folder and len(self._new_reports()) < world and time.monotonic() < end:
                 time.sleep(0.2)
-        finally:  # even where nothing can be written
+        finally:  # even if no report can be written
             _kill_children()
             os._exit(STALLED)
 
@@ -130,16 +134,16 @@ class Watchdog:
         return self._reports().items() - self._earlier.items()
 
     def _reports(self) -> dict[str, float]:
-        """The reports in the folder, and when they were written."""
-        found = self.folder.glob("rank_*.txt") if self.folder else ()
-        return {path.name: path.stat().st_mtime for path in found}
+        """Modification times of the reports in the folder, by file name."""
+        reports = self.folder.glob("rank_*.txt") if self.folder else ()
+        return {path.name: path.stat().st_mtime for path in reports}
 
 
 def _minutes(word: str) -> float | None:
-    """The value of `engine.timeout_minutes=`, if this is the word for it and can be read."""
-    found = re.fullmatch(r"\+*engine\.timeout_minutes=([\d.e+-]+)", word)
+    """The value of a word `engine.timeout_minutes=VALUE`; None for other words and for invalid values."""
+    match = re.fullmatch(r"\+*engine\.timeout_minutes=([\d.e+-]+)", word)
     try:
-        minutes = float(found[1]) if found else 0.0
+        minutes = float(match[1]) if match else 0.0
     except ValueError:
         return None
     return minutes if 0 < minutes < math.inf else None

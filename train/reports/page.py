@@ -12,10 +12,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from train import cli
-from train.build import build_rates
 from train.checkpoint import manifest
 from train.checkpoint.checkpoint import complete
 from train.metrics.jsonl import read_lines
+from train.plugins import build_rates
 from train.removed import replacement
 from train.reports import figures
 from train.reports.curve import Curve, figure, from_run, table
@@ -150,7 +150,7 @@ def _drawn_rates(run_dir: Path) -> Iterator[Section]:
         views = (saved.shape.get("views") or {}) | {"per_video": node.pop("per_video", False)}
         levels = node.pop("levels")
         draw = StepRates(build_rates(node), plan["places"], saved.shape["seed"], levels, **views)
-        if draw.known:
+        if draw.replayable:
             rates = [rate for step in range(saved.step) for each in draw(step) for rate in each]
             yield "Drawn rates", as_image(figures.drawn_rates(rates), "histogram of drawn pruning rates")
 

@@ -16,22 +16,22 @@ def step(good, bad):
 def test_a_few_bad_samples_at_the_beginning_prove_nothing(tmp_path):
     tolerance = BadSampleLimit(0.1, tmp_path)
     for _ in range(4):
-        tolerance.look(step(0, 1))
+        tolerance.check_report(step(0, 1))
     for _ in range(100):
-        tolerance.look(step(19, 1))
+        tolerance.check_report(step(19, 1))
 
 
 def test_too_many_bad_samples_stop_the_run_with_the_commonest_reason(tmp_path):
     tolerance = BadSampleLimit(0.1, tmp_path / "quarantine.jsonl")
-    tolerance.note(LOST)
-    tolerance.look(step(97, 3))
+    tolerance.add(LOST)
+    tolerance.check_report(step(97, 3))
     with pytest.raises(ValueError, match=r"^13 of the 110 samples so far .*\(2\): ends at N s; .*quarantine.jsonl"):
-        tolerance.look(step(0, 10))
+        tolerance.check_report(step(0, 10))
 
 
 def test_a_mistake_that_strikes_every_sample_stops_the_run_at_once(tmp_path):
     with pytest.raises(ValueError, match="11 of the 11 samples"):
-        BadSampleLimit(0.1, tmp_path).look(step(0, 11))
+        BadSampleLimit(0.1, tmp_path).check_report(step(0, 11))
 
 
 def audited(words, questions, bad, *more):
