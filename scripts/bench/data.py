@@ -61,7 +61,7 @@ def batching(rounds: int) -> dict[str, Any]:
     Equal in cost of a Qwen2.5-VL-7B whose tower is frozen, then in tokens as before.
     """
     sizes, config = mixture(), model_config(build_shape("qwen2_5_vl_7b"))
-    price = cost.price(config, sizes, frozen=("vision",), recomputed=("vision", "language"))
+    price = cost.sample_cost(config, sizes, frozen=("vision",), recomputed=("vision", "language"))
     allowed = cost.budget(price, sizes.in_views(np.arange(len(sizes)), (0.0,), KEPT), TOKENS)
     results = {
         f"{name}, {world} ranks": _planned(BudgetPlan(sizes, budget, _rates(world), KEPT, world, 0, 0, price=of), price)

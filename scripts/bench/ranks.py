@@ -93,7 +93,7 @@ def _plan(shape: models.Shape, tokens: int, rank: int) -> tuple[list[tuple[int, 
     sizes = gather(
         SampleSize(text, ((t, h * w),), 4 * t * h * w, 2 * t, models.ANSWER, t * (4 * h * w) ** 2) for t, h, w in grids
     )
-    price = cost.price(models.model_config(shape), sizes)
+    price = cost.sample_cost(models.model_config(shape), sizes)
     allowed = cost.budget(price, sizes.in_views(np.arange(SAMPLES), (0.0,), KEPT), tokens)
     rates = StepRates(Uniform(0.0, 0.9), RANKS, 0, levels=64)
     return grids, BudgetPlan(sizes, Budget(tokens, cost=allowed), rates, KEPT, RANKS, rank, 0, price=price)

@@ -15,7 +15,7 @@ from scripts.recipes.table import RECIPES, REFERENCE, Recipe
 from train import cli
 from train.build import build_encoder
 from train.config import Config
-from train.cost.plans import build_kept, build_price
+from train.cost.plans import build_kept, build_sample_cost
 from train.datasets import read_index
 from train.model import build_empty_model
 from train.plugins import build_step_methods, build_step_rates
@@ -45,7 +45,7 @@ def operations(config: Config, sizes: Sizes) -> float:
     methods, everything = build_step_methods(config), np.arange(len(sizes))
     rates = replace(build_step_rates(config, 1), per_video=False)  # on average the same
     empty, kept = build_empty_model(config.model, torch.float32), build_kept(methods.first, rates)
-    prices = {each: build_price(config, empty, sizes, each) for each in methods.methods}
+    prices = {each: build_sample_cost(config, empty, sizes, each) for each in methods.methods}
     drawn = [(prices[methods(step)], views) for step in range(config.train.steps) for views in rates(step)]
     costs = [price(everything, sizes.in_views(everything, views, kept)).mean() for price, views in drawn]
     return float(np.mean(costs)) * config.train.batch_size * config.train.accumulation

@@ -50,7 +50,7 @@ def test_a_full_disk_ends_two_ranks_in_a_line_and_a_restart_with_room_works(line
     size = manifest.read(complete(tmp_path / "run" / "checkpoints")[-1]).size
     mount(disk, int(room * size), "remount")
     code, printed = ended(started(*line(*words, "train.steps=3", run_dir=disk / "run"), ranks=2))
-    assert code != 0 and "make room" in printed and "Traceback" not in printed.split("torch/distributed")[0], printed
+    assert code != 0 and "free space" in printed and "Traceback" not in printed.split("torch/distributed")[0], printed
     assert any("error: " in text and "disk full" in text for text in printed.splitlines()), printed
     assert not list((disk / "run" / "checkpoints").glob("*.partial"))
     assert len(complete(disk / "run" / "checkpoints")) == int(room)

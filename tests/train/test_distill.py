@@ -135,8 +135,8 @@ def test_distill_costs_a_forward_pass_of_the_language_model_for_its_teacher(teac
     works = [cost.batch_work([tuple(grid) for grid in batch.video_grid_thw_V3.tolist()], [n], 3) for n in kept]
     trained = {"lora": True, "frozen": TOWERS} if lora else {}
     once, taught = (
-        cost.training_in_views(plain.adapter.model.config, works, course, **trained).total
-        for course in (cost.ONE_VIEW, cost.StepSchedule(alone=teacher == "view", base=teacher == "base"))
+        cost.training_in_views(plain.adapter.model.config, works, schedule, **trained).total
+        for schedule in (cost.ONE_VIEW, cost.StepSchedule(no_grad_teacher=teacher == "view", base=teacher == "base"))
     )
     assert (once < taught) == (teacher == "base")
     assert counted(teaching) / counted(plain) == pytest.approx(taught / once, rel=0.03)

@@ -43,7 +43,7 @@ NAMES = {
     "engine.name=zeroth": "engine.name=zeroth is unknown",
     "data.format=lava": "lava",
     "preflight=yes": "preflight",
-    "resume=runs/nothing": "resume=runs/nothing is no checkpoint",
+    "resume=runs/nothing": "resume=runs/nothing is not a checkpoint",
 }
 UNQUOTED = {
     f"data.train={path}": f"data.train={path} cannot be parsed: quote values with special characters: {remedy}"

@@ -112,7 +112,7 @@ def test_views_save_the_operations_that_the_price_says(method):
     tokens = np.array([[it(batch, rate).kept] for rate in rates])
     fixed = len(batch.input_ids_N) - 6 * 64
     sizes = gather([SampleSize(fixed, ((6, 64),), 4 * 6 * 64, 12, 3, 6 * 256**2)])
-    one, two = (cost.price(it.model.config, sizes, depth(method), views) for views in (1, 2))
+    one, two = (cost.sample_cost(it.model.config, sizes, depth(method), views) for views in (1, 2))
     apart = sum(float(one(at, each[None])[0]) for each in tokens[:, 0])
     expected = float(two(at, tokens[:, 0])[0]) / apart
     measured = counted((batch, Views(rates))) / counted(*((batch, rate) for rate in rates))

@@ -1,10 +1,10 @@
-"""Checkpoints: whole or absent, the newest few and the best kept, each with Hugging Face weights beside its state.
+"""Saves, restores and deletes checkpoints. Each appears atomically and holds Hugging Face weights next to its state.
 
-run_dir/checkpoints/step_00000500/state/         what resuming needs, in the engine's own format
-                                  model/         weights that from_pretrained reads (or a LoRA adapter's)
-                                  ema/           their average, where train.ema asks for one
-                                  manifest.json  sizes, checksums and the run's shape; written last
-                                  score.json     mean accuracy over rates, where the step was evaluated
+run_dir/checkpoints/step_00000500/state/         weights and optimizer state for resuming, in the engine's format
+                                  model/         weights that from_pretrained reads, or a LoRA adapter
+                                  ema/           their moving average, with train.ema
+                                  manifest.json  sizes, checksums and the run's shape, written last
+                                  score.json     mean accuracy over rates, if the step was evaluated
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from train.faults.nonfinite import weights_are_finite
 from train.task import UptrainTask
 
 AVERAGE = "average.safetensors"
-FULL = 16 << 20  # bytes; where less is free a failed write is taken for a full disk
+FULL_DISK_BYTES = 16 << 20  # if less is free after a failed write, the disk is assumed to be full
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Saves and loads what `engine` has wrapped. `shape` is the run's (train.checkpoint.run_identity)."""
+    """The checkpoints of a run. `engine` has wrapped `task` and `optimizer`; for `shape` see run_identity."""
 
     engine: Accelerator
     folder: Path
@@ -51,16 +51,18 @@ class Checkpoints:
     average: Average | None = None
 
     def save(self, step: int) -> Path:
-        """Write the state after `step` steps; every rank must call it.
+        """Save the state after `step` steps and return the checkpoint. Every rank must call it.
 
-        Raises ValueError, having removed what was written, where weights are not finite or the disk is full.
+        Raise ValueError, and leave no partial files, if weights are not finite or the disk is full.
         """
         if not weights_are_finite(self.engine, self.task):
-            raise ValueError(f"weights after step {step} are not finite: not saved, {self.last}")
+            raise ValueError(
+                f"weights after step {step} are not finite: not saved, {self.last}; lower optim.lr and start again"
+            )
         final = self.folder / f"step_{step:08d}"
         partial = final.with_suffix(".partial")
-        on_main(self.engine, lambda: self._make_room(partial))
-        with self._removing(partial):
+        on_main(self.engine, lambda: self._check_space(partial))
+        with self._removed_on_failure(partial):
             save_state(self.engine, self.task, self.optimizer, partial / "state")
             state = self.engine.get_state_dict(self.task)
             if self.engine.is_main_process:
@@ -75,17 +77,17 @@ class Checkpoints:
         return final
 
     def score(self, step: int, accuracy: float) -> None:
-        """Note the mean accuracy of the checkpoint after `step` steps, if there is one: the best is kept."""
+        """Write the mean accuracy into the checkpoint of `step`, if it exists. The best checkpoint is kept."""
         checkpoint = self.folder / f"step_{step:08d}"
         if self.engine.is_main_process and checkpoint.is_dir():
             write_atomically(checkpoint / "score.json", json.dumps({"accuracy": accuracy}))
 
     def scored(self, step: int) -> bool:
-        """Whether `score` has noted one for this step."""
+        """True if the checkpoint of `step` has a mean accuracy."""
         return accuracy_of(self.folder / f"step_{step:08d}") is not None
 
     def load(self, checkpoint: Path, saved: Manifest) -> None:
-        """Restore the weights and the optimizer, whatever the number of ranks that saved them."""
+        """Restore the weights and the optimizer, even if another number of ranks saved them."""
         ranks, folder = saved.shape["world"]["ranks"], checkpoint / "state"
         if self.average is not None:
             self.average.load(folder / AVERAGE)
@@ -96,47 +98,47 @@ class Checkpoints:
             load_resharded(self.engine, self.task, self.optimizer, folder, scratch)
 
     def delete_superseded(self) -> None:
-        """Remove all but the newest and the best, once the weights of the newest have proven themselves."""
+        """Delete all checkpoints but the newest `keep` and the best; call it after a step has proven the newest."""
         if self.engine.is_main_process:
             for old in outdated(self.folder, self.keep):
-                old.rename(gone := old.with_suffix(".partial"))  # at once: a half-removed one is none
-                shutil.rmtree(gone)
+                old.rename(doomed := old.with_suffix(".partial"))  # atomic: a half-deleted folder is not a checkpoint
+                shutil.rmtree(doomed)
 
     @property
     def last(self) -> str:
-        """The newest one, in words."""
-        found = complete(self.folder)
-        return f"the newest checkpoint is {found[-1]}" if found else "there is no checkpoint"
+        """The newest checkpoint, in words for a message."""
+        checkpoints = complete(self.folder)
+        return f"the newest checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint"
 
-    def _make_room(self, partial: Path) -> None:
-        """ValueError where a checkpoint as large as the newest does not fit."""
+    def _check_space(self, partial: Path) -> None:
+        """Create an empty folder `partial`. Raise ValueError if a checkpoint as large as the newest does not fit."""
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         free = shutil.disk_usage(partial).free
-        found = complete(self.folder)
-        needed = manifest.read(found[-1]).size if found else 0
+        checkpoints = complete(self.folder)
+        needed = manifest.read(checkpoints[-1]).size if checkpoints else 0
         if free < needed:
             partial.rmdir()
             raise ValueError(
                 f"disk full: {self.folder} has {free / 2**20:.0f} MiB free and a checkpoint needs {needed / 2**20:.0f}"
-                f": not saved, {self.last}; make room and start again with resume=auto"
+                f": not saved, {self.last}; free space and start again with resume=auto"
             )
 
     @contextmanager
-    def _removing(self, partial: Path) -> Iterator[None]:
-        """What fails inside becomes one line, and leaves nothing behind that fills the disk."""
+    def _removed_on_failure(self, partial: Path) -> Iterator[None]:
+        """Turn a failed write into a ValueError, and remove what was written, which may fill the disk."""
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:
             no_inodes = inodes_used_up(self.folder)
-            full = no_inodes or shutil.disk_usage(self.folder).free < FULL
+            is_full = no_inodes or shutil.disk_usage(self.folder).free < FULL_DISK_BYTES
             shutil.rmtree(partial, ignore_errors=True)
-            reason = "no inodes left" if no_inodes else "disk full" if full else first_line(error)
-            remedy = "make room and start again" if full else "start again"
+            reason = "no inodes left" if no_inodes else "disk full" if is_full else first_line(error)
+            remedy = "free space and start again" if is_full else "start again"
             raise ValueError(f"{reason}: {partial} not saved, {self.last}; {remedy} with resume=auto") from error
 
     def _publish(self, partial: Path, final: Path) -> None:
-        """Rename, so that a checkpoint is there whole or not at all."""
+        """Rename `partial`, so that the checkpoint appears only when it is complete."""
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
@@ -144,20 +146,20 @@ class Checkpoints:
 
 
 def complete(folder: Path) -> list[Path]:
-    """All finished checkpoints of a folder, oldest first."""
+    """The complete checkpoints in a folder, oldest first."""
     return sorted(path for path in folder.glob("step_*") if path.suffix == "" and path.is_dir())
 
 
 def outdated(folder: Path, keep: int) -> list[Path]:
     """All but the newest `keep` and the best."""
-    found = complete(folder)
-    scored = {path: accuracy for path in found if (accuracy := accuracy_of(path)) is not None}
+    checkpoints = complete(folder)
+    scored = {path: accuracy for path in checkpoints if (accuracy := accuracy_of(path)) is not None}
     best = max(scored, key=lambda path: (scored[path], path.name)) if scored else None
-    return [path for path in found[:-keep] if path != best]
+    return [path for path in checkpoints[:-keep] if path != best]
 
 
 def accuracy_of(checkpoint: Path) -> float | None:
-    """Mean over rates, where it was evaluated."""
+    """Mean accuracy over rates; None if the checkpoint was not evaluated."""
     try:
         return float(json.loads((checkpoint / "score.json").read_text())["accuracy"])
     except (FileNotFoundError, ValueError, KeyError):
@@ -169,31 +171,37 @@ def step_of(checkpoint: Path) -> int:
 
 
 def remove_partial(folder: Path) -> None:
-    """What a run that died while saving has left."""
+    """Remove the partial checkpoints of a run that died while saving."""
     for path in folder.glob("*.partial"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def candidates(resume: str | None, folder: Path) -> list[Path]:
-    """The checkpoints that `resume` asks for, newest first. ValueError where a fresh run would write over one."""
-    found = complete(folder)
+    """The checkpoints that `resume` selects, newest first.
+
+    Raise ValueError if `resume` is not a checkpoint, or if a new run would overwrite existing checkpoints.
+    """
+    checkpoints = complete(folder)
     if resume is None:
-        if found:
+        if checkpoints:
             raise ValueError(
-                f"run_dir {folder.parent} already holds {found[-1].name}: add resume=auto or change run_dir"
+                f"run_dir {folder.parent} already holds {checkpoints[-1].name}: add resume=auto or change run_dir"
             )
         return []
     if resume == "auto":
-        return found[::-1]
+        return checkpoints[::-1]
     if not (Path(resume) / "state").is_dir():
-        raise ValueError(f"resume={resume} is no checkpoint: give auto or a folder .../checkpoints/step_NNNNNNNN")
+        raise ValueError(f"resume={resume} is not a checkpoint: give auto or a folder .../checkpoints/step_NNNNNNNN")
     return [Path(resume)]
 
 
-def first_whole(engine: Accelerator, found: Sequence[Path]) -> tuple[Path, Manifest] | None:
-    """The first that is what was written, and what is wrong with those before it. ValueError where none is whole."""
-    wrong = []
-    for checkpoint in found:
+def first_valid(engine: Accelerator, checkpoints: Sequence[Path]) -> tuple[Path, Manifest] | None:
+    """The first checkpoint whose files match its manifest, and its manifest; None without checkpoints.
+
+    Prints what is wrong with those before it. Raise ValueError if all are damaged.
+    """
+    damaged = []
+    for checkpoint in checkpoints:
         try:
             saved = manifest.read(checkpoint)
             faults = manifest.faults(engine, checkpoint, saved)
@@ -201,21 +209,21 @@ def first_whole(engine: Accelerator, found: Sequence[Path]) -> tuple[Path, Manif
             faults = [str(error)]
         if not faults:
             return checkpoint, saved
-        wrong.append(f"{checkpoint}: {', '.join(faults[:3])}{', ...' if faults[3:] else ''}")
-        engine.print(f"not resumed from {wrong[-1]}")
-    if wrong:
-        raise ValueError(f"no checkpoint is whole ({'; '.join(wrong)}): remove them to start anew")
+        damaged.append(f"{checkpoint}: {', '.join(faults[:3])}{', ...' if faults[3:] else ''}")
+        engine.print(f"not resumed from {damaged[-1]}")
+    if damaged:
+        raise ValueError(f"all checkpoints are damaged ({'; '.join(damaged)}): remove them to start from the beginning")
     return None
 
 
-def set_aside(damaged: Sequence[Path]) -> None:
-    """Rename checkpoints that are not whole, so that they neither count as kept ones nor are taken for the newest."""
+def quarantine(damaged: Sequence[Path]) -> None:
+    """Rename damaged checkpoints to `.damaged`, so that they are neither resumed from nor counted for train.keep."""
     for path in damaged:
         path.rename(path.with_suffix(".damaged"))
 
 
 def save_weights(task: UptrainTask, state: dict[str, Tensor], folder: Path) -> None:
-    """Sharded safetensors under the module's own names, which every engine agrees on; with LoRA the adapter alone."""
+    """Write sharded safetensors under the model's own parameter names, or with LoRA the adapter only."""
     model: Any = task.model
     weights = {name.removeprefix("model."): tensor.contiguous() for name, tensor in state.items()}
     if isinstance(model, PeftModel):

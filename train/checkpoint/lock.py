@@ -1,4 +1,4 @@
-"""One run a folder: a lock that the system releases with its holder, however that ends."""
+"""A lock on a run's folder, which the operating system releases when its holder ends in any way."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def lock(run_dir: Path, key: str = "run_dir") -> IO[str]:
-    """Held until the returned file is closed or the process ends. ValueError naming the holder where there is one.
-    `key`: the option that names the folder, for the message.
+    """Lock `run_dir` until the returned file is closed or the process ends.
 
-    A record lock rather than flock: processes forked from the holder (data workers) do not keep it after its death.
+    Raise ValueError, naming the holder and the option `key`, if another process holds the lock. It is a record lock,
+    not flock, so that data workers forked from the holder do not keep it after the holder's death.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     file = (run_dir / ".lock").open("a+")
@@ -26,7 +26,9 @@ def lock(run_dir: Path, key: str = "run_dir") -> IO[str]:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in UNSUPPORTED:
-            print(f"{run_dir}: this file system has no locks; nothing keeps a second run out", file=sys.stderr)
+            print(
+                f"{run_dir}: this file system does not support locks; do not start a second run in it", file=sys.stderr
+            )
             return file
         file.seek(0)
         holder = file.read().strip() or "another run"

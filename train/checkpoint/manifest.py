@@ -1,4 +1,4 @@
-"""What a checkpoint holds, by size and checksum, and of which run it is: `manifest.json`, written last."""
+"""The manifest of a checkpoint: sizes and checksums of its files and the run's shape, written last."""
 
 from __future__ import annotations
 
@@ -18,31 +18,33 @@ NAME = "manifest.json"
 
 @dataclass(frozen=True)
 class Manifest:
+    """The content of `manifest.json`."""
+
     step: int
-    shape: dict[str, Any]  # train.checkpoint.run_identity
+    shape: dict[str, Any]  # see train.checkpoint.run_identity
     files: dict[str, list[Any]]  # path within the checkpoint: [bytes, checksum]
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size of the checkpoint in bytes."""
         return sum(size for size, _ in self.files.values())
 
 
 def seal(engine: Accelerator, folder: Path, step: int, shape: dict[str, Any]) -> None:
-    """Bring all files of a checkpoint to the disk and write its manifest. Ranks share the work."""
-    mine = [[str(path.relative_to(folder)), *_sync(path)] for path in shared(engine, _files(folder))]
-    files = {name: [size, found] for name, size, found in sorted(collected(mine))}
+    """Flush all files of a checkpoint to disk and write its manifest. Ranks share the work; every rank must call it."""
+    local = [[str(path.relative_to(folder)), *_sync(path)] for path in shared(engine, _files(folder))]
+    files = {name: [size, checksum] for name, size, checksum in sorted(collected(local))}
     if engine.is_main_process:
         body = asdict(Manifest(step, shape, files))
         (folder / NAME).write_text(json.dumps(body | {"checksum": _checksum_of(body)}, indent=1))
         _sync(folder / NAME)
-        for each in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
-            sync_folder(each)
+        for directory in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+            sync_folder(directory)
     engine.wait_for_everyone()
 
 
 def read(checkpoint: Path) -> Manifest:
-    """Raises ValueError where there is none, or it is not what was written."""
+    """The manifest of a checkpoint. Raise ValueError if it is missing or damaged."""
     try:
         body = json.loads((checkpoint / NAME).read_bytes())
         if body.pop("checksum") != _checksum_of(body):
@@ -55,23 +57,23 @@ def read(checkpoint: Path) -> Manifest:
 
 
 def faults(engine: Accelerator, checkpoint: Path, manifest: Manifest) -> list[str]:
-    """What is wrong with the files, the same on all ranks, which share the reading."""
+    """Descriptions of missing or changed files, equal on all ranks. Ranks share the work; every rank must call it."""
     sizes = [fault for name, (size, _) in manifest.files.items() if (fault := _size_fault(checkpoint / name, size))]
-    if everywhere := collected(sizes):
-        return sorted(set(everywhere))
-    mine = [
+    if all_sizes := collected(sizes):
+        return sorted(set(all_sizes))
+    local = [
         f"{name}: checksum differs"
         for name, (_, expected) in shared(engine, list(manifest.files.items()))
         if checksum(checkpoint / name) != expected
     ]
-    return sorted(collected(mine))
+    return sorted(collected(local))
 
 
 def _size_fault(path: Path, size: int) -> str | None:
     if not path.is_file():
         return f"{path.name} is missing"
-    found = path.stat().st_size
-    return None if found == size else f"{path.name} has {found} bytes instead of {size}"
+    actual = path.stat().st_size
+    return None if actual == size else f"{path.name} has {actual} bytes instead of {size}"
 
 
 def _files(folder: Path) -> list[Path]:
@@ -79,14 +81,14 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _sync(path: Path) -> tuple[int, str]:
-    """(bytes, checksum) of a file that is on the disk when this returns."""
+    """Flush a file to disk. Returns (size in bytes, checksum)."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return path.stat().st_size, checksum(path)
 
 
 def sync_folder(folder: Path) -> None:
-    """Brings the folder's own entries (files made, renamed, removed) to the disk."""
+    """Flush the entries of a folder (files created, renamed or removed) to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

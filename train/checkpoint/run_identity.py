@@ -1,4 +1,4 @@
-"""What makes two runs the same run: written into every checkpoint, compared when one is resumed."""
+"""The shape of a run: the settings that are saved in every checkpoint and must be equal to resume it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from evs.families import spec_of
 from train.config import Config, LoraConfig
 from train.model import base_model
 
-PACKING = 3  # raised whenever data/batching/bin_packing.py would fill the same steps with other samples
+PACKING = 3  # incremented whenever a change of data/batching/bin_packing.py changes the samples of steps
 FIXED = ("model", "average", "engine")  # a checkpoint cannot be loaded into another one of these
 
 
@@ -24,11 +24,11 @@ class StepSplit:
 
     ranks: int
     accumulation: int  # micro-batches of a rank and step
-    # Values of train.accumulation that this global step was requested by, the latest last: not the derived ones.
+    # Values of train.accumulation configured for this global step, the latest last, without derived ones.
     requested: tuple[int, ...]
 
     @property
-    def places(self) -> int:
+    def micro_batches(self) -> int:
         """Micro-batches of a global step, over all ranks."""
         return self.ranks * self.accumulation
 
@@ -36,32 +36,34 @@ class StepSplit:
 def split_step(requested: int, ranks: int, saved: dict[str, Any] | None, changes: Sequence[str]) -> StepSplit:
     """The split for a run of `train.accumulation=requested` on `ranks`, resumed from a checkpoint of shape `saved`.
 
-    A value that the saved run was started with means its global step again, on any number of ranks that divides it.
-    Any other value is taken as it is, and so is any but the latest one if `changes` allow another plan.
+    If the saved run was started with the requested value, its global step is kept, and the accumulation is derived from
+    it if `ranks` divides it. Any other value is used unchanged. If `changes` allow another plan, only the latest value
+    of the saved run keeps its global step.
     """
     if saved is None:
         return StepSplit(ranks, requested, (requested,))
-    places, known = saved["plan"]["places"], _requested_by(saved["world"], ranks, requested)
-    kept = requested in (known[-1:] if "plan" in changes else known) and places % ranks == 0
-    accumulation = places // ranks if kept else requested
-    same = [value for value in known if value != requested] if accumulation * ranks == places else []
-    return StepSplit(ranks, accumulation, (*same, requested))
+    micro_batches, earlier = saved["plan"]["places"], _requested_by(saved["world"], ranks, requested)
+    keep = requested in (earlier[-1:] if "plan" in changes else earlier) and micro_batches % ranks == 0
+    accumulation = micro_batches // ranks if keep else requested
+    same_step = [value for value in earlier if value != requested] if accumulation * ranks == micro_batches else []
+    return StepSplit(ranks, accumulation, (*same_step, requested))
 
 
 def _requested_by(world: dict[str, Any], ranks: int, requested: int) -> list[int]:
-    """The saved run's requests. Checkpoints that do not name them adapted any request to another number of ranks."""
+    """The accumulations configured for the saved run. Older checkpoints, which do not list them, accept any value on
+    another number of ranks."""
     return world.get("requested", [world["accumulation"]] if world["ranks"] == ranks else [requested])
 
 
 def shape_of(config: Config, split: StepSplit, empty: nn.Module) -> dict[str, Any]:
-    """Everything that samples, rates, losses and updates follow from, but for the data and the optimizer's settings.
+    """All settings that determine samples, rates, losses and updates, except the data and the optimizer's settings.
 
-    What only says how a global step is split over ranks stands under `world`, and may change.
+    The split of a global step over ranks is under `world` and may change.
     """
     train, data = config.train, config.data
     shape = {
         "seed": config.seed,
-        "plan": {"places": split.places, "batch_size": train.batch_size}
+        "plan": {"places": split.micro_batches, "batch_size": train.batch_size}
         | {key: getattr(train, key) for key in ("token_budget", "patch_budget", "cost_budget", "lookahead")}
         | ({"packing": PACKING} if train.token_budget is not None else {}),
         "rates": {**config.rate, "levels": train.rate_levels} | ({"per_video": True} if train.rate_per_video else {}),
@@ -70,16 +72,16 @@ def shape_of(config: Config, split: StepSplit, empty: nn.Module) -> dict[str, An
         "method": {**config.method, "scheme": config.model.scheme},
         "frames": {key: getattr(data, key) for key in FRAMES},
         "model": {"weights": _fingerprint_of(empty), "freeze": sorted(config.model.freeze)}
-        | {"lora": _given(config.model.lora, empty) if config.model.lora.r is not None else None},
+        | {"lora": _enabled(config.model.lora, empty) if config.model.lora.r is not None else None},
         "average": train.ema,
         "engine": {"state": _state(config.engine.name), "precision": config.engine.precision},
         "world": asdict(split),
     }
-    return json.loads(json.dumps(shape))  # as it will be read
+    return json.loads(json.dumps(shape))  # with the types that reading a manifest gives
 
 
-def _given(lora: LoraConfig, empty: nn.Module) -> dict[str, Any]:
-    """Without what is off, which older checkpoints do not name, and with the targets that a null stands for."""
+def _enabled(lora: LoraConfig, empty: nn.Module) -> dict[str, Any]:
+    """LoRA's settings without disabled features, which older checkpoints do not list, and with a family's targets."""
     targets = lora.targets or spec_of(base_model(empty).config).lora_targets
     return {key: value for key, value in asdict(lora).items() if value is not False} | {"targets": targets}
 
@@ -88,7 +90,7 @@ FRAMES = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_
 
 
 def _state(engine: str) -> str:
-    """none and ddp write the same files, and so do stages of ZeRO with and without offload."""
+    """The format of the engine's state: none and ddp share one, and so do ZeRO stages with and without offload."""
     return {"none": "torch", "ddp": "torch"}.get(engine, engine.removesuffix("_offload"))
 
 
@@ -98,27 +100,27 @@ def _fingerprint_of(model: nn.Module) -> str:
 
 
 def check_same(then: dict[str, Any], now: dict[str, Any], changes: Sequence[str], checkpoint: str) -> None:
-    """Raises ValueError where resuming would silently be another run, naming what differs and what would allow it."""
+    """Raise ValueError, naming the differences and what allows them, if the shapes `then` and `now` differ."""
     keys = [key for key in now if key != "world" and then.get(key) != now[key] and key not in changes]
     if not keys:
         return
-    found = "; ".join(text for key in keys for text in _differences(key, then.get(key), now[key]))
+    differences = "; ".join(text for key in keys for text in _differences(key, then.get(key), now[key]))
     if fixed := [key for key in keys if key in FIXED]:
-        remedy = f"what was saved cannot be loaded into another {' or '.join(fixed)}: give another run_dir"
+        remedy = f"the saved state cannot be loaded into another {' or '.join(fixed)}: give another run_dir"
     else:
         allowing = f"resume_changes=[{','.join(sorted({*changes, *keys}))}]"
         remedy = f"{_keeping_step(then, now)}give another run_dir, or allow it with {allowing}"
-    raise ValueError(f"resuming {checkpoint} would be another run ({found}): {remedy}")
+    raise ValueError(f"resuming {checkpoint} would be another run ({differences}): {remedy}")
 
 
 def _keeping_step(then: dict[str, Any], now: dict[str, Any]) -> str:
-    """What to give for the saved global step, where another one was requested."""
-    places, ranks = then["plan"]["places"], now["world"]["ranks"]
-    if places == now["plan"]["places"]:
+    """How to keep the saved global step, for a message; empty if it is kept."""
+    micro_batches, ranks = then["plan"]["places"], now["world"]["ranks"]
+    if micro_batches == now["plan"]["places"]:
         return ""
-    if places % ranks:
-        return f"start a number of ranks that divides {places}, "
-    return f"keep the global step with train.accumulation={places // ranks}, "
+    if micro_batches % ranks:
+        return f"start a number of ranks that divides {micro_batches}, "
+    return f"keep the global step with train.accumulation={micro_batches // ranks}, "
 
 
 def _differences(key: str, then: Any, now: Any) -> Iterator[str]:

@@ -1,6 +1,6 @@
-"""The engine's state on disk: weights and optimizer, by safetensors and plain tensors, or DeepSpeed's own shards.
+"""The engine's state on disk: weights and optimizer as safetensors and plain tensors, or as DeepSpeed's shards.
 
-Loading runs no code that a file brings along: torch reads tensors and the few classes named here, nothing else.
+Loading never runs code from a file: torch may create only tensors and the few classes listed here.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from torch import nn
 from train.collectives import on_main
 from train.faults.first_line import first_line
 
-TAG = "deepspeed"  # DeepSpeed's name for one of several checkpoints of a folder
+TAG = "deepspeed"  # DeepSpeed's name of a checkpoint within a folder
 
 
 def save_state(engine: Accelerator, task: nn.Module, optimizer: Any, folder: Path) -> None:
-    """Every rank must call it."""
+    """Write the state of the engine. Every rank must call it."""
     if sharded(engine):
         deepspeed: Any = task
         deepspeed.save_checkpoint(str(folder), TAG)
@@ -38,7 +38,7 @@ def save_state(engine: Accelerator, task: nn.Module, optimizer: Any, folder: Pat
 
 
 def load_state(engine: Accelerator, task: nn.Module, optimizer: Any, folder: Path) -> None:
-    """As saved by as many ranks, or without shards by any number."""
+    """Restore a state saved on the same number of ranks, or on any number if it is not sharded."""
     with trusting_tensors_only(), keeping_settings(optimizer):
         if sharded(engine):
             deepspeed: Any = task
@@ -49,16 +49,21 @@ def load_state(engine: Accelerator, task: nn.Module, optimizer: Any, folder: Pat
 
 
 def load_resharded(engine: Accelerator, task: nn.Module, optimizer: Any, folder: Path, scratch: Path) -> None:
-    """DeepSpeed's shards as saved by another number of ranks, through its universal checkpoint in `scratch`."""
+    """Restore DeepSpeed's shards from another number of ranks, by a universal checkpoint in the folder `scratch`."""
     on_main(engine, lambda: _universal(folder / TAG, scratch / TAG))
     deepspeed: Any = task
     deepspeed._config.load_universal_checkpoint = True
     try:
-        with trusting_tensors_only(), keeping_settings(optimizer):  # DeepSpeed gives all groups the first one's
+        with (
+            trusting_tensors_only(),
+            keeping_settings(optimizer),
+        ):  # DeepSpeed gives all groups the settings of the first
             deepspeed.load_checkpoint(str(scratch), TAG)
     finally:
         deepspeed._config.load_universal_checkpoint = False
-    for state in deepspeed.optimizer.optimizer.state.values():  # and under ZeRO 3 all parameters one count of steps
+    for (
+        state
+    ) in deepspeed.optimizer.optimizer.state.values():  # DeepSpeed shares one step tensor among parameters under ZeRO 3
         state["step"] = torch.as_tensor(state["step"]).clone()
     engine.wait_for_everyone()
     if engine.is_main_process:
@@ -67,19 +72,20 @@ def load_resharded(engine: Accelerator, task: nn.Module, optimizer: Any, folder:
 
 @contextmanager
 def keeping_settings(optimizer: Any) -> Iterator[None]:
-    """Inside, loading brings what the optimizer has learned; learning rates and the like stay those of this run."""
-    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    """Keep this run's learning rates and other settings of the optimizer while a state is loaded."""
+    saved = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     yield
-    for group, settings in zip(optimizer.param_groups, own):
+    for group, settings in zip(optimizer.param_groups, saved):
         group.update(settings)
 
 
 def sharded(engine: Accelerator) -> bool:
+    """True if DeepSpeed shards the state over ranks."""
     return engine.distributed_type == DistributedType.DEEPSPEED
 
 
 def shares_parameters(engine: Accelerator) -> bool:
-    """Whether ranks must call the same modules equally often (ZeRO 3)."""
+    """True if ranks must call the same modules equally often (ZeRO 3)."""
     return sharded(engine) and engine.state.deepspeed_plugin.zero_stage == 3
 
 
@@ -101,14 +107,14 @@ def _universal(source: Path, target: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The line that names the class."""
+    """The line of the error that names the rejected class."""
     lines = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line]
     return lines[0] if lines else first_line(error)
 
 
 @contextmanager
 def trusting_tensors_only() -> Iterator[None]:
-    """Inside, whoever calls torch.load gets tensors and DeepSpeed's own records, or an error: no other class."""
+    """Let torch.load create only tensors and DeepSpeed's own records. Raise ValueError for any other class."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address

@@ -29,41 +29,41 @@ from train.views import Rate, StepRates
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Samples of a micro-batch by their index, and where it stands in the plan; `step` is None for none of its own."""
+    """The indices of a micro-batch's samples, and its position in the plan; `step` is None outside the plan."""
 
     samples: tuple[int, ...]
     step: int | None = None
-    place: int = 0
+    index: int = 0  # within the global step
 
     def rates(self, rates: StepRates, grids: Sequence[int]) -> tuple[Rate, ...]:
-        """One rate a view: those that the plan has filled it for, else the lowest that are drawn."""
-        return rates.lowest() if self.step is None else rates.of_batch(self.step, self.place, grids)
+        """The rate of each view: those that the plan filled it for, or the lowest that can be drawn."""
+        return rates.lowest() if self.step is None else rates.of_batch(self.step, self.index, grids)
 
 
 @dataclass(frozen=True)
 class Measured:
     """Bytes of one rank."""
 
-    peak: float | None  # the most over ranks; None if the system does not report it
-    missing_states: int  # of the optimizer, allocated by the first step
+    peak: float | None  # maximum over ranks; None if the system does not report it
+    missing_states: int  # optimizer states, which the first step will allocate
 
 
 def largest_micro_batch(plan: Plan | BudgetPlan, sizes: Sizes, rates: StepRates, kept: KeptCounts) -> MicroBatch:
     """The micro-batch with the most tokens, the same on all ranks.
 
-    Of a plan by number of samples the largest samples together, at the lowest rates; of a budgeted plan the largest of
-    its first steps, at its own rates.
+    Without a budget, it consists of the largest samples, at the lowest rates. With a budget, it is the largest of the
+    first `PLANNED` steps, at its own rates.
     """
     if isinstance(plan, Plan):
         tokens_S = sizes.in_views(np.arange(len(sizes)), rates.lowest(), kept).sum(0)
         return MicroBatch(tuple(np.lexsort((sizes.patches_S, tokens_S))[-plan.batch_size :].tolist()))
-    whole, found, most = replace(plan, world=1, rank=0), MicroBatch(()), -1
+    global_plan, result, most = replace(plan, world=1, rank=0), MicroBatch(()), -1
     for step in range(PLANNED):
-        for place, (batch, views) in enumerate(zip(whole.micro_batches(step), rates(step))):
+        for index, (batch, views) in enumerate(zip(global_plan.micro_batches(step), rates(step))):
             tokens = int(sizes.in_views(np.array(batch), views, kept).sum())
             if tokens > most:
-                found, most = MicroBatch(batch, step, place), tokens
-    return found
+                result, most = MicroBatch(batch, step, index), tokens
+    return result
 
 
 def dry_run(
@@ -104,12 +104,12 @@ def _missing_states(engine: Accelerator, task: nn.Module, optimizer: Any) -> int
     return 2 * sum(p.numel() * p.element_size() for p in task.parameters() if p.requires_grad)
 
 
-def report(measured: Measured, forecast: float, room: float, config: Config) -> str:
-    """One line that compares what was measured with the forecast (bytes). ValueError if it is more than `room`."""
+def report(measured: Measured, forecast: float, free: float, config: Config) -> str:
+    """One line that compares the measured memory with the forecast, both in bytes. ValueError if it exceeds `free`."""
     if measured.peak is None:
         return "dry run of the largest micro-batch: done (this system does not report peak memory)"
     needed = measured.peak + measured.missing_states
-    told = f"{needed / 2**30:.2f} GiB a rank, forecast {forecast / 2**30:.2f}, free {room / 2**30:.2f}"
-    if needed > SPARE * room:
-        raise ValueError(f"preflight=dry_run: the largest micro-batch needs {told}: {budget(config)}")
-    return f"dry run of the largest micro-batch, with optimizer states: peak memory {told}"
+    figures = f"{needed / 2**30:.2f} GiB a rank, forecast {forecast / 2**30:.2f}, free {free / 2**30:.2f}"
+    if needed > SPARE * free:
+        raise ValueError(f"preflight=dry_run: the largest micro-batch needs {figures}: {budget(config)}")
+    return f"dry run of the largest micro-batch, with optimizer states: peak memory {figures}"

@@ -1,7 +1,7 @@
-"""Forecast of the memory that the largest micro-batch needs on one rank, made before any weight is read.
+"""Forecasts the memory that the largest micro-batch needs on one rank, before weights are loaded.
 
-Weights, gradients, optimizer states and activations by formula. Communication buffers, the allocator's fragments and
-temporaries of the update come on top: `preflight=dry_run` measures them.
+Weights, gradients, optimizer states and activations are computed by formula. Communication buffers, fragmentation and
+temporary tensors of the update are not included: `preflight=dry_run` measures them.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ SPARE = 0.95  # share of the free memory that may be used
 
 @dataclass(frozen=True)
 class Largest:
-    """The most that one micro-batch of this rank holds, and the frames of the longest sample."""
+    """Upper bounds of the sizes of this rank's micro-batches, and the frames of the longest sample."""
 
-    tokens: int  # that the language model reads, in all views
-    text: int  # of them, those that are never pruned; the labelled ones are among them
-    patches: int  # that enter the vision tower
+    tokens: int  # that the language model processes, in all views
+    text: int  # tokens that are never pruned, including all labelled ones
+    patches: int  # those that enter the vision tower
     frames: int
 
 
@@ -51,50 +51,53 @@ class Estimate:
 
 
 def largest(plan: Plan | BudgetPlan, sizes: Sizes, rates: Views, kept: KeptCounts, freed: int | None = None) -> Largest:
-    """Upper bounds at `rates`, the lowest that will be drawn; of text, and of patches without a budget, the most in the
-    first steps of the plan. `freed`: see data.batching.sample_cost.Patches."""
-    everything, frames = np.arange(len(sizes)), int(sizes.frames_S.max())
-    tokens = sizes.in_views(everything, rates, kept)
-    patches_S = Patches(sizes.patches_S, sizes.unpruned(), freed)(everything, tokens)
+    """Upper bounds at `rates`, the lowest that can be drawn.
+
+    The number of text tokens, and of patches without a patch budget, is the maximum over the first `PLANNED` steps.
+    For `freed` see data.batching.sample_cost.Patches.
+    """
+    samples_S, frames = np.arange(len(sizes)), int(sizes.frames_S.max())
+    tokens = sizes.in_views(samples_S, rates, kept)
+    patches_S = Patches(sizes.patches_S, sizes.unpruned(), freed)(samples_S, tokens)
     text_S = len(rates) * sizes.fixed_S
     if isinstance(plan, Plan):
         most = min(plan.batch_size, len(sizes))
-        read, text, patches = (int(np.sort(each)[-most:].sum()) for each in (tokens.sum(0), text_S, patches_S))
-        return Largest(read, text, patches, frames)
+        decoded, text, patches = (int(np.sort(size_S)[-most:].sum()) for size_S in (tokens.sum(0), text_S, patches_S))
+        return Largest(decoded, text, patches, frames)
     batches = [np.array(batch) for step in range(PLANNED) for batch in plan.micro_batches(step)]
-    text, patches = (max(int(each[batch].sum()) for batch in batches) for each in (text_S, patches_S))
+    text, patches = (max(int(size_S[batch].sum()) for batch in batches) for size_S in (text_S, patches_S))
     return Largest(plan.budget.tokens, text, plan.budget.patches or patches, frames)
 
 
 def estimate(
     config: Config, model: nn.Module, hf_config: Any, batch: Largest, *, world: int, device: torch.device
 ) -> Estimate:
-    """`model` may be on the meta device: only its parameters are counted. `device`: where it will be trained."""
+    """The memory of one of `world` ranks. `model` may be on the meta device; `device` is where it will be trained."""
     parameters = [(p.numel(), p.element_size(), p.requires_grad) for p in model.parameters()]
     stage = int(config.engine.zero.get("stage", 0)) if config.engine.name.startswith("zero") else None
-    trained = sum(n for n, _, wanted in parameters if wanted)
-    here = 2 if config.engine.precision == "bf16" else 4  # bytes of an activation
-    shared = [world if stage is not None and stage >= least else 1 for least in (1, 2, 3)]
+    trained = sum(n for n, _, is_trained in parameters if is_trained)
+    activation_bytes = 2 if config.engine.precision == "bf16" else 4
+    shards = [world if stage is not None and stage >= least else 1 for least in (1, 2, 3)]  # by ZeRO stage
     offloads = config.engine.zero if device.type != "cpu" else {}  # offloading from the CPU to the CPU frees nothing
-    weights = sum(n * size for n, size, _ in parameters) / shared[2]
-    casts = sum(n * here for n, size, _ in parameters if size > here)  # autocast keeps them
+    weights = sum(n * size for n, size, _ in parameters) / shards[2]
+    casts = sum(n * activation_bytes for n, size, _ in parameters if size > activation_bytes)  # autocast keeps them
     states = trained * (12 if stage is not None else 2 * max(size for _, size, _ in parameters))
     if config.train.ema is not None:
         states += 4 * trained  # the average of the weights
-    logits = min(CHUNK, batch.text * hf_config.get_text_config().vocab_size) * (4 + 4 + here)
+    logits = min(CHUNK, batch.text * hf_config.get_text_config().vocab_size) * (4 + 4 + activation_bytes)
     return Estimate(
         weights=0 if "offload_param" in offloads else weights + casts,
-        gradients=sum(n * size for n, size, wanted in parameters if wanted) / shared[1],
-        optimizer=0 if "offload_optimizer" in offloads else states / shared[0],
-        activations=_activations(config, hf_config, batch) * here
-        + _pixels(hf_config, batch) * (4 + here)
+        gradients=sum(n * size for n, size, is_trained in parameters if is_trained) / shards[1],
+        optimizer=0 if "offload_optimizer" in offloads else states / shards[0],
+        activations=_activations(config, hf_config, batch) * activation_bytes
+        + _pixels(hf_config, batch) * (4 + activation_bytes)
         + _states(config, hf_config, batch)
         + logits,
     )
 
 
 def _activations(config: Config, hf_config: Any, batch: Largest) -> float:
-    """Numbers kept for backward at the peak: of every layer, or its input only and one layer recomputed."""
+    """Number of values kept for backward at the peak: of all layers, or of one layer and the inputs of all."""
     spec, text = spec_of(hf_config), hf_config.get_text_config()
     tower, recomputed = spec.tower_shape(hf_config), config.model.recomputed
     layer = batch.tokens * (12 * text.hidden_size + 4 * spec.text_shape(hf_config).mlp_width)
@@ -106,20 +109,20 @@ def _activations(config: Config, hf_config: Any, batch: Largest) -> float:
 
 
 def _pixels(hf_config: Any, batch: Largest) -> int:
-    """Numbers of all patches before they are embedded: normalised in float32, and as the patch embedding keeps them."""
+    """Number of values of all patches before the patch embedding."""
     tower = spec_of(hf_config).tower_shape(hf_config)
     return batch.patches * tower.channels * tower.temporal_patch_size * tower.patch_size**2
 
 
 def _states(config: Config, hf_config: Any, batch: Largest) -> float:
-    """Bytes that the library's own recurrence keeps, in float32 and chunks; kernels keep next to nothing."""
+    """Bytes that transformers' recurrent layers keep in float32; optimized kernels keep almost nothing."""
     spec = spec_of(hf_config)
     text = spec.text_shape(hf_config)
     if not text.recurrent_layers or installed(spec.kernels):
         return 0
     (heads, key, value), chunk = text.state, text.chunk
-    each = heads * (9 * (key + value) + 4 * chunk + 3.5 * key * value / chunk)
-    return 4 * batch.tokens * each * (1 if "language" in config.model.recomputed else text.recurrent_layers)
+    per_token = heads * (9 * (key + value) + 4 * chunk + 3.5 * key * value / chunk)
+    return 4 * batch.tokens * per_token * (1 if "language" in config.model.recomputed else text.recurrent_layers)
 
 
 def _tower(layer: float, inputs: float, depth: int, recomputed: bool) -> float:
@@ -127,34 +130,34 @@ def _tower(layer: float, inputs: float, depth: int, recomputed: bool) -> float:
 
 
 def available(device: torch.device, ranks_here: int) -> float:
-    """Bytes that one rank may take: what is free on its GPU, or its share of the machine's memory."""
+    """Bytes available to one rank: free memory of its GPU, or its share of the machine's free memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available / ranks_here  # the page cache counts as available
 
 
-def report(batch: Largest, parts: Estimate, room: float) -> str:
-    """Two lines for people."""
-    each = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in vars(parts).items())
+def report(batch: Largest, estimate: Estimate, free: float) -> str:
+    """The sizes of the largest micro-batch and the forecast, in two lines."""
+    by_part = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in vars(estimate).items())
     return (
         f"largest micro-batch: {batch.tokens} tokens, {batch.patches} patches; longest clip: {batch.frames} frames\n"
-        f"peak memory, GiB a rank: {parts.total / 2**30:.2f} of {room / 2**30:.2f} ({each})"
+        f"peak memory, GiB a rank: {estimate.total / 2**30:.2f} of {free / 2**30:.2f} ({by_part})"
     )
 
 
-def check(parts: Estimate, room: float, config: Config) -> None:
-    """ValueError with a suggestion if it cannot fit."""
-    if parts.total <= SPARE * room:
+def check(estimate: Estimate, free: float, config: Config) -> None:
+    """Raise ValueError, with a suggestion, if the estimate does not fit into `free` bytes."""
+    if estimate.total <= SPARE * free:
         return
     raise ValueError(
-        f"the largest micro-batch needs about {parts.total / 2**30:.1f} GiB a rank and {room / 2**30:.1f} are free: "
-        f"{suggestion(parts, config)} (preflight=off tries all the same)"
+        f"the largest micro-batch needs about {estimate.total / 2**30:.1f} GiB a rank and {free / 2**30:.1f} are free: "
+        f"{suggestion(estimate, config)} (preflight=off skips this check)"
     )
 
 
-def suggestion(parts: Estimate, config: Config) -> str:
-    """What helps most against the largest part."""
-    if parts.activations == max(vars(parts).values()):
+def suggestion(estimate: Estimate, config: Config) -> str:
+    """The change that reduces the largest part most."""
+    if estimate.activations == max(vars(estimate).values()):
         return "set model.gradient_checkpointing=true" if not config.model.gradient_checkpointing else budget(config)
     if config.engine.name in ("none", "ddp", "zero1", "zero2"):
         return "use engine=zero3 over more ranks, freeze a tower or train with model.lora.r=64"
@@ -162,7 +165,7 @@ def suggestion(parts: Estimate, config: Config) -> str:
 
 
 def budget(config: Config) -> str:
-    """The budget that bounds the largest micro-batch, and what to do about it."""
+    """Which setting to lower for a smaller largest micro-batch, for a message."""
     train, data = config.train, config.data
     if train.token_budget is not None:
         return f"lower train.token_budget={train.token_budget}"

@@ -21,7 +21,7 @@ from evs.families.spec import TextShape, TowerShape
 
 
 class Operations(NamedTuple):
-    """By part of the model: of a batch, or arrays of one entry a sample."""
+    """Operations by part of the model: numbers for a batch, or arrays with one entry per sample."""
 
     vision: Any
     merger: Any
@@ -35,30 +35,30 @@ class Operations(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """What a batch asks of the model; or many samples, each number then an array. Batches are sums of samples."""
+    """Sizes that determine the operations of a batch, or arrays of them for many samples. They add up over samples."""
 
-    patches: Any  # that the vision tower reads
-    pairs: Any  # of patches that share a temporal grid, or an image
-    tokens: Any  # that the language model reads
+    patches: Any  # that the vision tower processes
+    pairs: Any  # pairs of patches in the same temporal grid or image
+    tokens: Any  # that the language model processes
     token_pairs: Any  # (query, key) pairs of the language model's causal attention, within samples
     targets: Any  # tokens that the head predicts
 
 
 @dataclass(frozen=True)
 class StepSchedule:
-    """How a step goes through its views."""
+    """How a step processes its views."""
 
-    sees_once: bool = True  # one pass of the vision tower serves all views
-    alone: bool = False  # the first view teaches the others, and has no backward pass
-    base: bool = False  # the model without its LoRA reads the first view too
-    base_sees: bool = False  # by a pass of the vision tower of its own
+    encodes_once: bool = True  # one pass of the vision tower serves all views
+    no_grad_teacher: bool = False  # the first view teaches the others and has no backward pass
+    base: bool = False  # the base model without LoRA processes the first view too
+    base_encodes: bool = False  # with its own pass of the vision tower
 
 
 ONE_VIEW = StepSchedule()
 
 
 def batch_work(grids: Sequence[tuple[int, int, int]], lengths: Sequence[int], targets: int) -> Work:
-    """Of one batch: patches of every image and video (temporal grids, height, width), tokens of every sample."""
+    """The work of a batch, from (t, h, w) patches of every image and video and the number of tokens of every sample."""
     return Work(
         patches=sum(t * h * w for t, h, w in grids),
         pairs=sum(t * (h * w) ** 2 for t, h, w in grids),
@@ -69,17 +69,17 @@ def batch_work(grids: Sequence[tuple[int, int, int]], lengths: Sequence[int], ta
 
 
 def before_tower(config: Any, work: Work, dropped: Any, block: int) -> Work:
-    """The work of a batch whose tower goes on without `dropped` tokens from `block` on: what its blocks see on average.
+    """The work of a batch if the tower drops `dropped` tokens before block `block`, averaged over its blocks.
 
-    The survivors are taken to be shared alike among temporal grids, which concerns attention's part only.
+    All temporal grids are assumed to keep the same fraction, which affects the count of attention only.
     """
     tower = spec_of(config).tower_shape(config)
     left = 1 - dropped * tower.merge_size**2 / np.maximum(work.patches, 1)
-    whole = block / tower.blocks  # the share of blocks that see everything
+    unpruned = block / tower.blocks  # fraction of the blocks that process all patches
     return replace(
         work,
-        patches=work.patches * (whole + (1 - whole) * left),
-        pairs=work.pairs * (whole + (1 - whole) * left**2),
+        patches=work.patches * (unpruned + (1 - unpruned) * left),
+        pairs=work.pairs * (unpruned + (1 - unpruned) * left**2),
     )
 
 
@@ -108,86 +108,91 @@ def training(
     lora: bool = False,
     recomputed: Collection[str] = (),
 ) -> Operations:
-    """Operations of forward and backward. `frozen` and `recomputed` name towers (train.config.TOWERS); LoRA's own are
-    left out.
+    """Operations of forward and backward. `frozen` and `recomputed` name towers (train.config.TOWERS).
 
-    Backward costs a forward for the gradients of the inputs and another for those of the weights; neither is made
-    below the first trained weight, and the second not for frozen ones. A tower whose activations are recomputed costs
-    one more forward where backward goes through it.
+    Backward costs as much as a forward for the gradients of the inputs and again for those of the weights. Neither is
+    computed below the first trained weight, and frozen weights need no gradients. A recomputed tower costs one more
+    forward if backward passes through it. The operations of LoRA's own matrices are not counted.
     """
     once = forward(config, work)
     vision, merger, language = (name not in frozen for name in ("vision", "merger", "language"))
-    heavy = language and not lora
-    through = vision or merger or language or lora
+    weight_grads = language and not lora
+    input_grads = vision or merger or language or lora
     return Operations(
         vision=once.vision * ((3 + ("vision" in recomputed)) if vision else 1),
-        merger=once.merger * (1 + (vision or merger) + merger),  # its own norm comes first
-        language=once.language * (1 + through * (1 + ("language" in recomputed)) + heavy),
-        head=once.head * (2 + heavy),
+        merger=once.merger * (1 + (vision or merger) + merger),
+        language=once.language * (1 + input_grads * (1 + ("language" in recomputed)) + weight_grads),
+        head=once.head * (2 + weight_grads),
     )
 
 
-def training_in_views(config: Any, works: Sequence[Work], course: StepSchedule, **trained: Any) -> Operations:
-    """Operations of forward and backward of a batch read several times, given the work of each view alone."""
+def training_in_views(config: Any, works: Sequence[Work], schedule: StepSchedule, **trained: Any) -> Operations:
+    """Operations of forward and backward of a batch with several views, from the work of each view alone."""
     parts = [training(config, work, **trained) for work in works]
     once = forward(config, works[0])
-    if course.alone:
-        parts[0] = parts[0]._replace(language=once.language, head=once.head) if course.sees_once else once
-    if course.sees_once:
-        parts[1:] = [each._replace(vision=0, merger=0) for each in parts[1:]]
-    if course.base:
-        parts.append(once if course.base_sees else once._replace(vision=0, merger=0))
+    if schedule.no_grad_teacher:
+        parts[0] = parts[0]._replace(language=once.language, head=once.head) if schedule.encodes_once else once
+    if schedule.encodes_once:
+        parts[1:] = [part._replace(vision=0, merger=0) for part in parts[1:]]
+    if schedule.base:
+        parts.append(once if schedule.base_encodes else once._replace(vision=0, merger=0))
     return Operations(*map(sum, zip(*parts)))
 
 
-def price(
+def sample_cost(
     config: Any,
     sizes: Sizes,
     before: int | None = None,
     views: int = 1,
-    course: StepSchedule = ONE_VIEW,
+    schedule: StepSchedule = ONE_VIEW,
     **trained: Any,
 ) -> SampleCost:
-    """What training on each sample costs, by the tokens that are left of it in each of the views; the tower drops the
-    others before its block `before` (None: after it). `trained` as in `training`."""
-    course = replace(course, sees_once=before is None)
+    """The cost of training on each sample, as a function of its tokens after pruning in each view.
+
+    `before` is the block of the vision tower before which tokens are dropped; None drops them after the tower.
+    `trained` holds the keyword arguments of `training`.
+    """
+    schedule = replace(schedule, encodes_once=before is None)
     zero = np.zeros(len(sizes))
-    seen = Work(sizes.patches_S, sizes.pairs_S, zero, zero, sizes.targets_S)
-    media = training(config, seen, **trained).total
-    all_media = training_in_views(config, [seen] * views, course, **trained).total
-    readings = tuple(_reading(config, view, views, course, **trained) for view in range(views))
+    media_work = Work(sizes.patches_S, sizes.pairs_S, zero, zero, sizes.targets_S)
+    media = training(config, media_work, **trained).total
+    all_media = training_in_views(config, [media_work] * views, schedule, **trained).total
+    decoder = tuple(_decoder_flops(config, view, views, schedule, **trained) for view in range(views))
     if before is None:
-        return SampleCost(all_media, readings)
+        return SampleCost(all_media, decoder)
     tokens_S = sizes.unpruned()
-    most_S = tokens_S - sizes.fixed_S
-    half_S, whole_S = (
-        media - training(config, before_tower(config, seen, share * most_S, before), **trained).total
+    video_S = tokens_S - sizes.fixed_S
+    half_S, all_S = (
+        media - training(config, before_tower(config, media_work, share * video_S, before), **trained).total
         for share in (0.5, 1)
     )
-    least_S = np.maximum(most_S, 1)  # where there is no video, nothing is spared
-    line_S, square_S = (4 * half_S - whole_S) / least_S, (4 * half_S - 2 * whole_S) / least_S**2
-    return SampleCost(all_media, readings, TowerSavings(tokens_S, line_S, square_S))
+    divisor_S = np.maximum(video_S, 1)  # savings are 0 without video tokens
+    linear_S, quadratic_S = (4 * half_S - all_S) / divisor_S, (4 * half_S - 2 * all_S) / divisor_S**2
+    return SampleCost(all_media, decoder, TowerSavings(tokens_S, linear_S, quadratic_S))
 
 
-def _reading(config: Any, view: int, views: int, course: StepSchedule, **trained: Any) -> DecoderFlops:
-    """What the language model's tokens and token pairs cost in one of the views."""
-    nothing = Work(0, 0, 0, 0, 0)
+def _decoder_flops(config: Any, view: int, views: int, schedule: StepSchedule, **trained: Any) -> DecoderFlops:
+    """Operations per token and per token pair of the language model in one of the views."""
+    no_work = Work(0, 0, 0, 0, 0)
     per_token, per_pair = (
-        training_in_views(config, [unit if each == view else nothing for each in range(views)], course, **trained).total
-        for unit in (replace(nothing, tokens=1), replace(nothing, token_pairs=1))
+        training_in_views(config, [unit if i == view else no_work for i in range(views)], schedule, **trained).total
+        for unit in (replace(no_work, tokens=1), replace(no_work, token_pairs=1))
     )
     return DecoderFlops(float(per_token), float(per_pair))
 
 
-def budget(price: SampleCost, tokens: np.ndarray, token_budget: int) -> float:
-    """Operations that suit a budget of tokens, [views, S] being those of every sample at the lowest rates: what so many
-    cost on average there, less a tenth, so that tokens seldom bind; never less than the dearest sample alone."""
-    cost_S = price(np.arange(tokens.shape[1]), tokens)
+def budget(cost_of: SampleCost, tokens: np.ndarray, token_budget: int) -> float:
+    """The budget in operations for `train.cost_budget=auto`: 90 % of the mean cost of `token_budget` tokens.
+
+    `tokens` holds the tokens of every sample at the lowest rates, [views, S]. With 90 %, the token budget is rarely the
+    limit. The result is at least the cost of the most expensive sample.
+    """
+    cost_S = cost_of(np.arange(tokens.shape[1]), tokens)
     return max(0.9 * token_budget * cost_S.sum() / tokens.sum(), cost_S.max())
 
 
 def _recurrence(text: TextShape) -> int:
-    """Multiply-adds of one token with the states of all layers: read with the key, written, read with the query."""
+    """Multiply-adds of one token with the states of all layers: read with the key, write, and read with the query."""
     return 3 * text.recurrent_layers * math.prod(text.state)
 
 
@@ -196,6 +201,6 @@ def _causal_attention(text: TextShape, work: Work) -> Any:
 
 
 def _vision_attention(tower: TowerShape, work: Work) -> Any:
-    whole = tower.blocks if tower.full_attention_blocks is None else tower.full_attention_blocks
-    within = np.minimum(tower.window_patches * work.patches, work.pairs)  # a picture may be smaller than a window
-    return 4 * (work.pairs * whole + within * (tower.blocks - whole)) * tower.width
+    full = tower.blocks if tower.full_attention_blocks is None else tower.full_attention_blocks
+    windowed = np.minimum(tower.window_patches * work.patches, work.pairs)  # an image may be smaller than a window
+    return 4 * (work.pairs * full + windowed * (tower.blocks - full)) * tower.width

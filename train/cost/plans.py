@@ -1,4 +1,4 @@
-"""Which samples share a step, what they cost, and how many of their tokens each rate keeps."""
+"""Builds the plan of a run: which samples share a step, what they cost, and how many tokens each rate keeps."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ def build_plan(
     method: Method,
     empty: nn.Module,
 ) -> Plan | BudgetPlan:
-    """Which samples share a step: to a budget if there is one, else by number."""
+    """A plan that fills micro-batches to train.token_budget, or without one to train.batch_size samples."""
     train, world, rank = config.train, engine.num_processes, engine.process_index
     if train.token_budget is None:
         samples = len(train_set.samples)
         return Plan(samples, train.batch_size, train.accumulation, world, rank, config.seed, mixture=train_set.mixture)
-    sizes, allowed, price, kept = train_set.index.sizes, None, None, build_kept(method, rates)
+    sizes, flops, cost_of, kept = train_set.index.sizes, None, None, build_kept(method, rates)
     if train.cost_budget is not None:
-        price = build_price(config, empty, sizes, method)
+        cost_of = build_sample_cost(config, empty, sizes, method)
         tokens = sizes.in_views(np.arange(len(sizes)), rates.lowest(), kept)
-        automatic = train.cost_budget == "auto"
-        allowed = cost.budget(price, tokens, train.token_budget) if automatic else TERA * float(train.cost_budget)
-    budget = Budget(train.token_budget, train.patch_budget, allowed, train.lookahead)
+        auto = train.cost_budget == "auto"
+        flops = cost.budget(cost_of, tokens, train.token_budget) if auto else TERA * float(train.cost_budget)
+    budget = Budget(train.token_budget, train.patch_budget, flops, train.lookahead)
     freed = freed_patches(method, base_model(empty).config)
-    plan = BudgetPlan(sizes, budget, rates, kept, world, rank, config.seed, train_set.mixture, price, freed)
-    plan.check(rates.lowest(), lambda place: train_set.samples[place].id)
+    plan = BudgetPlan(sizes, budget, rates, kept, world, rank, config.seed, train_set.mixture, cost_of, freed)
+    plan.check(rates.lowest(), lambda index: train_set.samples[index].id)
     return plan
 
 
-def build_price(config: Config, empty: nn.Module, sizes: Sizes, method: Method) -> SampleCost:
-    """What every sample costs in a step as it is trained. `empty`: the model, without weights."""
+def build_sample_cost(config: Config, empty: nn.Module, sizes: Sizes, method: Method) -> SampleCost:
+    """The cost of training on each sample in operations. `empty` is the model without weights."""
     model, lora = config.model, config.model.lora.r is not None
-    return cost.price(
+    return cost.sample_cost(
         base_model(empty).config,
         sizes,
         depth(method),
@@ -68,36 +68,37 @@ def build_price(config: Config, empty: nn.Module, sizes: Sizes, method: Method) 
 
 
 def schedule_of(config: Config, method: Method, model: nn.Module) -> cost.StepSchedule:
-    """How the run's steps go through their views. `model` as it is trained."""
+    """How a step processes its views. `model` is the model as it is trained, with LoRA if any."""
     distill = config.train.distill
     spec = spec_of(base_model(model).config)
-    base_sees = distill.needs_base and trained_towers(model, spec) != {"language"}
-    return cost.StepSchedule(depth(method) is None, distill.alone, distill.needs_base, base_sees)
+    base_encodes = distill.needs_base and trained_towers(model, spec) != {"language"}
+    return cost.StepSchedule(depth(method) is None, distill.alone, distill.needs_base, base_encodes)
 
 
 def freed_patches(method: Method, architecture: Any) -> int | None:
-    """Patches that do not enter the vision tower for a token that is dropped; None where it is dropped after it."""
-    if (before := depth(method)) is None:
+    """Patches that skip the vision tower for each dropped token; None if tokens are dropped after the tower."""
+    if (block := depth(method)) is None:
         return None
-    return spec_of(architecture).tower_shape(architecture).merge_size ** 2 if before == 0 else 0
+    return spec_of(architecture).tower_shape(architecture).merge_size ** 2 if block == 0 else 0
 
 
 def build_kept(method: Method, rates: StepRates) -> KeptCounts:
-    """Tokens kept of videos at a drawn rate, which may be a share of what each of them can lose."""
+    """A function that counts the kept tokens of videos at a drawn rate. Under FrameBeta the rate is a share of the most
+    that each video can lose."""
     distribution, counts = rates.distribution, partial(kept_counts, method)
     if not isinstance(distribution, FrameBeta):
         return counts
 
     def kept(grids_V: np.ndarray, tokens_V: np.ndarray, share: float) -> np.ndarray:
-        found_V = np.zeros_like(grids_V)
+        kept_V = np.zeros_like(grids_V)
         for grids in np.unique(grids_V):
-            of = grids_V == grids
-            found_V[of] = counts(grids_V[of], tokens_V[of], distribution.of_video(share, int(grids)))
-        return found_V
+            same_V = grids_V == grids
+            kept_V[same_V] = counts(grids_V[same_V], tokens_V[same_V], distribution.of_video(share, int(grids)))
+        return kept_V
 
     return kept
 
 
 def kept_counts(method: Method, grids_V: np.ndarray, tokens_V: np.ndarray, rate: float) -> np.ndarray:
-    """The method's counts, for data's arrays."""
+    """The method's counts of kept tokens [V] for numpy arrays."""
     return method.counts(torch.from_numpy(grids_V), torch.from_numpy(tokens_V), rate).numpy()

@@ -1,4 +1,4 @@
-"""What a machine does to a run, in one line that names the likely cause and what to change."""
+"""One-line messages for failures of the machine: the likely cause and what to change."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 from train import cli
 
-STATUS = 1  # exit status: the command was right
+STATUS = 1  # exit status: the command line was valid
 SMALLER = "lower train.batch_size or train.token_budget, data.max_frames or data.max_pixels"
 WORKER = r"(?:DataLoader|index) worker \(pid(?:\(s\))? (?P<what>[\d, ]+)\) "
-# What the message of an error holds, and what it means; the first that matches counts.
-KNOWN = (
+# (pattern in the message of an error, one-line explanation); the first match is used.
+FAILURES = (
     (
         WORKER + r"is killed by signal: Killed",  # SIGKILL is the kernel's when memory is full
         "data worker (pid {what}) was killed, most likely because the machine's memory was full: "
@@ -34,29 +34,29 @@ KNOWN = (
     ),
     (
         WORKER + r"exited unexpectedly",
-        "data worker (pid {what}) ended and left no status: start again with data.workers=0 to see where",
+        "data worker (pid {what}) ended without a status: start again with data.workers=0 to see where",
     ),
     (r"CUDA out of memory\. (?P<what>.*?)\. ", f"the GPU's memory is full ({{what}}): {SMALLER}"),
     (r"DefaultCPUAllocator: (?P<what>.*)", f"the machine's memory is full ({{what}}): {SMALLER}"),
     (
         r"(?P<what>Connection (?:closed|reset) by (?:remote )?peer|NCCL[^.\n]*|Timed out waiting)",
-        "another rank has died or does not answer ({what}): the first error above is the cause",
+        "another rank has died or does not respond ({what}): the first error above is the cause",
     ),
 )
 
 
 def explained(error: BaseException) -> str | None:
-    """The line for what is known to happen to runs; None for what is not, and for what is our own fault."""
-    said = f"{error} {error.__cause__ or ''}"  # how a DataLoader's worker ended stands in the cause
-    for pattern, meaning in KNOWN:
-        if found := re.search(pattern, said):
-            return meaning.format(**{name: text.strip(" .") for name, text in found.groupdict().items()})
+    """A one-line explanation of a failure of the machine; None for any other error."""
+    text = f"{error} {error.__cause__ or ''}"  # the cause says how a worker of a DataLoader ended
+    for pattern, meaning in FAILURES:
+        if match := re.search(pattern, text):
+            return meaning.format(**{name: value.strip(" .") for name, value in match.groupdict().items()})
     return "the machine's memory is full: " + SMALLER if isinstance(error, MemoryError) else None
 
 
 @contextmanager
 def one_line_failures() -> Iterator[None]:
-    """A known failure of the machine ends the process with one line that names the rank; EVS_TRACE=1 shows where."""
+    """Report a failure of the machine in one line and end the process; EVS_TRACE=1 shows the traceback."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

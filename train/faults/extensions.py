@@ -1,4 +1,4 @@
-"""Builds of DeepSpeed's operators by torch, which waits for ever for a lock file that a killed build has left."""
+"""Builds of DeepSpeed's operators that do not hang on the lock file of a killed build, as torch's own would."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ POLL = 1.0  # seconds
 
 
 def build_extension(builder_name: str, limit_s: float) -> None:
-    """Build and load DeepSpeed's operator, on a machine where no other process of the run does so at the same time.
+    """Build and load an operator of DeepSpeed. Only one process of the run per machine may call this at a time.
 
-    Raises ValueError, naming the lock file, where another build holds it for more than `limit_s` seconds.
+    Raise ValueError, naming the lock file, if another build holds it for more than `limit_s` seconds.
     """
     from deepspeed.accelerator import get_accelerator
     from torch.utils.cpp_extension import _get_build_directory
@@ -30,36 +30,36 @@ def build_extension(builder_name: str, limit_s: float) -> None:
 
 
 def wait_for_lock(lock: Path, limit_s: float) -> None:
-    """Return once no build holds torch's lock file. Removes it if the process that created it is dead.
+    """Return when no build holds torch's lock file. Removes it if the process that created it is dead.
 
-    Raises ValueError after `limit_s` seconds.
+    Raise ValueError after `limit_s` seconds.
     """
     end = time.monotonic() + limit_s
     while lock.exists():
         holders = _holders(lock)
         if not holders and _is_local(lock):
-            print(f"{lock}: left by a build that was killed; removed")
+            print(f"{lock}: removed, a killed build had left it")
             lock.unlink(missing_ok=True)
         elif time.monotonic() > end:
-            held = f"process {holders[0]}" if holders else "a dead process or another machine"
-            raise ValueError(f"{lock} is held by {held}: end that build, then remove the file and start again")
+            holder = f"process {holders[0]}" if holders else "a dead process or another machine"
+            raise ValueError(f"{lock} is held by {holder}: end that build, then remove the file and start again")
         else:
             time.sleep(POLL)
 
 
 def _holders(lock: Path) -> list[int]:
-    """Processes of this machine that have the file open, as torch has while it builds."""
+    """Ids of this machine's processes that have the file open; torch keeps it open during a build."""
     return [process.pid for process in psutil.process_iter() if _has_open(process, str(lock.resolve()))]
 
 
 def _has_open(process: psutil.Process, path: str) -> bool:
     try:
         return any(file.path == path for file in process.open_files())
-    except psutil.Error:  # of another user, or gone
+    except psutil.Error:  # the process belongs to another user or has ended
         return False
 
 
 def _is_local(path: Path) -> bool:
-    """True if the file system is this machine's own, so that processes of no other machine use it."""
-    mounts = [each for each in psutil.disk_partitions(all=True) if path.resolve().is_relative_to(each.mountpoint)]
-    return bool(mounts) and not max(mounts, key=lambda each: len(each.mountpoint)).fstype.startswith(NETWORK)
+    """True if the file system is local, so that no other machine can hold the lock."""
+    mounts = [disk for disk in psutil.disk_partitions(all=True) if path.resolve().is_relative_to(disk.mountpoint)]
+    return bool(mounts) and not max(mounts, key=lambda disk: len(disk.mountpoint)).fstype.startswith(NETWORK)

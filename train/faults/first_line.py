@@ -1,4 +1,4 @@
-"""Other libraries' errors in one line."""
+"""Errors of other libraries in one line."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Signals that ask a run to end: noted when they arrive, acted on at the end of a step by all ranks together.
+"""Signals that ask a run to end. A handler notes them, and all ranks act on them together at the end of a step.
 
-Imports nothing that takes time: `train/run.py` installs the handlers before its other imports.
+Imports nothing slow: `train/run.py` installs the handlers before its other imports.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGCONT", "SIGQUIT", "SIGXCPU")  # that a run may be told to note
+SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGCONT", "SIGQUIT", "SIGXCPU")  # allowed in train.signals
 DEFAULT = SIGNALS[:3]
-PREEMPTED = 85  # exit status: saved, to be started again with resume=auto
-INTERRUPTED = 130  # exit status: saved after Ctrl-C
+PREEMPTED = 85  # exit status: the state is saved, start the run again with resume=auto
+INTERRUPTED = 130  # exit status: the state is saved after Ctrl-C
 
 
 @dataclass
 class Stop:
-    """Whether this process was asked to end, and how."""
+    """Whether a signal has asked this process to end."""
 
-    status: int = 0
+    status: int = 0  # PREEMPTED, INTERRUPTED, or 0 without a signal
 
     def note(self, number: int, _: FrameType | None) -> None:
-        """A handler. Ctrl-C a second time ends the process at once."""
+        """Signal handler. A second Ctrl-C ends the process at once."""
         if number != signal.SIGINT:
             self.status = PREEMPTED
         elif self.status == INTERRUPTED:
@@ -35,7 +35,7 @@ class Stop:
 
 
 def note(names: Sequence[str]) -> Stop:
-    """From now on the named signals and SIGINT do no more than set the returned `Stop`."""
+    """Let the named signals and SIGINT only set the returned `Stop`."""
     stop = Stop()
     for number in _numbers([*names, "SIGINT"]):
         signal.signal(number, stop.note)
@@ -43,17 +43,18 @@ def note(names: Sequence[str]) -> Stop:
 
 
 def exit_at_once(names: Sequence[str]) -> None:
-    """Before the first step nothing is lost: exit with the status that asks for a restart. Ctrl-C interrupts."""
+    """Let the named signals end the process with status PREEMPTED, for use before the first step, when there is nothing
+    to save. Ctrl-C raises KeyboardInterrupt."""
     for number in _numbers(SIGNALS):
         if _is_ours(signal.getsignal(number)):
-            signal.signal(number, signal.SIG_DFL)  # of an earlier job, or before the names were known
+            signal.signal(number, signal.SIG_DFL)  # set by an earlier job, or before the configuration was read
     for number in _numbers(names):
         signal.signal(number, _exit)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def foreign_handler(number: int) -> Callable[..., Any] | None:
-    """The handler that a library has set for a signal."""
+    """The handler that another library has set for a signal, if any."""
     handler = signal.getsignal(number)
     return handler if callable(handler) and not _is_ours(handler) else None
 

@@ -1,4 +1,4 @@
-"""Files of JSON lines that survive whatever ends the run: whole lines, each step once."""
+"""JSONL files that stay valid if the run is killed: only complete lines, and each step once."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def append_new_lines(path: Path, rows: list[dict[str, Any]]) -> int:
-    """Append the rows that the file does not hold yet at any step, and return their number."""
+    """Append the rows that the file does not hold at any step. Returns their number."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    known = [_without_step(row) for line in lines if (row := _row(line)) is not None]
-    new = [row for row in rows if _without_step(row) not in known] if known else rows
+    existing = [_without_step(row) for line in lines if (row := _row(line)) is not None]
+    new = [row for row in rows if _without_step(row) not in existing] if existing else rows
     append_lines(path, new)
     return len(new)
 
@@ -43,7 +43,7 @@ def _without_step(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Keep the lines up to `step`, those that are whole: a run resumed there writes the others again."""
+    """Remove incomplete lines and those after `step`, which a run resumed at `step` writes again."""
     if not path.exists():
         return
     with path.open() as file:
@@ -52,8 +52,11 @@ def cut_back(path: Path, step: int) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file, none if it does not exist. A last line that was cut short is left out, and reported on
-    stderr. ValueError, naming file and line, for any other line that is not a JSON object."""
+    """The rows of a file; none if it does not exist.
+
+    An incomplete last line is skipped and reported on stderr. Raise ValueError, naming file and line, for any other
+    line that is not a JSON object.
+    """
     lines = path.read_bytes().split(b"\n") if path.is_file() else []
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
@@ -63,7 +66,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             if number < len(lines):
                 raise ValueError(f"{path}:{number}: not a JSON object ({error}); correct or remove the line") from None
-            print(f"{path}:{number}: left out, since the line was cut short", file=sys.stderr)
+            print(f"{path}:{number}: skipped an incomplete line", file=sys.stderr)
     return rows
 
 
@@ -82,6 +85,6 @@ def _row(line: str) -> dict[str, Any] | None:
 
 
 def as_json(values: dict[str, float]) -> dict[str, Any]:
-    """JSON has no NaN and no infinity: null in their place, and their names under `nonfinite`."""
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    return values | dict.fromkeys(bad) | ({"nonfinite": bad} if bad else {})
+    """The values with null for NaN and infinity, which JSON lacks, and the names of those under `nonfinite`."""
+    nonfinite = [name for name, value in values.items() if not math.isfinite(value)]
+    return values | dict.fromkeys(nonfinite) | ({"nonfinite": nonfinite} if nonfinite else {})

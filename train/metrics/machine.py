@@ -1,4 +1,4 @@
-"""The machine and the commit that figures come from."""
+"""The machine and the commit that produced a result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def machine() -> dict[str, Any]:
-    """What a figure depends on besides the code."""
+    """Commit, device, memory and library versions, as written to `machine.json`."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
@@ -41,8 +41,8 @@ def _memory() -> int:
 
 
 def _git(*words: str) -> str:
-    """What git prints; nothing without git or a repository."""
+    """The output of a git command; empty without git or a repository."""
     if shutil.which("git") is None:
         return ""
-    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
-    return done.stdout.strip()
+    result = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+    return result.stdout.strip()

@@ -1,4 +1,4 @@
-"""Memory in use: the device's, or on a CPU the process's resident set above what it held when measuring began."""
+"""Peak memory: of the GPU, or on a CPU the growth of the process's resident set since measuring began."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ PROC = Path("/proc/self")
 
 @dataclass(frozen=True)
 class Memory:
-    """A peak that starts anew where the object was made (`watch`)."""
+    """Measures the peak memory since the object was created by `watch`."""
 
     device: torch.device
-    base: int  # bytes resident then; 0 on a GPU, whose allocator counts for itself
+    base: int  # resident bytes at the start; 0 on a GPU, whose allocator keeps its own counters
 
     def peak(self) -> float | None:
-        """GiB in use at most since then; None where the system does not report it."""
+        """Peak memory in GiB since the start; None if the system does not report it."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**30
         highest = _status("VmHWM")
@@ -27,7 +27,7 @@ class Memory:
 
 
 def watch(device: torch.device) -> Memory:
-    """Forget earlier peaks, those of an earlier run of the same process among them."""
+    """Start measuring peak memory, without the peaks of earlier runs of the same process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return Memory(device, 0)
@@ -37,7 +37,7 @@ def watch(device: torch.device) -> Memory:
 
 
 def _status(name: str) -> int | None:
-    """Bytes of a line of /proc/self/status; None where the system has none (macOS)."""
+    """Bytes in a line of /proc/self/status; None on systems without it (macOS)."""
     if not (PROC / "status").exists():
         return None
     lines = (PROC / "status").read_text().splitlines()

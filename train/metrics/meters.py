@@ -1,8 +1,8 @@
-"""Where a step's time goes and what it is spent on, measured without making the device wait within a step.
+"""Measures the time and the operations of steps, without synchronizing the device within a step.
 
-Spans: `data` (waiting for the loader), `vision` and `language_model` (forward), `backward`, `optimizer`. An engine's
-communication is hidden within the last two (DeepSpeed also takes its optimizer step within `backward`), and the
-recomputation of checkpointed layers within `backward`.
+Spans: `data` (waiting for the loader), `vision` and `language_model` (forward), `backward`, `optimizer`. Communication
+is part of the last two, and the recomputation of checkpointed layers is part of `backward`. DeepSpeed also takes its
+optimizer step within `backward`.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from train.metrics.memory import Memory
 from train.task import StepOutput
 
 T = TypeVar("T")
-# Dense bf16 operations a second by the vendor's data sheet; a device that is not here has no MFU.
+# Dense bf16 operations per second by the vendor's data sheet. No MFU is reported for other devices.
 PEAK = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12}
 
 
 @dataclass
 class Meter:
-    """Collects between two readings. `config` is the Hugging Face model's; `frozen` names towers."""
+    """Collects spans between two calls of `read`. `config` is the Hugging Face model's; `frozen` names towers."""
 
     device: torch.device
     config: Any
     memory: Memory
     frozen: Sequence[str] = ()
     lora: bool = False
-    course: cost.StepSchedule = cost.ONE_VIEW
+    schedule: cost.StepSchedule = cost.ONE_VIEW
     _spans: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
     _begin: float = field(default_factory=time.perf_counter)
     _steps: int = 0
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Times what runs inside."""
+        """Time the code inside as span `name`."""
         begin = self._now()
         yield
         self._spans.setdefault(name, []).append((begin, self._now()))
 
     def watch(self, module: nn.Module, name: str) -> None:
-        """Times every training call of a module as a span."""
+        """Time every forward pass of a module in training mode as span `name`."""
         begins: list[Any] = []
         module.register_forward_pre_hook(lambda *_: begins.append(self._now()))
 
@@ -60,7 +60,7 @@ class Meter:
         module.register_forward_hook(end)
 
     def steps(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, waiting for each as the span `data`."""
+        """Yield the items, and time the wait for each as span `data`."""
         iterator, end = iter(items), object()
         while True:
             with self.span("data"):
@@ -72,27 +72,28 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What runs inside, saving or evaluation, is not training time."""
+        """Do not count the time spent inside, as when saving or evaluating."""
         begin = self._wait()
         yield
         self._begin += self._wait() - begin
 
     def restart(self) -> None:
+        """Discard the spans and start measuring from now."""
         self._spans.clear()
         self._steps, self._begin = 0, self._wait()
 
     def read(self) -> tuple[float, dict[str, float]]:
-        """(seconds since the last reading, seconds a step by span). Waits for the device, so not for every step."""
+        """(seconds since the last call, seconds per step by span). Synchronizes the device."""
         elapsed, steps = self._wait() - self._begin, max(1, self._steps)
-        spans = {f"time/{name}": sum(map(_seconds, found)) / steps for name, found in self._spans.items()}
+        spans = {f"time/{name}": sum(map(_seconds, times)) / steps for name, times in self._spans.items()}
         self.restart()
         return elapsed, {"time/step": elapsed / steps, **spans}
 
     def work(self, batch: Batch, out: StepOutput, before: int | None = None) -> dict[str, float]:
-        """Patches seen and operations of forward and backward, of what is left of the batch in its views. `before`: the
-        block of the vision tower before which tokens are dropped; None: after it.
+        """The patches that the vision tower reads and the operations of forward and backward, over all views.
 
-        The survivors are taken to be shared alike among its samples, which concerns attention's part only.
+        `before` is the block of the vision tower before which tokens are dropped; None drops them after the tower.
+        All samples are assumed to keep the same fraction of their tokens, which affects the count of attention only.
         """
         grids = torch.cat([batch.image_grid_thw_I3, batch.video_grid_thw_V3]).tolist()
         lengths, views = batch.segment_N.bincount().tolist(), []
@@ -101,11 +102,11 @@ class Meter:
             views.append(cost.batch_work([(t, h, w) for t, h, w in grids], left, out.targets))
             if before is not None:
                 views[-1] = cost.before_tower(self.config, views[-1], out.tokens - kept, before)
-        course = replace(self.course, sees_once=before is None)
-        done = cost.training_in_views(self.config, views, course, frozen=self.frozen, lora=self.lora)
+        schedule = replace(self.schedule, encodes_once=before is None)
+        operations = cost.training_in_views(self.config, views, schedule, frozen=self.frozen, lora=self.lora)
         return {
-            "patches": sum(view.patches for view in (views[:1] if course.sees_once else views)),
-            "operations": done.total,
+            "patches": sum(view.patches for view in (views[:1] if schedule.encodes_once else views)),
+            "operations": operations.total,
         }
 
     def _wait(self) -> float:
@@ -127,7 +128,7 @@ def _seconds(span: tuple[Any, Any]) -> float:
 
 
 def peak_operations(device: torch.device) -> float | None:
-    """Operations a second that the device could do at best; None where it is unknown."""
+    """Peak operations per second of the device; None if unknown."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

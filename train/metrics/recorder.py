@@ -1,4 +1,4 @@
-"""Recording and reporting: one `record(name, value)` where a value is, one reduction over ranks where it is shown."""
+"""Records metrics by name during steps, reduces them over ranks, and writes them to the sinks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Recorder:
     _sum: dict[str, list[Any]] = field(default_factory=dict)
 
     def record(self, name: str, value: Tensor | float, weight: Tensor | float | None = None) -> None:
-        """A weighted mean over micro-batches and ranks with `weight`, a plain sum over them without."""
+        """Add a value to the next report: a mean over micro-batches and ranks with `weight`, a sum without."""
         if weight is None:
             self._sum.setdefault(name, []).append(value)
         else:
@@ -50,17 +50,17 @@ class Recorder:
         append_lines(self.run_dir / "quarantine.jsonl", _rows(samples, step))
 
     def quarantine_once(self, samples: Sequence[Quarantined], step: int) -> int:
-        """List samples that all ranks know of, unless an earlier part of the run has. Returns how many are new."""
+        """List samples that all ranks have quarantined, unless already listed. Returns the number of new ones."""
         return (
             append_new_lines(self.run_dir / "quarantine.jsonl", _rows(samples, step))
             if self.engine.is_main_process
             else 0
         )
 
-    def batch(self, step: int, place: int, rates: Sequence[Any], samples: Sequence[str]) -> None:
-        """What one micro-batch held, for `batches.jsonl` where it is asked for."""
+    def batch(self, step: int, index: int, rates: Sequence[Any], samples: Sequence[str]) -> None:
+        """List the rates and samples of a micro-batch in `batches.jsonl`, if enabled by `tracker.batches`."""
         if self.list_batches:
-            self._batches.append({"step": step, "place": place, "rates": rates, "samples": list(samples)})
+            self._batches.append({"step": step, "place": index, "rates": rates, "samples": list(samples)})
 
     def _write_batches(self) -> None:
         rows = collected(self._batches)
@@ -71,12 +71,13 @@ class Recorder:
     def report(
         self, step: int, shares: Mapping[str, tuple[str, float]] | None = None, **local: float
     ) -> dict[str, float]:
-        """Reduce, forget and write what was recorded; `local` values are this rank's and go out as they are.
+        """Reduce the recorded values over ranks, write them to the sinks and clear them. Every rank must call it.
 
-        `shares`: under a new name, what a recorded name came to over all ranks, divided by a number.
+        `local` values are written as they are, without a reduction. `shares` maps a new name to (recorded name,
+        divisor): the reduced value divided by the divisor is reported too.
         """
         values = self._reduce() | local
-        values |= {name: values[of] / by for name, (of, by) in (shares or {}).items() if of in values}
+        values |= {name: values[key] / divisor for name, (key, divisor) in (shares or {}).items() if key in values}
         self._mean.clear()
         self._sum.clear()
         on_main(self.engine, lambda: self._write(step, values))
@@ -111,7 +112,7 @@ def _rows(samples: Sequence[Quarantined], step: int | None) -> list[dict[str, An
 
 
 def total(values: list[Any]) -> Tensor:
-    """Their float64 sum, without waiting for the device."""
+    """The float64 sum of numbers and tensors, without synchronizing the device."""
     tensors = [torch.as_tensor(value).detach().double() for value in values]
     device = next((t.device for t in tensors if t.device.type != "cpu"), torch.device("cpu"))
     return torch.stack([t.to(device, non_blocking=True) for t in tensors]).sum()
@@ -128,11 +129,11 @@ def build_recorder(engine: Accelerator, config: Config, first_step: int) -> Reco
 
 def _open_sinks(config: Config, first_step: int, ranks: int) -> list[Sink]:
     run_dir = Path(config.run_dir)
-    about = machine() | {"ranks": ranks, "command": shlex.join(["python", *sys.argv])}
+    record = machine() | {"ranks": ranks, "command": shlex.join(["python", *sys.argv])}
     with writing(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
-        (run_dir / "machine.json").write_text(json.dumps(about, indent=1) + "\n")
+        (run_dir / "machine.json").write_text(json.dumps(record, indent=1) + "\n")
         for name in ("metrics.jsonl", "batches.jsonl", "health.jsonl", "quarantine.jsonl"):
             cut_back(run_dir / name, first_step or -1)  # without a checkpoint, step 0 is repeated too
     bar = progress_bar(total=config.train.steps, initial=first_step, desc="train", unit="step")
@@ -148,5 +149,5 @@ RATE_BUCKETS = ("0.0-0.3", "0.3-0.6", "0.6-0.9", "0.9-1.0")
 
 
 def rate_bucket(rate: float) -> str:
-    """The third of [0, .9) that a rate falls in, or the rest: `loss/rate_0.3-0.6`."""
+    """The bucket that a rate falls in, as in the metric `loss/rate_0.3-0.6`."""
     return RATE_BUCKETS[min(int(rate / 0.3 + 1e-9), 3)]

@@ -1,4 +1,4 @@
-"""Where reported values go: the console, a JSONL file, TensorBoard, W&B."""
+"""Outputs of reported values: the console, a JSONL file, TensorBoard and W&B."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ from train.reports.curve import Curve, curve_of, figure, table
 
 
 class Sink(Protocol):
+    """An output of reports."""
+
     def write(self, step: int, values: dict[str, float]) -> None: ...
     def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Jsonl:
-    """One line a report, appended: a resumed run appends to the same file."""
+    """Appends one line per report; a resumed run appends to the same file."""
 
     path: Path
 
@@ -39,7 +41,7 @@ class Jsonl:
 
 @dataclass(frozen=True)
 class Console:
-    """The progress bar, with time left and the values worth watching."""
+    """The progress bar, with the remaining time and the most important values."""
 
     bar: tqdm
     shown: tuple[str, ...] = ("loss", "token_accuracy", "rate", "kept", "lr", "tokens_per_s")
@@ -55,7 +57,7 @@ class Console:
 
 @dataclass(frozen=True)
 class TensorBoard:
-    """Event files under the run's folder. Those of steps that a resumed run takes again are hidden."""
+    """Event files in the run's folder. A resumed run hides the events of the steps that it repeats."""
 
     writer: Any
     folder: Path
@@ -90,7 +92,7 @@ def _without_tensorboard(report: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 @dataclass
 class Wandb:
-    """A service beside the run: whatever goes wrong with it is printed once, and the run trains on without it."""
+    """Logs to Weights & Biases. After the first error, which is printed, the run continues without it."""
 
     run: Any
 
@@ -106,16 +108,16 @@ class Wandb:
                 function()
         except Exception as error:
             self.run = None
-            print(f"W&B gave up ({first_line(error)}); metrics.jsonl is still written", file=sys.stderr)
+            print(f"W&B logging has stopped ({first_line(error)}); metrics.jsonl is still written", file=sys.stderr)
 
 
 def start_wandb(config: TrackerConfig, run_dir: Path, settings: dict) -> Wandb:
-    """A W&B run under the run's own folder, offline when neither a key nor a mode is known or the network fails."""
+    """A W&B run with files in the run's folder; offline without a key and a mode, or if the network fails."""
     key = os.environ.get("WANDB_API_KEY") or wandb_key()
     mode = os.environ.get("WANDB_MODE") or ("online" if key else "offline")
-    for each in dict.fromkeys([mode, "offline"]):
+    for candidate in dict.fromkeys([mode, "offline"]):
         try:
-            return Wandb(_wandb(config, run_dir, settings, each))
+            return Wandb(_wandb(config, run_dir, settings, candidate))
         except Exception as error:
             print(f"W&B did not start ({first_line(error)})", file=sys.stderr)
     return Wandb(None)
@@ -137,14 +139,14 @@ def _wandb(config: TrackerConfig, run_dir: Path, settings: dict, mode: Any) -> A
 
 
 def wandb_curve(curve: Curve) -> dict[str, Any]:
-    """An evaluation as W&B's table and picture; empty where there was none."""
+    """The evaluation curve as a W&B table and image; empty without an evaluation."""
     if not curve.accuracy:
         return {}
     import wandb
 
     rows = [[rate, accuracy] for rate, accuracy in sorted(curve.accuracy.items())]
-    picture = wandb.Image(figure([curve], "Accuracy by pruning rate"))
-    return {"eval/curve": picture, "eval/table": wandb.Table(columns=["rate", "accuracy"], data=rows)}
+    image = wandb.Image(figure([curve], "Accuracy by pruning rate"))
+    return {"eval/curve": image, "eval/table": wandb.Table(columns=["rate", "accuracy"], data=rows)}
 
 
 def wandb_key() -> str | None:
@@ -154,5 +156,5 @@ def wandb_key() -> str | None:
 
 
 def wandb_id(project: str, run_dir: Path) -> str:
-    """The same for every part of one run, and another for every other folder."""
+    """An id derived from project and folder, so that a resumed run continues the same W&B run."""
     return hashlib.blake2b(f"{project}/{run_dir.absolute()}".encode(), digest_size=8).hexdigest()

@@ -41,7 +41,7 @@ def test_what_a_dead_run_left_is_removed_and_nothing_else(tmp_path):
 
 
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path):
-    with pytest.raises(ValueError, match="is no checkpoint: give auto or a folder"):
+    with pytest.raises(ValueError, match="is not a checkpoint: give auto or a folder"):
         candidates(str(tmp_path), tmp_path)
 
 
@@ -101,7 +101,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(words, saved, tmp_path, c
 def test_no_whole_checkpoint_is_an_error_and_not_a_fresh_start(words, saved):
     for checkpoint in complete(saved / "checkpoints"):
         zero(checkpoint / "state" / "model.safetensors")
-    with pytest.raises(ValueError, match=r"no checkpoint is whole .* remove them to start anew"):
+    with pytest.raises(ValueError, match=r"all checkpoints are damaged .* remove them to start from the beginning"):
         trained(*words("resume=auto"))
 
 

@@ -15,7 +15,7 @@ STEP = 12  # micro-batches
 
 
 def saved(split: StepSplit) -> dict[str, Any]:
-    return {"plan": {"places": split.places}, "world": {**asdict(split), "requested": list(split.requested)}}
+    return {"plan": {"places": split.micro_batches}, "world": {**asdict(split), "requested": list(split.requested)}}
 
 
 def resumed(shape: dict[str, Any] | None, ranks: int, accumulation: int, *changes: str) -> dict[str, Any]:

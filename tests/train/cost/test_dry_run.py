@@ -34,8 +34,8 @@ def test_the_largest_micro_batch_of_a_budget_is_one_of_the_plan_at_its_rates():
     plan = BudgetPlan(SIZES, Budget(300), rates, kept, 2, 1, 0)
     found = largest_micro_batch(plan, SIZES, rates, kept)
     assert found.step is not None
-    assert found.samples == replace_ranks(plan).micro_batches(found.step)[found.place]
-    assert found.rates(rates, []) == rates(found.step)[found.place]
+    assert found.samples == replace_ranks(plan).micro_batches(found.step)[found.index]
+    assert found.rates(rates, []) == rates(found.step)[found.index]
     assert found == largest_micro_batch(replace_ranks(plan), SIZES, rates, kept)
 
 

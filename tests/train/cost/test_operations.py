@@ -115,7 +115,7 @@ def test_the_price_of_a_sample_is_what_its_step_costs_with_a_tower_that_drops(fa
     config = tiny_model(family).config
     grids = [(9, 24, 32), (2, 8, 8), (40, 16, 12)]
     sizes = gather(SampleSize(50, ((t, h * w // 4),), t * h * w, 2 * t, 7, t * (h * w) ** 2) for t, h, w in grids)
-    price = cost.price(config, sizes, before, frozen=frozen)
+    price = cost.sample_cost(config, sizes, before, frozen=frozen)
     for place, (t, h, w) in enumerate(grids):
         for share in (0, 0.3, 0.75, 0.9):
             dropped = int(share * t * h * w // 4)

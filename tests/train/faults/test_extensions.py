@@ -19,7 +19,7 @@ def test_the_lock_of_a_killed_build_is_removed(lock, capsys):
     lock.parent.mkdir()
     lock.touch()
     wait_for_lock(lock, 60)
-    assert not lock.exists() and f"{lock}: left by a build that was killed" in capsys.readouterr().out
+    assert not lock.exists() and f"{lock}: removed, a killed build had left it" in capsys.readouterr().out
 
 
 def test_the_lock_of_a_build_that_runs_is_named_when_the_time_is_over(lock):
