@@ -114,7 +114,7 @@ def run(engine: Accelerator, evaluation: Evaluation, options: Options) -> Outcom
     """Ask what the answers beside `out` do not hold yet."""
     log = Answers(engine, Path(options.out).with_suffix(".jsonl"), setting(options)) if options.out else None
     there = log.begin() if log else []
-    missing = evaluation.missing({answer.place for answer in there})
+    missing = evaluation.missing({answer.key for answer in there})
     if there:
         engine.print(f"{len(there)} answers are there already; {sum(map(len, missing.values()))} samples to ask")
     outcome = evaluation.ask(task(engine, options), there, log) if missing else evaluation.recall(there)

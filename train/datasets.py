@@ -33,7 +33,7 @@ class AuditedData:
 
     @property
     def lost(self) -> tuple[Quarantined, ...]:
-        """What was put aside."""
+        """The quarantined rows."""
         return self.index.quarantined
 
     @property

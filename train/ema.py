@@ -1,4 +1,4 @@
-"""An exponential moving average of the trained weights, kept beside them in float32."""
+"""An exponential moving average of the trained weights, kept in float32."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Average:
-    """Of the parameters of `module` that are trained, by name, starting where they are."""
+    """The average of the trained parameters of `module` by name, which starts at their current values."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -20,7 +20,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Once after every step of the optimizer."""
+        """Add the current weights. Call it once after every step of the optimizer."""
         self._mix(list(self.weights.values()), [p.float() for p in self.trained.values()], 1)
 
     def into(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Answers on disk, one JSON line a question and rate, so that a run that was killed asks nothing twice."""
+"""Answers on disk, one JSON line per question and rate, so that a resumed evaluation repeats none."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ from train.collectives import on_main
 
 @dataclass(frozen=True)
 class Answer:
-    """One question at one rate."""
+    """The answer to one question at one rate."""
 
     question: str  # train.evaluation.questions.Question.key
     rate: float
-    sample: str  # its id in the data
+    sample: str  # id of the sample
     score: float  # 0 to 1
     metric: str  # "choice", "greedy" (see train.evaluation.evaluation) or one of data.answer_metrics
-    text: str  # what was answered
-    loss: float  # natural, summed over the reference's tokens
-    targets: int
-    kept: int  # tokens of the sample that the language model read
-    tokens: int
+    text: str  # the answer
+    loss: float  # cross-entropy in nats, summed over the tokens of the reference
+    targets: int  # tokens of the reference
+    kept: int  # tokens of the sample after pruning
+    tokens: int  # before pruning
 
     @property
-    def place(self) -> tuple[str, float]:
+    def key(self) -> tuple[str, float]:
+        """(question, rate), which identifies an answer."""
         return self.question, self.rate
 
 
 @dataclass(frozen=True)
 class Answers:
-    """A file that answers are appended to; ranks but the first keep one of their own beside it until the end.
+    """A file that answers are appended to. Until the end, every rank but the first writes to a file of its own.
 
-    `setting` stands in its first line: answers of another model, or of other frames, are never taken for these.
+    The first line holds `setting`, so that answers of another model or of other frames are not reused.
     """
 
     engine: Accelerator
@@ -49,16 +50,17 @@ class Answers:
 
     @property
     def own(self) -> Path:
+        """The file of this rank."""
         rank = self.engine.process_index
         return self.path if rank == 0 else self.path.with_name(f"{self.path.name}.rank{rank}")
 
     def begin(self) -> list[Answer]:
-        """The answers that are there, on all ranks. ValueError where they are another setting's."""
-        found = on_main(self.engine, self._gather)
-        return broadcast_object_list([found])[0]
+        """The existing answers, on all ranks. Raise ValueError if they have another setting."""
+        answers = on_main(self.engine, self._gather)
+        return broadcast_object_list([answers])[0]
 
     def append(self, answers: Iterable[Answer]) -> None:
-        """On the disk when it returns, in one write: a kill leaves whole lines, and at most one that is not."""
+        """Append answers in one write and flush them to disk, so that a kill leaves at most one incomplete line."""
         lines = "".join(json.dumps(asdict(answer)) + "\n" for answer in answers)
         with self.own.open("a", encoding="utf-8") as file:
             file.write(lines)
@@ -66,22 +68,22 @@ class Answers:
             os.fsync(file.fileno())
 
     def finish(self, answers: list[Answer]) -> None:
-        """Put all ranks' answers into the one file, in the order given."""
+        """Write all ranks' `answers` to one file, in this order. Every rank must call it."""
         self.engine.wait_for_everyone()
         on_main(self.engine, lambda: self._replace(answers))
 
     def _gather(self) -> list[Answer]:
-        found: dict[tuple[str, float], Answer] = {}
-        for path in (self.path, *self._others()):
-            found |= {answer.place: answer for answer in self._read(path)}
+        answers: dict[tuple[str, float], Answer] = {}
+        for path in (self.path, *self._rank_files()):
+            answers |= {answer.key: answer for answer in self._read(path)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._replace(list(found.values()))
-        return list(found.values())
+        self._replace(list(answers.values()))
+        return list(answers.values())
 
     def _read(self, path: Path) -> list[Answer]:
         if not path.is_file():
             return []
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line break was cut short
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # the text after the last line break is incomplete
         rows = [json.loads(line) for line in lines]
         if rows and "setting" in rows[0]:
             self._check(path, rows.pop(0)["setting"])
@@ -95,10 +97,10 @@ class Answers:
     def _replace(self, answers: list[Answer]) -> None:
         rows = [{"setting": self.setting}, *map(asdict, answers)]
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
-        for other in self._others():
-            other.unlink()
+        for path in self._rank_files():
+            path.unlink()
 
-    def _others(self) -> list[Path]:
+    def _rank_files(self) -> list[Path]:
         return sorted(self.path.parent.glob(f"{self.path.name}.rank*"))
 
 

@@ -1,9 +1,9 @@
-"""A model's answers to held-out questions at a grid of rates, from one look at each video.
+"""Evaluates a model on held-out questions at several pruning rates; each video is encoded once.
 
-Where a question offers lettered options, the answer is the likeliest of the offered letters ("choice"). A free answer
-is written and graded by the metric that its row names (data.answer_metrics). An answer without a metric is right when
-each of its tokens is the arg max given the right ones before it, which is when greedy decoding would write it
-("greedy"); that needs no generation.
+If a question offers lettered options, the answer is the most likely of the offered letters ("choice"). If the row names
+a metric (data.answer_metrics), the answer is generated and graded by it. Any other answer is correct if greedy decoding
+would generate it, that is if each token is the arg max given the correct ones before it ("greedy"); this needs no
+generation.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from train.task import EvalOutput, EvalRequest, answer_begins
 
 @dataclass(frozen=True)
 class Outcome:
-    """All ranks' answers, in the order of the data, and the samples that could not be asked."""
+    """All ranks' answers in the order of the data, and the quarantined samples."""
 
     answers: list[Answer]
     lost: list[Quarantined]
 
 
 class Evaluation:
-    """Samples that a task is asked about; the same samples however often, and however many ranks share them."""
+    """Evaluates a task on a fixed set of samples, which the ranks share."""
 
     def __init__(
         self,
@@ -62,49 +62,55 @@ class Evaluation:
         self.by_key = {question.key: question for question in chain.from_iterable(self.by_sample.values())}
 
     def scores(self, task: nn.Module) -> tuple[list[Score], list[Quarantined]]:
-        """One Score a rate of the task as it now is, and what could not be asked, on every rank; leaves it in
-        evaluation mode."""
+        """(a Score per rate for the current weights, quarantined samples), on every rank.
+
+        Leaves the task in evaluation mode. Every rank must call it.
+        """
         outcome = self.ask(task)
         return scores(outcome.answers, self.by_key), outcome.lost
 
-    def ask(self, task: nn.Module, there: Sequence[Answer] = (), log: Answers | None = None) -> Outcome:
-        """Ask what is not `there` yet, and append it to `log` batch by batch. Every rank must call it."""
+    def ask(self, task: nn.Module, existing: Sequence[Answer] = (), log: Answers | None = None) -> Outcome:
+        """Answer all questions that have no `existing` answer, and append the answers to `log` batch by batch.
+
+        Every rank must call it.
+        """
         task.eval()
-        mine: list[Answer] = []
+        local: list[Answer] = []
         lost: list[Quarantined] = []
-        for answers, missed in self._batches(task, {answer.place for answer in there}):
-            mine += answers
-            lost += missed
+        for answers, quarantined in self._batches(task, {answer.key for answer in existing}):
+            local += answers
+            lost += quarantined
             if log is not None and answers:
                 log.append(answers)
-        return replace(self.recall([*there, *collected(mine)]), lost=collected(lost))
+        return replace(self.recall([*existing, *collected(local)]), lost=collected(lost))
 
-    def recall(self, there: Sequence[Answer]) -> Outcome:
-        """What was answered before, where it is all that is asked."""
-        found = {answer.place: answer for answer in there}
-        return Outcome([found[key, rate] for key in self.by_key for rate in self.rates if (key, rate) in found], [])
+    def recall(self, existing: Sequence[Answer]) -> Outcome:
+        """The existing answers to this evaluation's questions, without asking any."""
+        answers = {answer.key: answer for answer in existing}
+        keys = [(question, rate) for question in self.by_key for rate in self.rates]
+        return Outcome([answers[key] for key in keys if key in answers], [])
 
-    def missing(self, there: set[tuple[str, float]]) -> dict[tuple[float, ...], list[int]]:
-        """Places of samples by the rates at which one of their questions has no answer yet."""
+    def missing(self, existing: set[tuple[str, float]]) -> dict[tuple[float, ...], list[int]]:
+        """Indices of samples, grouped by the rates at which one of their questions has no answer yet."""
         groups: dict[tuple[float, ...], list[int]] = defaultdict(list)
-        for place, asked in enumerate(self.by_sample.values()):
-            rates = tuple(r for r in self.rates if any((question.key, r) not in there for question in asked))
+        for index, asked in enumerate(self.by_sample.values()):
+            rates = tuple(r for r in self.rates if any((question.key, r) not in existing for question in asked))
             if rates:
-                groups[rates].append(place)
+                groups[rates].append(index)
         return groups
 
     @torch.no_grad()
     def _batches(
-        self, task: nn.Module, there: set[tuple[str, float]]
+        self, task: nn.Module, existing: set[tuple[str, float]]
     ) -> Iterator[tuple[list[Answer], tuple[Quarantined, ...]]]:
-        """What each of this rank's batches brings; batches of all ranks are equally many."""
+        """(answers, quarantined samples) of each of this rank's batches. All ranks have the same number of batches."""
         rank, world = self.engine.process_index, self.engine.num_processes
         plan = [
-            (rates, [places[i] for i in shard])
-            for rates, places in self.missing(there).items()
-            for shard in shards(len(places), self.batch_size, world, rank)
+            (rates, [indices[i] for i in shard])
+            for rates, indices in self.missing(existing).items()
+            for shard in shards(len(indices), self.batch_size, world, rank)
         ]
-        steps = shard_loader(self.samples, self.encoder, [places for _, places in plan], workers=self.workers)
+        steps = shard_loader(self.samples, self.encoder, [indices for _, indices in plan], workers=self.workers)
         hidden = not self.engine.is_main_process
         bar = progress_bar(steps, total=len(plan), desc="evaluate", unit="batch", disable=hidden, leave=False)
         for step, (rates, _) in zip(bar, plan):
@@ -116,17 +122,25 @@ class Evaluation:
         free = tuple(
             i for i, (question, choices) in enumerate(zip(asked, batch.choices)) if question.metric and not choices
         )
-        views = task(batch, EvalRequest(rates, free, self.decoding, self._together()))
-        return [answer for rate, view in zip(rates, views) for answer in self._read(batch, asked, free, rate, view)]
+        outputs = task(batch, EvalRequest(rates, free, self.decoding, self._together()))
+        return [
+            answer
+            for rate, output in zip(rates, outputs)
+            for answer in self._graded(batch, asked, dict(zip(free, output.written)), rate, output)
+        ]
 
-    def _read(
-        self, batch: Batch, asked: list[Question], free: tuple[int, ...], rate: float, view: EvalOutput
+    def _graded(
+        self,
+        batch: Batch,
+        asked: list[Question],
+        written: dict[int, tuple[int, ...]],
+        rate: float,
+        output: EvalOutput,
     ) -> Iterator[Answer]:
-        """The batch's answers at one rate."""
-        written = dict(zip(free, view.written))
+        """The batch's answers at one rate. `written` holds the generated tokens by the index of the answer."""
         tokens_S, segments = batch.segment_N.bincount().tolist(), batch.segment_N[answer_begins(batch.labels_N)]
-        kept_S = view.kept_S.tolist()
-        graded = grades(view.logits_TV, batch)
+        kept_S = output.kept_S.tolist()
+        graded = grades(output.logits_TV, batch)
         for i, (question, grade, segment) in enumerate(zip(asked, graded, segments.tolist())):
             metric, score, text = grade.metric, grade.score, self._text(written.get(i, grade.tokens))
             if i in written:
@@ -139,7 +153,7 @@ class Evaluation:
         return self.encoder.processor.tokenizer.decode(list(tokens), skip_special_tokens=True).strip()
 
     def _together(self) -> Callable[[bool], bool] | None:
-        """Where a layer's parameters come from all ranks, none may stop before the others."""
+        """Under ZeRO 3, a function that tells whether any rank still generates: no rank may stop before the others."""
         if not (shares_parameters(self.engine) and any(question.metric for question in self.by_key.values())):
             return None
         device = self.engine.device

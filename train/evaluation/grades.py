@@ -1,4 +1,4 @@
-"""How right the answers of a batch are where none has to be written: one Grade an assistant turn."""
+"""Grades the answers of a batch without generation: one Grade per assistant turn."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from train.task import answer_begins
 
 
 class Grade(NamedTuple):
+    """The grade of one answer."""
+
     metric: str  # "choice" or "greedy" (train.evaluation.evaluation)
     score: float
-    tokens: list[int]  # the chosen letter, or the likeliest tokens, each given the right ones before it
-    loss: float  # natural, summed over the answer
+    tokens: list[int]  # the chosen letter, or the arg max at each position given the correct tokens before it
+    loss: float  # cross-entropy in nats, summed over the answer
     targets: int
 
 
 def grades(logits_TV: Tensor, batch: Batch) -> list[Grade]:
-    """`logits_TV` at the labelled tokens."""
+    """The grades of a batch's answers from the logits at its labelled tokens."""
     labels_T = batch.labels_N[batch.labels_N != IGNORE]
     losses = cross_entropy(logits_TV.float(), labels_T.to(logits_TV.device), reduction="none").tolist()
     likeliest, labels = logits_TV.argmax(-1).tolist(), labels_T.tolist()
-    found: list[Grade] = []
+    results: list[Grade] = []
     begin = 0
     for length, choices in zip(answer_lengths(batch.labels_N), batch.choices):
         span = slice(begin, begin + length)
@@ -33,13 +35,13 @@ def grades(logits_TV: Tensor, batch: Batch) -> list[Grade]:
         if choices:
             best = int(logits_TV[begin, list(choices)].argmax())
             metric, tokens, right = "choice", [choices[best]], choices[best] == labels[begin]
-        found.append(Grade(metric, float(right), tokens, sum(losses[span]), length))
+        results.append(Grade(metric, float(right), tokens, sum(losses[span]), length))
         begin += length
-    return found
+    return results
 
 
 def answer_lengths(labels_N: Tensor) -> list[int]:
-    """Labelled tokens of every answer, first to last."""
+    """The number of labelled tokens of every answer, in order."""
     begins = torch.tensor(answer_begins(labels_N))
-    places = (labels_N != IGNORE).nonzero().squeeze(1)
-    return torch.searchsorted(begins, places, right=True).bincount()[1:].tolist()
+    positions_T = (labels_N != IGNORE).nonzero().squeeze(1)
+    return torch.searchsorted(begins, positions_T, right=True).bincount()[1:].tolist()

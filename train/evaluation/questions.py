@@ -1,4 +1,4 @@
-"""What an evaluation asks: one question for every learned turn of its samples."""
+"""The questions of an evaluation: one for every labelled assistant turn of its samples."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from data.types import Sample
 
 @dataclass(frozen=True)
 class Question:
-    key: str  # of what is asked and how it is graded: the same in every run, wherever data and media lie
+    """A question and how its answer is graded."""
+
+    key: str  # hash of the question and its grading, independent of the paths of data and media
     sample: str
-    turn: int  # of the sample's answers, from 0
+    turn: int  # index among the sample's answers
     kind: str
-    metric: str | None  # of free answers
+    metric: str | None  # that grades a generated answer
     accepted: tuple[str, ...]
-    video: str  # questions on one are not independent
+    video: str  # questions on the same video are not independent
 
 
 @dataclass(frozen=True)
 class Named(Sequence[Sample]):
-    """Samples by ids that no two of them share."""
+    """Samples with unique ids."""
 
     samples: Sequence[Sample]
     ids: tuple[str, ...]
@@ -34,17 +36,17 @@ class Named(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        return replace(self.samples[place], id=self.ids[place])
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return replace(self.samples[index], id=self.ids[index])
 
 
 def questions(samples: Sequence[Sample]) -> tuple[Named, dict[str, list[Question]]]:
-    """The samples, and their questions by the ids that they are given."""
+    """(the samples with unique ids, their questions by id)."""
     ids, keys = Counter[str](), Counter[str]()
     asked: dict[str, list[Question]] = {}
-    for sample in (samples[place] for place in range(len(samples))):
+    for sample in (samples[i] for i in range(len(samples))):
         name = _numbered(sample.id, ids)
         asked[name] = [
             Question(
@@ -56,7 +58,7 @@ def questions(samples: Sequence[Sample]) -> tuple[Named, dict[str, list[Question
                 accepted=("".join(map(str, sample.turns[turn].parts)), *sample.answers),
                 video=" ".join(str(training_part(part)) for part in sample.media) or name,
             )
-            for number, turn in enumerate(i for i, each in enumerate(sample.turns) if each.is_target)
+            for number, turn in enumerate(i for i, candidate in enumerate(sample.turns) if candidate.is_target)
         ]
     return Named(samples, tuple(asked)), asked
 
@@ -67,6 +69,6 @@ def _key(sample: Sample, turn: int) -> str:
 
 
 def _numbered(name: str, seen: Counter[str]) -> str:
-    """The name, with a number from its second time on."""
+    """The name, with a number appended from its second occurrence on."""
     seen[name] += 1
     return name if seen[name] == 1 else f"{name}#{seen[name]}"

@@ -14,7 +14,7 @@ from train.reports.curve import Curve, table
 
 
 def words(name: str, found: Sequence[Score], changes: Sequence[Difference], base: str | None) -> str:
-    """The table, by kind of question too, a line a rate, and the rate to serve at."""
+    """The accuracy table, also by kind of question, one line per rate, and the recommended rate."""
     curves = [curve(name, found)]
     for kind in sorted({kind for score in found for kind in score.kinds}):
         curves.append(Curve(kind, {s.rate: s.kinds[kind].accuracy for s in found if kind in s.kinds}))
@@ -44,7 +44,7 @@ def _advice(rate: float | None) -> str:
 
 
 def write(path: Path, about: dict[str, Any], found: Sequence[Score], changes: Sequence[Difference]) -> None:
-    """JSON; the answers stand beside it, under the same name with .jsonl."""
+    """Write the scores as JSON. The answers are in the file of the same name with the suffix .jsonl."""
     path.parent.mkdir(parents=True, exist_ok=True)
     best = curve(about["name"], found).recommended()
     result = {**about, "serve_at": best, "scores": [score.as_dict() for score in found]}
@@ -54,9 +54,11 @@ def write(path: Path, about: dict[str, Any], found: Sequence[Score], changes: Se
 
 
 def answers_of(path: Path) -> list[Answer]:
-    """The answers that stand beside an evaluation's JSON. ValueError where there are none."""
-    beside = path.with_suffix(".jsonl")
-    for file in (path, beside):
+    """The answers that belong to an evaluation's JSON file. Raise ValueError if a file is missing."""
+    answers = path.with_suffix(".jsonl")
+    for file in (path, answers):
         if not file.is_file():
-            raise ValueError(f"{file} does not exist: give the out= of a finished evaluate.py, its .jsonl beside it")
-    return read(beside)
+            raise ValueError(
+                f"{file} does not exist: give the out= of a finished evaluate.py, with its .jsonl in the same folder"
+            )
+    return read(answers)

@@ -1,4 +1,4 @@
-"""Answers -> accuracies with intervals, and the difference from another model's answers."""
+"""Accuracies with confidence intervals, and their differences between two models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Part:
-    """Accuracy over some of the questions, and the interval that holds it with 95 %."""
+    """Accuracy over some of the questions and its 95 % confidence interval."""
 
     accuracy: float
     low: float
@@ -27,12 +27,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Score(Part):
-    """One rate's line of the curve."""
+    """The accuracy and the loss at one rate."""
 
     rate: float
     loss: float  # per labelled token
-    kept: float  # fraction of all tokens, text included, that the language model read
-    kinds: dict[str, Part] = field(default_factory=dict)  # by kind of question, where the data names any
+    kept: float  # fraction of all tokens, including text, that remain after pruning
+    kinds: dict[str, Part] = field(default_factory=dict)  # by kind of question, if the data names kinds
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -40,18 +40,18 @@ class Score(Part):
 
 @dataclass(frozen=True)
 class Difference:
-    """Of ours from another model's accuracy at one rate, on the same questions."""
+    """Our accuracy minus another model's at one rate, on the same questions."""
 
     rate: float
     difference: float
     low: float
     high: float
-    p: float  # of a difference as large where the two models are equally good
+    p: float  # probability of a difference this large if both models are equally good
     answers: int
 
 
 def scores(answers: Iterable[Answer], questions: Mapping[str, Question]) -> list[Score]:
-    """One Score a rate, lowest first; `questions` by key. ValueError if there is no answer."""
+    """One Score per rate, lowest first. `questions` maps keys to questions. Raise ValueError without answers."""
     by_rate: dict[float, list[Answer]] = {}
     for answer in answers:
         by_rate.setdefault(answer.rate, []).append(answer)
@@ -63,18 +63,21 @@ def scores(answers: Iterable[Answer], questions: Mapping[str, Question]) -> list
 def differences(
     ours: Iterable[Answer], theirs: Iterable[Answer], questions: Mapping[str, Question]
 ) -> list[Difference]:
-    """At every rate that both have. ValueError unless theirs hold all of our questions at one of our rates."""
-    other = {answer.place: answer.score for answer in theirs}
-    places: dict[float, list[Answer]] = {}
+    """The differences at all common rates.
+
+    Raise ValueError if there is no common rate, or if their answers lack one of our questions.
+    """
+    their_scores = {answer.key: answer.score for answer in theirs}
+    by_rate: dict[float, list[Answer]] = {}
     for answer in ours:
-        places.setdefault(answer.rate, []).append(answer)
-    shared = sorted(places.keys() & {rate for _, rate in other})
+        by_rate.setdefault(answer.rate, []).append(answer)
+    shared = sorted(by_rate.keys() & {rate for _, rate in their_scores})
     if not shared:
-        raise ValueError(f"holds none of the rates {sorted(places)}: evaluate both at the same")
-    if missing := sum(answer.place not in other for rate in shared for answer in places[rate]):
-        asked = sum(len(places[rate]) for rate in shared)
-        raise ValueError(f"lacks {missing} of {asked} answers, so it is of another benchmark: evaluate both on one")
-    return [_difference(rate, places[rate], other, questions) for rate in shared]
+        raise ValueError(f"has no answers at the rates {sorted(by_rate)}: evaluate both models at the same rates")
+    if missing := sum(answer.key not in their_scores for rate in shared for answer in by_rate[rate]):
+        asked = sum(len(by_rate[rate]) for rate in shared)
+        raise ValueError(f"lacks {missing} of {asked} answers: evaluate both models on the same data")
+    return [_difference(rate, by_rate[rate], their_scores, questions) for rate in shared]
 
 
 def _score(rate: float, answers: Sequence[Answer], questions: Mapping[str, Question]) -> Score:
@@ -94,9 +97,9 @@ def _part(answers: Sequence[Answer], questions: Mapping[str, Question]) -> Part:
 
 
 def _difference(
-    rate: float, answers: Sequence[Answer], other: Mapping[Any, float], questions: Mapping[str, Question]
+    rate: float, answers: Sequence[Answer], their_scores: Mapping[Any, float], questions: Mapping[str, Question]
 ) -> Difference:
-    sums_C, counts_C = _by_video(answers, [a.score - other[a.place] for a in answers], questions)
+    sums_C, counts_C = _by_video(answers, [a.score - their_scores[a.key] for a in answers], questions)
     mean = float(sums_C.sum() / counts_C.sum())
     low, high = _bootstrap(sums_C, counts_C)
     return Difference(rate, mean, low, high, _chance(sums_C), len(answers))
@@ -112,7 +115,7 @@ def _by_video(
 
 
 def _interval(sums_C: np.ndarray, counts_C: np.ndarray) -> tuple[float, float]:
-    """Bootstrapped over videos; where all are right or all wrong it would have no width, and is the exact one."""
+    """A bootstrap interval over videos, or the exact one if all answers are right or all are wrong."""
     edge = (1 - LEVEL) / 2
     if (sums_C == 0).all():
         return 0.0, float(1 - edge ** (1 / len(sums_C)))
@@ -132,8 +135,8 @@ def _bootstrap(sums_C: np.ndarray, counts_C: np.ndarray) -> tuple[float, float]:
 
 
 def _chance(sums_C: np.ndarray) -> float:
-    """How often random signs of the videos' differences sum to as much: with one right or wrong answer a video,
-    McNemar's test."""
+    """The fraction of random signs of the videos' differences whose sum is at least as large. With one answer per video
+    this is McNemar's test."""
     differing = sums_C[sums_C != 0]
     drawn = _drawn(lambda random: abs(random.choice((-1, 1), size=len(differing)) @ differing))
     return float((1 + (drawn >= abs(differing.sum()) - 1e-9).sum()) / (1 + DRAWS))

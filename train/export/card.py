@@ -89,7 +89,7 @@ class Measured:
 
 
 def model_card(config: Config, policy: Policy, checkpoint: str, measured: Measured, about: About) -> ModelCard:
-    """Refers to `curve.png` beside it where there are curves."""
+    """The model card. It shows `curve.png` from the same folder if there are curves."""
     name = config.tracker.name or config.run_dir.rstrip("/").rsplit("/", 1)[-1]
     curves, best = measured.curves, measured.recommended
     shown = [f"![accuracy by rate](curve.png)\n\n{table(curves)}"] if curves else []

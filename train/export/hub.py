@@ -38,7 +38,7 @@ def push(folder: Path, repo: str, private: bool, pause: float = 2.0) -> str:
 
 
 def commit(api: HfApi, folder: Path, repo: str, private: bool) -> str:
-    """One attempt. What the repository has of it already is not sent again, and nothing new is no new commit."""
+    """Push once. Files that the repository already has are not sent again, and no commit is made without changes."""
     # None: a new repository as the account's settings say, an old one as it is.
     repo = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
     info = api.model_info(repo)
@@ -59,7 +59,7 @@ def commit(api: HfApi, folder: Path, repo: str, private: bool) -> str:
 
 
 def refused(error: Exception) -> bool:
-    """Whether the server has understood and will not do it, now or later."""
+    """True if the server has rejected the request for good, so that trying again is useless."""
     status = status_of(error)
     return status is not None and 400 <= status < 500 and status not in (408, 409, 429)
 
@@ -71,7 +71,7 @@ def remedy(error: Exception) -> str:
 
 
 def status_of(error: Exception) -> int | None:
-    """HTTP's, where the server answered."""
+    """The HTTP status; None if the server has not responded."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 

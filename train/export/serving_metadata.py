@@ -1,4 +1,4 @@
-"""What an export says to whoever serves it: its policy, the processor's configuration, and the server's command."""
+"""What an export tells a server: the policy, the processor's configuration and the server's command line."""
 
 from __future__ import annotations
 

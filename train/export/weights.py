@@ -1,6 +1,6 @@
 """A run's trained weights in a stock Hugging Face folder, under the base model's keys and in its dtypes.
 
-Weights are streamed: beside the model itself, one tensor is held at a time.
+Weights are streamed: in addition to the model, only one tensor is in memory at a time.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def fill(model: Any, folder: Path) -> None:
             names = list(file.keys())
         for name in names:
             assert name in own, f"{path} holds {name}, which the model has not"
-            with safe_open(path, framework="pt") as file:  # anew, which lets go of the pages read before
+            with safe_open(path, framework="pt") as file:  # reopened, which releases the pages read before
                 own[name].copy_(file.get_tensor(name))
         left -= set(names)
     assert not left, f"{folder} lacks {sorted(left)[0]}"
@@ -83,7 +83,7 @@ def fill(model: Any, folder: Path) -> None:
 
 def copy_companions(base: Path, out: Path) -> None:
     """Copy the base's configuration, tokenizer, processor, chat template, licence and the code that its configuration
-    names; whatever else lies in its folder may be private."""
+    names. Other files in its folder may be private and are not copied."""
     for name in (*COMPANIONS, *code_files(base)):
         if (base / name).is_file():
             shutil.copyfile(base / name, out / name)

@@ -1,4 +1,4 @@
-"""Accuracy by pruning rate: what a run or scripts/evaluate.py recorded, as a picture and as a table."""
+"""Accuracy by pruning rate, from a run or from scripts/evaluate.py, as a figure and as a table."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def curve_of(name: str, values: Mapping[str, Any]) -> Curve:
 
 
 def from_run(run_dir: Path) -> list[Curve]:
-    """A run's first and last evaluation; empty if it had none."""
+    """A run's first and last evaluation; empty if there are none."""
     found = evaluations(run_dir)
     return [found[step] for step in sorted({min(found), max(found)})] if found else []
 
 
 def from_results(path: Path) -> Curve:
-    """Of the JSON that scripts/evaluate.py writes."""
+    """The curve in a JSON file of scripts/evaluate.py. Raise ValueError for any other file."""
     try:
         value = json.loads(path.read_text())
         scores = {float(score["rate"]): score for score in value["scores"]}
@@ -75,7 +75,7 @@ def from_results(path: Path) -> Curve:
 
 
 def table(curves: Sequence[Curve]) -> str:
-    """A Markdown table, one row a curve, accuracy in percent."""
+    """A Markdown table with one row per curve; accuracy is in percent."""
     rates = sorted({rate for curve in curves for rate in curve.accuracy})
     lines = ["| | " + " | ".join(f"{rate:g}" for rate in rates) + " |", "|---" * (len(rates) + 1) + "|"]
     for curve in curves:

@@ -1,4 +1,4 @@
-"""The pictures of a run's page, as matplotlib figures: readable without colour, each of them small."""
+"""The figures of a run's report, as matplotlib figures that are readable without colour."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def blank(width: float = 6.0, height: float = 3.4) -> tuple[Figure, Any]:
 
 
 def as_image(figure: Figure, alt: str) -> str:
-    """HTML that holds the picture itself."""
+    """An HTML image with the figure embedded."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=130)
     return f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
 
 
 def loss_by_rate(rows: Rows) -> Figure:
-    """One line a bucket of rates, over steps."""
+    """Loss over steps, one line per bucket of rates."""
     figure, axes = blank()
     names = sorted({name for row in rows for name in row if name.startswith("loss/rate_")})
     for name, (colour, marker, dashes) in zip(names, STYLES):
@@ -55,7 +55,7 @@ def drawn_rates(rates: Sequence[float]) -> Figure:
 
 
 def step_time(rows: Rows) -> Figure:
-    """Where the mean step's seconds went; what no part claims is the rest."""
+    """Mean seconds of a step by span; time outside all spans is the rest."""
     means = {name: _mean(rows, name) for row in rows for name in row if name.startswith("time/")}
     total = means.pop("time/step", sum(means.values()))
     parts = {name.removeprefix("time/").replace("_", " "): mean for name, mean in means.items() if mean}

@@ -1,4 +1,4 @@
-"""A run as one HTML file that needs no other: curves, rates, loss, time, what was left out, and how it was made."""
+"""A report of a run as one self-contained HTML file: curves, rates, loss, time, quarantined samples and origin."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Section = tuple[str, str]  # heading, HTML
 
 
 def write(run_dir: Path, out: Path, results: Sequence[Curve], prefill: Path | None = None) -> None:
-    """`results` are drawn in place of what was evaluated during the run. ValueError where `run_dir` is no run."""
+    """Write the report of a run. `results`, if any, replace the run's own evaluations. ValueError without a run."""
     if not (run_dir / "config.yaml").is_file():
         raise ValueError(f"run={run_dir} holds no config.yaml: give the run_dir of a training run")
     done = summarize(run_dir)

@@ -1,4 +1,4 @@
-"""What a run did, from what it wrote: printed at its end, and left as `summary.json` beside it."""
+"""A summary of a run, read from its files: printed at its end and written to `summary.json`."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _summary(run_dir: Path, forecast_gib: float | None) -> Summary:
 
 
 def by_reason(run_dir: Path) -> dict[str, int]:
-    """How many samples of a run were left out for each reason, names and numbers put aside; the commonest first."""
+    """Quarantined samples of a run by reason, without names and numbers, most common first."""
     lost = {row["id"]: row["reason"] for row in read_lines(run_dir / "quarantine.jsonl")}  # each once, resumed or not
     return dict(Counter(map(kind_of, lost.values())).most_common())
 
@@ -78,7 +78,7 @@ def write(summary: Summary, run_dir: Path) -> None:
 
 
 def text(summary: Summary, run_dir: Path) -> str:
-    """For people; the last line is the command that comes next."""
+    """The summary in words; the last line is the command that exports the checkpoint."""
     kept = summary.tokens_after / max(1, summary.tokens_before)
     lines = [
         f"run: {run_dir}",
@@ -99,5 +99,5 @@ def text(summary: Summary, run_dir: Path) -> str:
 
 
 def kind_of(reason: str) -> str:
-    """A reason without the file or row it begins with, numbers as N."""
+    """A reason without the file or row at its beginning, and with N for numbers."""
     return re.sub(r"\d+(\.\d+)?", "N", reason.partition(": ")[2] or reason)

@@ -1,4 +1,4 @@
-"""A sweep as a table: one row a job, with what set it apart, how far it came, and what it reached."""
+"""A sweep as a table: one row per job with its overrides, status, last step, loss and accuracy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Row:
 
 
 def rows(folder: Path) -> list[Row]:
-    """Raises ValueError for a folder without jobs."""
+    """One row per job. Raise ValueError for a folder without jobs."""
     found = jobs(folder) if folder.is_dir() else {}
     if not found:
         raise ValueError(f"sweep={folder} holds no job: give the run_dir of a sweep (train/run.py -m)")
@@ -39,7 +39,7 @@ def _row(number: int, job: Job, metrics: Path) -> Row:
 
 
 def table(found: Sequence[Row]) -> str:
-    """Markdown. Overrides that all jobs share are left out, accuracy is in percent."""
+    """A Markdown table without the overrides that all jobs share; accuracy is in percent."""
     shared = set.intersection(*(set(row.job.overrides) for row in found)) if len(found) > 1 else set()
     rates = sorted({rate for row in found for rate in row.accuracy})
     heads = ["job", "overrides", "status", "step", "loss", *(f"accuracy at {rate:g}" for rate in rates), "error"]

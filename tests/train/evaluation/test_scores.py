@@ -51,5 +51,5 @@ def test_another_model_is_compared_question_by_question():
 def test_results_of_another_benchmark_are_refused():
     with pytest.raises(ValueError, match="lacks 100 of 400 answers"):
         differences(answers(200), answers(200, questions=300), QUESTIONS)
-    with pytest.raises(ValueError, match="none of the rates"):
+    with pytest.raises(ValueError, match="has no answers at the rates"):
         differences(answers(200), answers(200, rate=0.5), QUESTIONS)
