@@ -22,9 +22,9 @@ def figures_of(monkeypatch, out, *words: str) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["step", "prefill"])
-def test_it_runs_and_writes_its_figures(what, tmp_path, monkeypatch):
-    figures = figures_of(monkeypatch, tmp_path / "figures.json", what, "shape=tiny", "rates=[0,0.75]", "rounds=1")
+@pytest.mark.parametrize("words", [["step", "towers=[frozen]"], ["prefill"]], ids=["step", "prefill"])
+def test_it_runs_and_writes_its_figures(words, tmp_path, monkeypatch):
+    figures = figures_of(monkeypatch, tmp_path / "figures.json", *words, "shape=tiny", "rates=[0.75]", "rounds=1")
     assert figures["machine"]["torch"] == torch.__version__ and figures["result"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -13,6 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from scripts import evaluate
+from train import cli
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["rates=[0,0.5,0.9]", "max_frames=8", "max_pixels=25088", "workers=0", "dtype=float32", "new_tokens=4"]
@@ -37,8 +42,15 @@ def words(checkpoint, graded) -> Callable[..., list[str]]:
     return lambda out, *more: [str(ROOT / "scripts/evaluate.py"), model, f"data={graded}", f"out={out}", *SMALL, *more]
 
 
-def run(words: list[str], *launcher: str) -> str:
-    done = started(words, *launcher)
+def run(words: list[str]) -> str:
+    """What the command prints, in this process: a start of its own imports libraries for ten seconds."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        cli.run(evaluate.main, evaluate.Options, words[1:])
+    return out.getvalue()
+
+
+def run_two_ranks(words: list[str]) -> str:
+    done = started(words, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     out, err = done.communicate(timeout=300)
     assert done.returncode == 0, err[-3000:]
     return out
@@ -51,10 +63,10 @@ def started(words: list[str], *launcher: str) -> subprocess.Popen[str]:
 
 
 def refusal(words: list[str]) -> str:
-    done = started(words)
-    _, err = done.communicate(timeout=300)
-    (line,) = [line for line in err.splitlines() if line.startswith("error:")]
-    assert done.returncode == 2
+    with contextlib.redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit) as end:
+        cli.run(evaluate.main, evaluate.Options, words[1:])
+    (line,) = [line for line in err.getvalue().splitlines() if line.startswith("error:")]
+    assert end.value.code == 2
     return line
 
 
@@ -83,7 +95,7 @@ def test_a_killed_run_asks_nothing_twice_and_ends_with_the_same_table(words, tmp
 
 def test_two_ranks_answer_as_one_does(words, tmp_path):
     alone = run(words(tmp_path / "one.json"))
-    together = run(words(tmp_path / "two.json"), "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    together = run_two_ranks(words(tmp_path / "two.json"))
     assert table(together) == table(alone)
     assert lines(tmp_path / "two.jsonl") == lines(tmp_path / "one.jsonl")
     assert list(tmp_path.glob("*.rank*")) == []

@@ -234,7 +234,7 @@ def test_wheels_are_installed_without_an_index(tmp_path):
     assert "hjson" not in done.stdout.partition("optional and missing: ")[2].splitlines()[0]
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_call_that_is_killed_leaves_whole_records_and_the_next_one_continues(tmp_path, number):
     first = benchmark(tmp_path, "parts=[tests,profile]")

@@ -102,7 +102,7 @@ def test_the_page_of_the_repository_takes_a_study():
     assert "# Which recipe" in page.insert(ROOT / "docs" / "recipes.md", "second")
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_study_continues_where_it_was_killed_and_repeats_nothing(tmp_path, capsys):
     small = {"train_videos": 8, "held_out_videos": 2, "base_steps": 1, "steps": 2, "recipes": ["uniform", "fixed"]}
     options = study.Options(out=str(tmp_path / "out"), page=str(tmp_path / "page.md"), rates=[0.0, 0.75], **small)
