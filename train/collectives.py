@@ -1,4 +1,4 @@
-"""What one rank does for all of them."""
+"""Work that ranks share, and values on which they agree."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from train.faults.signals import INTERRUPTED, PREEMPTED, Stop
 from train.faults.watchdog import WATCHDOG
 
 T = TypeVar("T")
-POLL, SPEAK = 0.2, 30.0  # seconds
-_meetings = count()  # all ranks meet in the same order
+POLL, MESSAGE_INTERVAL = 0.2, 30.0  # seconds
+_meetings = count()  # every rank counts the same calls
 
 
 def on_main(engine: Accelerator, function: Callable[[], T]) -> T | None:
@@ -34,7 +34,7 @@ def on_main(engine: Accelerator, function: Callable[[], T]) -> T | None:
 
 
 def shared(engine: Accelerator, items: Sequence[Any]) -> Sequence[Any]:
-    """This rank's part of work that any of them could do."""
+    """This rank's part of the items."""
     return items[engine.process_index :: engine.num_processes]
 
 
@@ -44,17 +44,17 @@ def collected(rows: list[Any]) -> list[Any]:
 
 
 def together(what: str, value: str) -> list[str]:
-    """Every rank's `value`. Looks for the others' as long as their disks take, which a collective would not wait."""
+    """Every rank's `value`, in order. Waits without the time limit of a collective, since disks may be slow."""
     if not dist.is_initialized():
         return [value]
     store = dist.PrefixStore(f"{what} {next(_meetings)}", dist.distributed_c10d._get_default_store())
     store.set(str(dist.get_rank()), value)
-    missing, spoken = [str(rank) for rank in range(dist.get_world_size())], time.monotonic()
+    missing, last_message = [str(rank) for rank in range(dist.get_world_size())], time.monotonic()
     while missing := [rank for rank in missing if not store.check([rank])]:
         WATCHDOG.progress()  # the ranks that are missing are watched by their own
-        if time.monotonic() - spoken > SPEAK:
+        if time.monotonic() - last_message > MESSAGE_INTERVAL:
             print(f"{what}: rank {dist.get_rank()} waits for rank {', '.join(missing)}", flush=True)
-            spoken = time.monotonic()
+            last_message = time.monotonic()
         time.sleep(POLL)
     return [store.get(str(rank)).decode() for rank in range(dist.get_world_size())]
 

@@ -39,10 +39,10 @@ class AuditedData:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """Of the samples in their order, and of what is drawn from where."""
-        found: dict[str, Any] = {"samples": len(self.index), "rows": self.index.digest}
+        fingerprint: dict[str, Any] = {"samples": len(self.index), "rows": self.index.digest}
         if self.mixture is not None:
-            found["mixture"] = [list(each) for each in zip(self.mixture.lengths, self.mixture.weights)]
-        return found
+            fingerprint["mixture"] = [list(pair) for pair in zip(self.mixture.lengths, self.mixture.weights)]
+        return fingerprint
 
 
 def read_datasets(

@@ -57,34 +57,34 @@ def _tokens(encoder: Encoder, encoding: Encoding, rates: Sequence[float], method
 
 
 def _pieces(encoder: Encoder, encoding: Encoding, clips: Sequence[Clip]) -> Iterator[str]:
-    """The prompt from left to right: text decoded, each medium in words in place of its tokens."""
+    """The prompt from left to right: text decoded, a description of each medium instead of its tokens."""
     tokenizer, ids = encoder.processor.tokenizer, encoding.input_ids_N.tolist()
     labelled = (encoding.labels_N != IGNORE).tolist()
     marks = encoder.processor.video_token, encoder.processor.image_token
     placeholders = set(tokenizer.convert_tokens_to_ids([mark for mark in marks if mark in tokenizer.get_vocab()]))
     videos, images = _videos(encoder, encoding, clips), _images(encoder, encoding)
     media = (next(videos if video else images) for video in encoding.video_M.tolist())
-    place = 0
-    while place < len(ids):
-        if ids[place] in placeholders:
+    position = 0
+    while position < len(ids):
+        if ids[position] in placeholders:
             words, tokens = next(media)
-            end = _end(ids, place, tokens)
-            inside = end - place - tokens
+            end = _end(ids, position, tokens)
+            inside = end - position - tokens
             yield f"<{words}, {inside} tokens of timestamps and markers among them>" if inside else f"<{words}>"
         else:
-            end = place + len(list(takewhile(lambda token: token not in placeholders, ids[place:])))
-            for loss, run in groupby(range(place, end), labelled.__getitem__):
+            end = position + len(list(takewhile(lambda token: token not in placeholders, ids[position:])))
+            for loss, run in groupby(range(position, end), labelled.__getitem__):
                 text = tokenizer.decode([ids[i] for i in run])
                 yield f"{OPEN}{text}{CLOSE}" if loss else text
-        place = end
+        position = end
 
 
-def _end(ids: Sequence[int], place: int, tokens: int) -> int:
+def _end(ids: Sequence[int], position: int, tokens: int) -> int:
     """Where a medium of so many tokens ends: timestamps may stand between its temporal grids."""
     left = tokens
-    end = place
+    end = position
     while left:
-        left -= ids[end] == ids[place]
+        left -= ids[end] == ids[position]
         end += 1
     return end
 

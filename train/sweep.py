@@ -91,8 +91,8 @@ def write(folder: Path, job: Job) -> None:
 
 def jobs(folder: Path) -> dict[int, Job]:
     """The records of a sweep's jobs by number."""
-    found = {int(path.name): read(path) for path in folder.iterdir() if path.name.isdigit()}
-    return {number: job for number, job in sorted(found.items()) if job is not None}
+    records = {int(path.name): read(path) for path in folder.iterdir() if path.name.isdigit()}
+    return {number: job for number, job in sorted(records.items()) if job is not None}
 
 
 class Sweep(Callback):
@@ -111,10 +111,14 @@ class Sweep(Callback):
         if int(os.environ.get("RANK", 0)):
             return
         folder = Path(config.run_dir)
-        found = jobs(folder)
-        bad = [number for number, job in found.items() if job.status != "done"]
-        print(f"sweep: {len(found) - len(bad)} of {len(found)} jobs done; {cli.command('report', f'sweep={folder}')}")
+        records = jobs(folder)
+        bad = [number for number, job in records.items() if job.status != "done"]
+        print(
+            f"sweep: {len(records) - len(bad)} of {len(records)} jobs done; {cli.command('report', f'sweep={folder}')}"
+        )
         if bad:
             for number in bad:
-                print(f"job {number} {found[number].status}: {found[number].error or ''}", file=sys.stderr)
-            cli.fail(f"{len(bad)} of {len(found)} jobs of {folder} are not done: run the sweep again to retry them", 1)
+                print(f"job {number} {records[number].status}: {records[number].error or ''}", file=sys.stderr)
+            cli.fail(
+                f"{len(bad)} of {len(records)} jobs of {folder} are not done: run the sweep again to retry them", 1
+            )
