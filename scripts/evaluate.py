@@ -3,8 +3,8 @@
 python scripts/evaluate.py model=DIR_OR_HUB_ID data=FILE rates=[0,0.5,0.75,0.9] [out=FILE.json] [compare=BASE.json]
 torchrun --nproc-per-node 8 scripts/evaluate.py ...                            shares the samples out
 
-Frames, pixels and positions are those that the checkpoint was trained on (evs.json beside its weights), unless given.
-Beside out=NAME.json every answer stands in NAME.jsonl as it comes: a run that was killed asks no question twice.
+Frames, pixels and positions default to those of the checkpoint's training (evs.json next to its weights).
+Answers are appended to NAME.jsonl next to out=NAME.json, so a run that was killed continues where it stopped.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def check_all_asked(options: Options, reasons: Sequence[str], samples: int) -> N
             "fetch them, or evaluate the rest with allow_missing=true"
         )
     if reasons:
-        print(f"left out: {len(reasons)} of {samples} samples (the first: {reasons[0]})", file=sys.stderr)
+        print(f"skipped: {len(reasons)} of {samples} samples (the first: {reasons[0]})", file=sys.stderr)
 
 
 def setting(options: Options) -> dict[str, Any]:

@@ -4,8 +4,8 @@
         [video=[a.mp4,b.mp4]] [image=[c.png]] [fps=2] [max_frames=768] [method=evs] [dtype=float32]
         [sample=true temperature=0.7 top_p=0.8 seed=1] [logprobs=5] [json=true]
 
-Frames, pixels and positions are those that the checkpoint was trained on (evs.json beside its weights), unless given.
-Media stand before the prompt, images first, unless it says where: prompt="First <video>, then <video>: the difference?"
+Frames, pixels and positions default to those of the checkpoint's training (evs.json next to its weights).
+Media precede the prompt, images first, unless the prompt places them: prompt="First <video>, then <video>: the difference?"
 """
 
 from __future__ import annotations

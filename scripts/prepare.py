@@ -31,14 +31,14 @@ def prepare(config: Config) -> None:
     from train.datasets import read_index, usable
 
     encoder = build_encoder(config.model, config.data)
-    for key, given in (("data.train", config.data.train), ("data.eval", config.data.eval)):
-        if given is None:
+    for key, files in (("data.train", config.data.train), ("data.eval", config.data.eval)):
+        if files is None:
             continue
-        collection, index = read_index(None, key, given, config.data, encoder)
+        collection, index = read_index(None, key, files, config.data, encoder)
         usable(collection, index)
         print(f"{key}: {len(index)} of {len(collection.samples)} rows can be used")
         for reason in index.quarantined[:10]:
-            print(f"  left out: {reason.id}: {reason.reason}")
+            print(f"  quarantined: {reason.id}: {reason.reason}")
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
     python scripts/show_pruning.py video=FILE [model=DIR_OR_HUB_ID] [rates=[0.5,0.75,0.9]] [out=runs/pruning]
 
 Writes one PNG a rate and a GIF of all rates. With a model, its vision tower scores the tokens, on the frames and pixels
-that its evs.json names; without one, differences of pixels stand in for it, which every picture says.
+that its evs.json names; without one, pixel differences are used instead, which the title of every picture says.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if not __package__:  # run as a file: imports start at the repository root, not 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from scripts.pruning.drawing import moving, still
-from scripts.pruning.seeing import seen_by_model, seen_by_pixels
+from scripts.pruning.keep_masks import keep_by_features, keep_by_pixels
 from train import cli
 from train.ranges import number, pruning_rates
 
@@ -36,14 +36,14 @@ def main(options: Options) -> None:
     if not video.is_file():
         raise ValueError(f"video={video} does not exist: give a video file")
     if options.model is not None:
-        shown = seen_by_model(video, options.model, options.rates)
+        pruned = keep_by_features(video, options.model, options.rates)
     else:
-        shown = seen_by_pixels(video, options.rates, options.fps, options.max_frames)
+        pruned = keep_by_pixels(video, options.rates, options.fps, options.max_frames)
     out.mkdir(parents=True, exist_ok=True)
     for rate in options.rates:
-        still(shown, rate, picture := out / f"{video.stem}_rate_{rate:g}.png")
+        still(pruned, rate, picture := out / f"{video.stem}_rate_{rate:g}.png")
         print(f"picture: {picture}")
-    moving(shown, animation := out / f"{video.stem}.gif")
+    moving(pruned, animation := out / f"{video.stem}.gif")
     print(f"animation: {animation}")
 
 

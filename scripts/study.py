@@ -5,7 +5,8 @@
 
 For every seed: videos with known answers, a tiny base trained without pruning, and from that base every recipe of
 scripts/recipes/table.py for as many operations as `uniform` takes, and the control for as many steps. Two runs stand
-side by side. A study that was killed continues where it was. Writes `page`, and a figure beside it.
+side by side. A study that was killed continues with its unfinished runs. Writes its tables between the markers of
+`page`, and a figure next to it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ SIZES: dict[str, int | float | bool] = {  # of the tiny model
 
 @dataclass(frozen=True)
 class Preset:
-    """How much of everything."""
+    """The size of a study."""
 
     train_videos: int
     held_out_videos: int
@@ -60,7 +61,7 @@ class Options:
     blocks: int = number(1, least=1)  # of the vision tower
     rates: list[float] = pruning_rates([0.0, 0.5, 0.75, 0.85, 0.9])  # at which all models are measured
     out: str = "runs/study"  # folder of data and runs
-    page: str = "docs/recipes.md"  # what is written, a figure of its name beside it
+    page: str = "docs/recipes.md"  # Markdown file to update, with a figure of the same name next to it
     parallel: int = number(2, least=1)  # runs side by side
     threads: int | None = number(None, least=1)  # of each; null: the cores shared out
 
@@ -84,10 +85,10 @@ def main(options: Options) -> None:
 
 
 def chosen(options: Options) -> Preset:
-    """The preset, with what is given in place of its own."""
+    """The preset, with its values replaced by those in `options`."""
     mine = quick() if options.preset == "quick" else full()
-    given = {name: getattr(options, name) for name in ("train_videos", "held_out_videos", "base_steps", "steps")}
-    return replace(mine, **{name: value for name, value in given.items() if value is not None})
+    overrides = {name: getattr(options, name) for name in ("train_videos", "held_out_videos", "base_steps", "steps")}
+    return replace(mine, **{name: value for name, value in overrides.items() if value is not None})
 
 
 def quick() -> Preset:
@@ -142,15 +143,11 @@ def check_same(out: Path, options: Options, preset: Preset) -> None:
 
 
 def command(options: Options) -> str:
-    """That made the page, with what differs from the defaults."""
-    given = [
-        each
-        for each in fields(options)
-        if each.name in ("preset", "seeds") or getattr(options, each.name) != getattr(Options(), each.name)
-    ]
-    return "python scripts/study.py " + " ".join(
-        f"{each.name}={getattr(options, each.name)}" for each in given
-    ).replace(", ", ",")
+    """The command that writes this page, without default values."""
+    keys = [option.name for option in fields(options)]
+    shown = [key for key in keys if key in ("preset", "seeds") or getattr(options, key) != getattr(Options(), key)]
+    words = " ".join(f"{key}={getattr(options, key)}" for key in shown)
+    return "python scripts/study.py " + words.replace(", ", ",")
 
 
 if __name__ == "__main__":

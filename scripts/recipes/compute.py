@@ -33,11 +33,11 @@ def steps_of(recipes: Sequence[Recipe], steps: int, model: Path, data: Path) -> 
         return operations(_composed([*start, *recipe.spelt(steps)]), sizes)
 
     reference = next(recipe for recipe in RECIPES if recipe.name == REFERENCE)
-    budget, found = steps * price(reference, steps), dict.fromkeys((each.name for each in recipes), steps)
+    budget, steps_by_recipe = steps * price(reference, steps), dict.fromkeys((recipe.name for recipe in recipes), steps)
     for each in (recipe for recipe in recipes if not recipe.equal_steps):
         for _ in range(ROUNDS):
-            found[each.name] = max(1, round(budget / price(each, found[each.name])))
-    return found
+            steps_by_recipe[each.name] = max(1, round(budget / price(each, steps_by_recipe[each.name])))
+    return steps_by_recipe
 
 
 def operations(config: Config, sizes: Sizes) -> float:

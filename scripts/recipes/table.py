@@ -1,33 +1,33 @@
-"""The recipes that the study compares: words of train/run.py, as data."""
+"""The recipes that the study compares, as command-line arguments of train/run.py."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 CONTROL = "control"
-REFERENCE = "uniform"  # its operations are everyone's
-PAPER = "beta"  # what the paper draws from
+REFERENCE = "uniform"  # every recipe gets as many operations
+PAPER = "beta"  # the rate distribution of the paper
 FROZEN = ("model.freeze=[vision]",)  # as in the real experiments
 BY_PIXELS = "method=pixel_delta"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way of uptraining. In `words`, {steps} is the number of steps that its operations afford."""
+    """One way of uptraining. In `words`, {steps} stands for the number of steps that fit its operations."""
 
     name: str
     about: str
     words: tuple[str, ...]
-    equal_steps: bool = False  # as many steps as the reference, whatever they cost
+    equal_steps: bool = False  # same number of steps as the reference, at any cost
     export: tuple[str, ...] = ()  # words of scripts/export.py
     block: int = 0  # of the vision tower, before which tokens are dropped; 0: at its beginning or its end
 
     def spelt(self, steps: int) -> list[str]:
-        """The words of a run of so many steps."""
+        """The arguments of a run of this many steps."""
         return [f"train.steps={steps}", *FROZEN, *(word.replace("{steps}", str(steps)) for word in self.words)]
 
 
-BASE = "base"  # what all start from, trained without pruning
+BASE = "base"  # trained without pruning; all recipes start from it
 RECIPES = (
     Recipe(CONTROL, "rate 0, for as many steps as uniform", ("rate=constant",), equal_steps=True),
     Recipe("fixed", "always .75", ("rate=constant", "rate.rate=0.75")),
@@ -62,14 +62,18 @@ RECIPES = (
         for block in (1, 2, 3)
     ),
 )
-STOCK = [each.name for each in RECIPES if BY_PIXELS not in each.words]  # a server needs no plugin for them
-PLACES = ("input", *(each.name for each in RECIPES if each.block), "pixels")  # one score, ever later in the tower
+STOCK = [recipe.name for recipe in RECIPES if BY_PIXELS not in recipe.words]  # a server needs no plugin for them
+PLACES = (
+    "input",
+    *(recipe.name for recipe in RECIPES if recipe.block),
+    "pixels",
+)  # same score, ordered by position in the tower
 
 
 def named(names: list[str], blocks: int) -> tuple[Recipe, ...]:
-    """Those recipes, or all where none is named that have a place in a tower of so many blocks.
+    """The recipes of these names; if `names` is empty, all recipes that a tower of this many blocks allows.
 
-    ValueError for one that is unknown or has none.
+    ValueError if a recipe is unknown or needs a deeper tower.
     """
     known = {recipe.name: recipe for recipe in RECIPES}
     if unknown := [name for name in names if name not in known]:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from scripts import show_pruning
 from scripts.pruning.drawing import greyed
-from scripts.pruning.seeing import cells, pixel_scores
+from scripts.pruning.keep_masks import cells, pixel_scores
 
 
 def test_dropped_tokens_lose_their_colour_and_kept_ones_nothing():

@@ -84,6 +84,12 @@ def test_a_page_compares_the_places_in_the_tower():
     assert "at equal operations: `input` 40.0, `block1` 60.0, `pixels` 50.0." in said
 
 
+def test_a_page_shows_the_command_without_default_values():
+    assert study.command(study.Options(seeds=[0, 1], threads=1)) == (
+        "python scripts/study.py preset=quick seeds=[0,1] threads=1"
+    )
+
+
 def test_a_study_replaces_only_what_is_between_the_markers(tmp_path):
     path = tmp_path / "page.md"
     assert page.insert(path, "first") == f"# Recipes\n\n{page.BEGIN}\nfirst\n{page.END}\n"

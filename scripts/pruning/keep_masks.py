@@ -1,4 +1,4 @@
-"""One video and which of its tokens survive at some rates, by a model's own features or by differences of pixels."""
+"""Which tokens of a video are kept at some pruning rates, by a model's scores or by pixel differences."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ WIDTH = 448
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What is drawn: the first frame of each temporal grid, and the survivors by rate."""
+class PrunedVideo:
+    """The first frame of each temporal grid of a video, and the kept tokens at each rate."""
 
     frames_THWC: np.ndarray  # uint8 RGB
     times_T: np.ndarray  # seconds
     keep: dict[float, np.ndarray]  # by rate: [T, H, W] bool
-    scores: str  # what they were taken from, in words
+    scores: str  # where the scores come from, for titles
 
 
-def seen_by_model(video: Path, model: str, rates: Sequence[float]) -> Shown:
-    """As the checkpoint's own vision tower and its evs.json have it."""
+def keep_by_features(video: Path, model: str, rates: Sequence[float]) -> PrunedVideo:
+    """Tokens that the checkpoint keeps, by the method, frames and dtype of its evs.json."""
     policy = beside(model)
     encoder = encoder_of(model, frames_of(policy))
     sample = Sample("video", (Turn("user", (VideoRef(str(video)), "?")),))
@@ -57,28 +57,30 @@ def seen_by_model(video: Path, model: str, rates: Sequence[float]) -> Shown:
         keep = {rate: method.keep(inputs_MC, grid, rate).numpy() for rate in rates}
     step = encoder.temporal_patch
     name = Path(model).name
-    return Shown(clips[0].frames_THWC[::step], clips[0].times_T[::step], keep, f"scores of {name}'s vision tower")
+    return PrunedVideo(clips[0].frames_THWC[::step], clips[0].times_T[::step], keep, f"scores of {name}'s vision tower")
 
 
-def seen_by_pixels(video: Path, rates: Sequence[float], fps: float, most: int) -> Shown:
-    """As the mean difference of a cell's pixels from the same cell one temporal grid before has it."""
+def keep_by_pixels(video: Path, rates: Sequence[float], fps: float, most: int) -> PrunedVideo:
+    """Tokens kept by the mean pixel difference from the same cell one temporal grid before."""
     clip = decode(VideoRef(str(video)), partial(evenly, fps=fps, most=most))
     pairs = len(clip.frames_THWC) // 2
     grid, cells_THWC = cells(clip.frames_THWC[: 2 * pairs])
     scores_THW = pixel_scores(cells_THWC)
     keep = {rate: select(scores_THW, rate).numpy() for rate in rates}
     assert scores_THW.shape == (grid.T, grid.H, grid.W)
-    return Shown(clip.frames_THWC[: 2 * pairs : 2], clip.times_T[: 2 * pairs : 2], keep, "pixel differences, no model")
+    return PrunedVideo(
+        clip.frames_THWC[: 2 * pairs : 2], clip.times_T[: 2 * pairs : 2], keep, "pixel differences, no model"
+    )
 
 
 def evenly(info: VideoInfo, fps: float, most: int) -> np.ndarray:
-    """An even number of places at `fps`, at most `most`."""
+    """Indices of an even number of frames at `fps`, at most `most`."""
     count = min(most, max(2, int(info.readable / info.fps * fps)), info.readable) // 2 * 2
     return info.first + np.linspace(0, info.readable - 1, count).round().astype(np.int64)
 
 
 def cells(frames_THWC: np.ndarray) -> tuple[Grid, Tensor]:
-    """The grid of tokens, and [T, H, W, C] the pixels of each: two frames averaged, CELL x CELL of them."""
+    """The grid of tokens, and the pixels of each token as [T, H, W, C]: CELL x CELL, averaged over two frames."""
     height, width = frames_THWC.shape[1:3]
     wide = max(1, round(WIDTH / CELL))
     high = max(1, round(wide * height / width))
@@ -90,6 +92,6 @@ def cells(frames_THWC: np.ndarray) -> tuple[Grid, Tensor]:
 
 
 def pixel_scores(cells_THWC: Tensor) -> Tensor:
-    """[T, H, W], the first grid above all others."""
+    """Scores as [T, H, W]; the first grid scores above all others."""
     change = (cells_THWC[1:] - cells_THWC[:-1]).abs().mean(-1)
     return torch.cat([torch.full_like(cells_THWC[:1, ..., 0], FIRST_FRAME + 1), change])
