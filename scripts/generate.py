@@ -5,7 +5,7 @@
         [sample=true temperature=0.7 top_p=0.8 seed=1] [logprobs=5] [json=true]
 
 Frames, pixels and positions default to those of the checkpoint's training (evs.json next to its weights).
-Media precede the prompt, images first, unless the prompt places them: prompt="First <video>, then <video>: the difference?"
+Media precede the prompt, images first; to place them, name them: prompt="First <video>, then <video>: the difference?"
 """
 
 from __future__ import annotations

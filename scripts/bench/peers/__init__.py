@@ -1,1 +1,1 @@
-"""The same fine-tuning run beside other frameworks, each in an environment and a process of its own."""
+"""The same fine-tuning in several frameworks, each in its own environment and process."""

@@ -21,7 +21,7 @@ RATES = {"ours at 0": ("constant", 0.0), "ours at .75": ("constant", 0.75), "our
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked of one process."""
+    """The settings of one process."""
 
     mode: str  # of MODES
     steps: int
@@ -29,7 +29,7 @@ class Job:
     attention: str
     workers: int
     cpu: bool
-    folder: Path  # its own, for whatever it writes
+    folder: Path  # for the files of this process
     bin: Path  # programs of the contender's environment
 
     @property
@@ -43,7 +43,7 @@ class Framework:
 
     name: str
     words: Callable[[Job], list[str]]
-    requires: tuple[str, ...] = ()  # what its environment holds beside the one that runs the benchmark
+    requires: tuple[str, ...] = ()  # packages to install on top of the benchmark's environment
     empty: tuple[str, ...] = ()  # modules that it imports and never uses, and that an empty one stands in for
     lacks: Mapping[str, str] = field(default_factory=dict)  # mode -> why it cannot be had
     variables: Mapping[str, str] = field(default_factory=dict)

@@ -35,7 +35,7 @@ def _held() -> list[str]:
 
 
 def _lay_over(folder: Path) -> None:
-    """Lets the environment see the packages of this one behind its own."""
+    """Lets the environment see the packages of this one after its own."""
     below = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     (_packages(folder) / "below.pth").write_text("".join(f"{path}\n" for path in below))
 

@@ -1,4 +1,4 @@
-"""Records -> figures: what a step costs and where, whether all were given the same, and the table."""
+"""Figures from records: times of a step and its parts, equality of the batches, and the table."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def summary(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def differences(mine: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What `theirs` were given otherwise than `mine`, batch by batch; empty where all is equal."""
-    found = []
+    """One line for each kind of difference between two lists of batches; empty if they are equal."""
+    lines = []
     pairs = list(zip(mine, theirs))
     for key, name in GIVEN.items():
         unlike = [(a[key], b[key]) for a, b in pairs if a[key] != b[key]]
         if unlike:
             ours, peer = unlike[0]
-            found.append(f"{name} differ in {len(unlike)} of {len(pairs)} batches, first {peer} against {ours}")
-    return found
+            lines.append(f"{name} differ in {len(unlike)} of {len(pairs)} batches, first {peer} against {ours}")
+    return lines
 
 
 def incoherent(batches: Sequence[Mapping[str, Any]], merge: int = 2) -> list[str]:
@@ -87,7 +87,7 @@ def _cells(rounds: Sequence[Mapping[str, float]], reference: Sequence[Mapping[st
 
 def behind(modes: Mapping[str, Mapping[str, Any]], ours: Sequence[str]) -> list[str]:
     """Where a peer does at least as many samples a second as ours at rate 0, with the spans in which it is faster."""
-    found = []
+    lines = []
     for mode, rows in modes.items():
         reference = rows.get(REFERENCE, {}).get("rounds")
         for name, row in rows.items():
@@ -96,5 +96,5 @@ def behind(modes: Mapping[str, Mapping[str, Any]], ours: Sequence[str]) -> list[
                 lost = {span: mine[span] - theirs[span] for span in (*SPANS, "other")}
                 where = ", ".join(f"{span} +{seconds:.2f} s" for span, seconds in lost.items() if seconds > 0)
                 spent = f"processor {mine['processor_s']:.2f} s/sample against {theirs['processor_s']:.2f}"
-                found.append(f"{mode}: {name} is ahead ({where}; {spent})")
-    return found
+                lines.append(f"{mode}: {name} is ahead ({where}; {spent})")
+    return lines

@@ -98,13 +98,13 @@ class Comparison:
         return runs.Settings(self.options.threads or os.cpu_count() or 1, self.cpu)
 
     def check(self) -> list[str]:
-        """One line for every contender that was given something else than ours."""
-        found = []
+        """One line for every difference between the batches of another framework and ours."""
+        lines = []
         for (mode, name), theirs in self.batches.items():
             mine = self.batches.get((mode, figures.REFERENCE))
-            alike = figures.differences(mine, theirs) if mine and mode != "packed" else figures.incoherent(theirs)
-            found += [f"{mode}, {name}: {line}" for line in alike]
-        return found
+            unequal = figures.differences(mine, theirs) if mine and mode != "packed" else figures.incoherent(theirs)
+            lines += [f"{mode}, {name}: {line}" for line in unequal]
+        return lines
 
 
 def schedule(contenders: list[Framework], modes: list[str], rounds: int) -> Iterator[tuple[int, str, Framework]]:
