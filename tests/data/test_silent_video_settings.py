@@ -294,7 +294,7 @@ def test_pictures_of_a_folder_do_not_silently_leave_the_media_root(tmp_path, pic
     (tmp_path / "frames" / "f11.png").symlink_to(tmp_path / "outside.png")
     row = part_row(video=".")
     with pytest.raises(RowError, match=r"f11.png' is outside data.media_root"):
-        Format().sample(row, Folder(str(tmp_path / "frames"), fence=True), "row")
+        Format().sample(row, Folder(str(tmp_path / "frames"), restricted=True), "row")
 
 
 def test_a_folder_without_pictures_is_not_silently_an_empty_video(tmp_path):
