@@ -26,7 +26,7 @@ def write_error(error: OSError, path: Path) -> str:
         return f"{path} cannot be written ({error.strerror or error}): check the folder and its permissions"
     if inodes_used_up(path):
         return f"no inodes left: {path} cannot be written: remove files from this file system"
-    return f"{FULL[error.errno]}: {path} cannot be written: make room on this file system"
+    return f"{FULL[error.errno]}: {path} cannot be written: free space on this file system"
 
 
 def inodes_used_up(path: Path) -> bool:

@@ -32,7 +32,9 @@ def mount(tmp_path) -> Iterator[Callable[..., Path]]:
 def test_lines_that_do_not_fit_are_named_and_leave_the_file_unchanged(mount):
     file = mount("size=16k") / "metrics.jsonl"
     append_lines(file, [{"step": 1}])
-    with pytest.raises(ValueError, match=r"^disk full: \S+/metrics\.jsonl cannot be written: make room .*resume=auto$"):
+    with pytest.raises(
+        ValueError, match=r"^disk full: \S+/metrics\.jsonl cannot be written: free space .*resume=auto$"
+    ):
         append_lines(file, [{"step": 2, "note": "x" * 32768}])
     assert file.read_text() == '{"step": 1}\n'
 
@@ -46,12 +48,12 @@ def test_used_up_inodes_are_told_from_a_full_disk(mount):
 
 def test_event_files_that_do_not_fit_name_their_folder(mount):
     sink = start_tensorboard(mount("size=16k"), 0)
-    with pytest.raises(ValueError, match=r"^disk full: \S+/tensorboard cannot be written: make room"):
+    with pytest.raises(ValueError, match=r"^disk full: \S+/tensorboard cannot be written: free space"):
         for step in range(400):
             sink.write(step, {f"loss/{name}": 1.0 for name in range(10)})
 
 
 def test_a_run_that_cannot_write_its_configuration_says_so_before_training(mount, words):
-    with pytest.raises(ValueError, match=r"^disk full: \S+ cannot be written: make room") as error:
+    with pytest.raises(ValueError, match=r"^disk full: \S+ cannot be written: free space") as error:
         trained(*words(run_dir=mount("size=4k") / "run"))
     assert "\n" not in str(error.value)
