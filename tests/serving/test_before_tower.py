@@ -67,7 +67,8 @@ def same(verdicts) -> None:
 
 
 def test_before_tower_a_server_that_cannot_refuses_in_one_line(copied, environment, tmp_path) -> None:
-    common = {"dtype": "float32", "video_pruning_rate": 0.5, "enforce_eager": True}
+    frames = {"media_io_kwargs": {"video": {"num_frames": -1}}}
+    common = {"dtype": "float32", "video_pruning_rate": 0.5, "enforce_eager": True, **frames}
     asked = [{"model": copied(BEFORE), **common}]
     asked += [{"model": copied(policy, name), **common, **more} for name, (policy, more, _) in REFUSED.items()]
     started, *refused = drive(environment("0.32.0"), tmp_path / "job", {"configurations": asked})
