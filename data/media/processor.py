@@ -125,6 +125,7 @@ def _token(processor: Any) -> int:
     return (processor.patch_size * processor.merge_size) ** 2
 
 
+@lru_cache(16)  # asked first by Encoder in the main process: a forked data worker must not start PyTorch's threads
 def _bounds_the_video(video_processor: Any) -> bool:
     """True if `size` bounds a whole video, so that frames shrink as their number grows."""
     side = 4 * video_processor.patch_size * video_processor.merge_size

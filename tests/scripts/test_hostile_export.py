@@ -50,7 +50,7 @@ def test_a_hostile_run_folder_is_reported_and_exported_as_data(words, tmp_path, 
     report.main(report.Options(run=str(run)))
     export.main(export.Options(**options, adapter=True))
     printed = capsys.readouterr()
-    assert "metrics.jsonl:2: left out" in printed.err and "give base_model=" in printed.out
+    assert "metrics.jsonl:2: skipped an incomplete line" in printed.err and "give base_model=" in printed.out
     page = (run / "report.html").read_text()
     assert "<script>" not in page and "&lt;script&gt;" in page and "<i>" not in page
     assert "<h2>Time to first token" not in page and "<h2>Not measured" in page

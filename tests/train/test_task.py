@@ -57,7 +57,7 @@ def test_targets_never_change_with_the_rate(task, batch):
 def test_every_video_may_have_a_rate_of_its_own(task, batch):
     videos = len(batch.video_grid_thw_V3)
     assert task(batch, [0.0] * videos).kept > task(batch, [0.9] + [0.0] * (videos - 1)).kept
-    with pytest.raises(ValueError, match="give one rate a video"):
+    with pytest.raises(ValueError, match="give one rate per video"):
         task(batch, [0.5])
 
 
