@@ -14,7 +14,7 @@ from data.encoding.size_prediction import predict_size
 from data.media.container import probe
 from data.media.frames import FramePolicy
 from data.media.processor import CALL
-from data.types import IGNORE, ImageRef, RowError, Sample, Turn, VideoRef
+from data.types import IGNORE, ImageRef, RowError, Sample, Turn, VideoRef, VideoSettings
 from evs.families.qwen.fast_tower import normalised
 from scripts.make_tiny_model import make
 from tests.data import videos
@@ -193,3 +193,14 @@ def test_levels_normalised_on_the_device_are_the_processors_pixels(family, tmp_p
     assert torch.equal(normalised(batch.pixel_values_videos, batch.video_normal), stock_video)
     assert torch.equal(normalised(batch.pixel_values, batch.image_normal), stock_image)
     assert batch.pixel_values.dtype == batch.pixel_values_videos.dtype == torch.uint8
+
+
+def test_a_video_with_its_own_settings_needs_no_processor_call_in_a_forked_worker(encoder, monkeypatch):
+    """A forked worker that computes on tensors of some size may crash once its parent has used PyTorch's threads."""
+
+    def fail(*_, **__):
+        raise AssertionError("the video processor was called")
+
+    monkeypatch.setattr(type(encoder.processor.video_processor), "__call__", fail)
+    for settings in (None, VideoSettings(fps=5.5), VideoSettings(max_pixels=3136)):
+        assert encoder.video_rule(VideoRef("a.mp4", settings=settings)).processor is not None
