@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-from evs.policy import QWEN2_5, QWEN3, Policy
+from evs.families.servers import QWEN2_5, QWEN3
+from evs.policy import Policy
 from tests.data import videos
 from train.export.serving_metadata import media_io
 
