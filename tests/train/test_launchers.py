@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.train.test_run import metrics
+from train.distributed import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributed")]
 ROOT = Path(__file__).parents[2]
@@ -19,14 +20,14 @@ BIN = Path(sys.executable).parent
 @pytest.mark.parametrize(
     ("launcher", "engine"),
     [
-        ("accelerate launch --multi_gpu --num_processes 2 --mixed_precision bf16", "ddp"),
-        ("accelerate launch --use_deepspeed --zero_stage 3 --num_processes 2", "ddp"),
-        ("deepspeed --num_gpus 2", "zero2"),
+        ("accelerate launch --multi_gpu --num_processes 2 --main_process_port {port} --mixed_precision bf16", "ddp"),
+        ("accelerate launch --use_deepspeed --zero_stage 3 --num_processes 2 --main_process_port {port}", "ddp"),
+        ("deepspeed --num_gpus 2 --master_port {port}", "zero2"),
     ],
 )
 def test_a_launcher_starts_two_ranks(words, tmp_path, launcher, engine):
     more = ["train.steps=1", "train.accumulation=1", "train.batch_size=1", f"engine={engine}", "engine.precision=fp32"]
-    program, *options = launcher.split()
+    program, *options = launcher.format(port=free_port()).split()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
         [BIN / program, *options, ROOT / "train" / "run.py", *words(*more)],
