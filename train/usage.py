@@ -43,7 +43,8 @@ def describe_keys(schema: Any, prefix: str = "", only: Sequence[str] = ()) -> It
 def _key(field: Field[Any], schema: Any, name: str, shared: Sequence[Any]) -> str:
     """`key=example`, then its type, default, bounds and explanation."""
     kind = str(field.type).replace(" | None", "").replace("Any", "value")
-    facts = "; ".join(part for part in (kind, _bounds(field), _default(field)) if part)
+    or_null = " or null" if str(field.type).endswith(" | None") else ""
+    facts = "; ".join(part for part in (kind + or_null, _bounds(field), _default(field)) if part)
     text = explanation(schema, field.name, (*shared, Policy, FramePolicy))
     body = textwrap.fill(text, WIDTH, initial_indent="      ", subsequent_indent="      ") if text else ""
     return "\n".join(part for part in (f"  {name}={_example(field, kind)}   ({facts})", body) if part)
