@@ -6,7 +6,7 @@ python scripts/benchmark.py index [rows=200000] [files=2000] [ranks=2] [out=FILE
 python scripts/benchmark.py media [count=1000] [workers=2] | worker [clips=2000] | ranks [shape=small] [steps=20]
 python scripts/benchmark.py real_run [shape=small] [steps=200] [workers=4] | gpu_tests [marks=gpu]
 python scripts/benchmark.py gpu out=DIR [minutes=10] [parts=[step,profile]] [device=cpu shape=tiny]
-python scripts/benchmark.py peers [peers=[trl,llamafactory,ms_swift,trainer]] [device=cpu|cuda] [folder=runs/peers]
+python scripts/benchmark.py peers [peers=[trl,llamafactory,ms_swift,trainer]] [folder=runs/peers] [out=FILE.json]
 
 Medians over `rounds` rounds in which every contender runs once, after a warm-up. Weights are random, nothing is
 downloaded. On a GPU the figures are times; on a CPU take the ratios only.
@@ -36,7 +36,7 @@ from scripts.bench.evaluate import evaluate
 from scripts.bench.forecast import forecast
 from scripts.bench.gpu import real_run, schedule, suite
 from scripts.bench.models import ANSWER, PROMPT, Shape, build_shape, model_config
-from scripts.bench.peers import race
+from scripts.bench.peers import comparison
 from scripts.bench.prefill import prefill
 from scripts.bench.profile import profile
 from scripts.bench.setting import EXTRAS, FROZEN, Setting
@@ -53,12 +53,12 @@ MODEL = {
 OWN: dict[str, tuple[Any, Any]] = {  # what has options of its own
     "index": (bench_index.Options, bench_index.index),
     "media": (bench_media.Options, bench_media.media),
+    "peers": (comparison.Options, comparison.compare),
     "ranks": (bench_ranks.Options, bench_ranks.ranks),
     "worker": (bench_worker.Options, bench_worker.worker),
     "real_run": (real_run.Options, real_run.real_run),
     "gpu_tests": (suite.Options, suite.suite),
 }
-WHOLE: dict[str, tuple[Any, Any]] = {"peers": (race.Options, race.main), "gpu": (schedule.Options, schedule.run)}
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -126,11 +126,10 @@ def main() -> None:
     what, *words = sys.argv[1:] or [""]
     if what in ("-h", "--help"):
         cli.parse(Options, [what])
-    if what in WHOLE:
-        schema, run = WHOLE[what]
-        cli.run(run, schema, words)
+    if what == "gpu":
+        cli.run(schedule.run, schedule.Options, words)
         return
-    known = [*MODEL, *DATA, *OWN, *WHOLE]
+    known = [*MODEL, *DATA, *OWN, "gpu"]
     if what not in known:
         cli.fail(f"{what or 'nothing'!r} cannot be measured: use one of {', '.join(known)}")
     options: Any = cli.parse(OWN[what][0] if what in OWN else Options, words)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data.progress import progress_bar
-from scripts.bench.peers.material import prepare
 from scripts.bench.timing import ROOT, table
+from scripts.bench.training_data import prepare
 from train.cli import launcher
 
 FOLDER = Path("runs/benchmark/forecast").absolute()
@@ -50,7 +50,7 @@ JOBS = (
 
 def forecast(rounds: int) -> dict[str, Any]:
     """GiB of one rank, forecast and measured, of each of the jobs; `rounds` is without effect: memory does not vary."""
-    made = prepare(FOLDER / "material")
+    made = prepare(FOLDER / "data")
     found = [_run(job, made.model, made.ours) for job in progress_bar(JOBS, unit="run")]
     rows = [
         (job.engine, job.ranks, "on" if job.checkpointing else "off", "resumed" if job.first_steps else "fresh", *cells)

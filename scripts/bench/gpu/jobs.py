@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from scripts.bench.models import missing_kernel
-from scripts.bench.peers.contenders import PEERS
+from scripts.bench.peers.frameworks import PEERS
 
 PARTS = ("tests", "step", "prefill", "peers", "train", "serving", "profile")
 SHAPES = ("qwen2_5_vl_7b", "qwen2_5_vl_3b")
@@ -49,7 +49,7 @@ def jobs(shape: str | None, gpu: bool, folder: Path) -> Iterator[Job]:
         for name in shapes:
             yield _prefill(name, tokens)
     yield from (_step(name, "trained", "sdpa", gpu) for name in shapes)
-    yield _peers(gpu, large, folder)
+    yield _peers(large, folder)
     no_server = None if find_spec("vllm") else "vllm is not installed"
     yield Job("serving", "serving", ("serving",), 300, no_server)
     yield Job("tests", "tests_engines", ("gpu_tests", "marks=gpu and slow", "processes=4"), 480, no_gpu)
@@ -70,9 +70,9 @@ def _prefill(shape: str, tokens: int) -> Job:
     return Job("prefill", f"prefill_{shape}_{tokens}", words, 150)
 
 
-def _peers(gpu: bool, large: bool, folder: Path) -> Job:
+def _peers(large: bool, folder: Path) -> Job:
     """transformers' Trainer needs nothing besides; the other frameworks are installed if pip is told of wheels."""
     names = [*PEERS] if os.environ.get("PIP_FIND_LINKS") else ["trainer"]
     modes, samples = ("[batch 1,batch 2]", 20) if large else ("[batch 1]", 2)
-    words = ("peers", f"peers=[{','.join(names)}]", f"modes={modes}", f"device={'cuda' if gpu else 'cpu'}")
-    return Job("peers", "peers", (*words, "rounds=1", f"samples={samples}", f"folder={folder / 'peers'}"), 300)
+    words = ("peers", f"peers=[{','.join(names)}]", f"modes={modes}", "rounds=1", f"samples={samples}")
+    return Job("peers", "peers", (*words, f"folder={folder / 'peers'}"), 300)

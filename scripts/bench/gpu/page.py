@@ -127,7 +127,7 @@ def _peers(records: Records) -> list[str]:
     return [
         line
         for record in records.values()
-        for mode, rows in record["result"].items()
+        for mode, rows in record["result"]["modes"].items()
         for line in (f"{mode}:", "", figures.table(rows), "")
     ][:-1]
 
@@ -153,7 +153,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Records], list[str]]]] = {
     "step": ("Training step: seconds of forward and backward; shares and peak of a whole step", _step),
     "prefill": ("Prefill of one clip, seconds", _prefill),
     "peers": ("Next to other frameworks", _peers),
-    "train": ("A run on real clips", _train),
+    "train": ("A training run", _train),
     "serving": ("Serving", _serving),
     "profile": ("Profile of a step at rate 0.75", _profile),
 }

@@ -1,4 +1,4 @@
-"""A run of train/run.py on real clips, stopped half-way and resumed: does the loader keep up with the model?"""
+"""A run of train/run.py on generated clips, stopped half-way and resumed: does the loader keep up with the model?"""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from scripts.bench import models
-from scripts.bench.peers.material import prepare
 from scripts.bench.processes import reason, run_limited
 from scripts.bench.timing import ROOT
+from scripts.bench.training_data import prepare
 from train.ranges import number
 from train.reports.summary import read_lines, summarize
 
@@ -35,7 +35,7 @@ def real_run(options: Options) -> dict[str, Any]:
     folder = Path(options.folder).resolve() / options.shape
     run, half = folder / "run", options.steps // 2
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    made = prepare(folder / "material", device, **_sizes(models.build_shape(options.shape)))
+    made = prepare(folder / "data", device, **_sizes(models.build_shape(options.shape)))
     shutil.rmtree(run, ignore_errors=True)
     wall = [_train(options, made.model, made.ours, run, steps) for steps in (half, options.steps)]
     rows = [row for row in read_lines(run / "metrics.jsonl") if "time/step" in row]

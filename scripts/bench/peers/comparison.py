@@ -1,0 +1,123 @@
+"""The comparison with other frameworks: every framework in every mode, round by round, one process at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.progress import progress_bar
+from scripts.bench.peers import environments, figures
+from scripts.bench.peers.frameworks import BATCH_SIZES, OURS, PACKED, PEERS, Framework, Job
+from scripts.bench.processes import reason, run_limited
+from scripts.bench.records import fingerprint, read_json, write_json
+from scripts.bench.training_data import prepare
+from train.ranges import names, number
+
+HOOK = Path(__file__).parent / "hook"
+CODE = ("scripts/bench/peers", "train", "evs", "data", "configs")
+LIMIT = 900  # seconds of one process
+
+
+@dataclass
+class Options:
+    peers: list[str] = names(list(PEERS), *PEERS)  # frameworks to compare with
+    modes: list[str] = names(list(BATCH_SIZES), *BATCH_SIZES)  # how rows are batched
+    rounds: int = number(2, least=1)  # processes per framework and mode; figures are medians over them
+    samples: int = number(10, least=1)  # timed in a process, after two steps of warm-up
+    folder: str = "runs/peers"  # environments, model, clips and records; a later call uses them again
+    out: str | None = None  # JSON file for the figures
+
+
+def compare(options: Options) -> dict[str, Any]:
+    """Rows by mode and framework: its `rounds`, or the `reason` why there are none; and `checks`, one line for every
+    difference between the batches of a peer and ours."""
+    folder = Path(options.folder).resolve()
+    frameworks = [*OURS, *(PEERS[name] for name in options.peers)]
+    modes: dict[str, dict[str, Any]] = {
+        mode: {framework.name: {"rounds": []} for framework in frameworks} for mode in options.modes
+    }
+    batches: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    plan = list(order(frameworks, options.modes, options.rounds))
+    for turn, mode, framework in progress_bar(plan, desc="peers", unit="process"):
+        row = modes[mode][framework.name]
+        try:
+            record = "reason" not in row and measure(framework, mode, turn, folder, options.samples)
+        except ValueError as error:
+            row["reason"] = str(error)
+            continue
+        if record:
+            row["rounds"].append(figures.summary(record))
+            row["versions"] = record["versions"]
+            batches.setdefault((mode, framework.name), record["batches"])
+    checks = list(_differences(batches)) or ["grids, video tokens and label tokens are equal in all batches"]
+    print("\n\n".join(f"{mode}:\n\n{figures.table(rows)}" for mode, rows in modes.items()), "", *checks, sep="\n")
+    return {"modes": modes, "checks": checks}
+
+
+def order(frameworks: Sequence[Framework], modes: Sequence[str], rounds: int) -> Iterator[tuple[int, str, Framework]]:
+    """(round, mode, framework); every second round runs in reverse order."""
+    for turn in range(rounds):
+        for mode in modes:
+            yield from ((turn, mode, framework) for framework in frameworks[:: -1 if turn % 2 else 1])
+
+
+def measure(framework: Framework, mode: str, turn: int, folder: Path, samples: int) -> dict[str, Any]:
+    """What the hook recorded in one process; an earlier record is used again if it was made by the same code with the
+    same settings. ValueError says in one line why there is no record."""
+    if mode == PACKED and not framework.packs:
+        raise ValueError("packs text alone, no videos")
+    cpu = not torch.cuda.is_available()
+    job = Job(
+        mode=mode,
+        steps=figures.WARMUP - samples // -BATCH_SIZES[mode],
+        data=prepare(folder / "data"),
+        attention="flash_attention_2" if not cpu and find_spec("flash_attn") else "sdpa",
+        cpu=cpu,
+        folder=folder / "records" / re.sub(r"\W+", "_", f"{framework.name} {mode} {turn}"),
+        programs=environments.build(folder / "environments" / framework.name, framework.requires, framework.empty),
+    )
+    path, key = job.folder.with_suffix(".json"), repr((job, framework.requires, fingerprint(*CODE)))
+    known = read_json(path)
+    if known and known["key"] == key:
+        return known
+    record = run(framework, job) | {"key": key}
+    write_json(path, record)
+    return record
+
+
+def run(framework: Framework, job: Job) -> dict[str, Any]:
+    """What the hook recorded in a new process. ValueError with its last error if it ended without a record."""
+    shutil.rmtree(job.folder, ignore_errors=True)
+    job.folder.mkdir(parents=True)
+    record, log = job.folder / "record.json", job.folder / "log.txt"
+    environment = {  # nothing is downloaded and no cache survives the process
+        **{"PYTHONPATH": str(HOOK), "PEERS_RECORD": str(record), "PEERS_STEPS": str(job.steps)},
+        **{"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PEERS_BEGAN": repr(time.time())},
+        **{"HF_HOME": str(job.folder / "hf"), "MODELSCOPE_CACHE": str(job.folder / "ms")},
+        "CUDA_VISIBLE_DEVICES": "" if job.cpu else os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
+        **framework.environment,
+    }
+    if run_limited(framework.command(job), log, LIMIT, job.folder, environment) is None:
+        raise ValueError(f"not done with {job.steps} steps after {LIMIT} s")
+    if not record.exists():
+        raise ValueError(reason(log.read_text(errors="replace")))
+    result = json.loads(record.read_text())
+    shutil.rmtree(job.folder)
+    return result
+
+
+def _differences(batches: dict[tuple[str, str], list[dict[str, Any]]]) -> Iterator[str]:
+    for (mode, name), theirs in batches.items():
+        ours = batches.get((mode, figures.REFERENCE))
+        if ours and mode != PACKED:  # every framework packs rows of its own choice
+            yield from (f"{mode}, {name}: {line}" for line in figures.differences(ours, theirs))
