@@ -11,7 +11,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,14 +19,31 @@ from torch import Tensor
 from evs.selection import check_rate
 
 
-class RateDistribution(Protocol):
+class RateDistribution:
+    """A distribution of pruning rates, given by the inverse of its cumulative distribution function."""
+
+    per_grid: ClassVar[bool] = False  # True if the rate of a video depends on its number of temporal grids
+
     def icdf(self, u: Tensor) -> Tensor:
         """Rates in [0, 1) at the quantiles u in [0, 1)."""
-        ...
+        raise NotImplementedError
+
+    def at(self, step: int) -> RateDistribution:
+        """The distribution of one step."""
+        return self
+
+    def rate_for(self, rate: float, grids: int) -> float:
+        """The rate of a video of `grids` temporal grids for which `icdf` gave `rate`."""
+        return rate
+
+    def minimum(self, low: float, high: float) -> float:
+        """The lowest rate that any step can draw at the quantiles [low, high)."""
+        u = torch.linspace(low, high - 1e-9, 4097, dtype=torch.float64)
+        return float(self.icdf(u).min())
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(RateDistribution):
     """One rate, always. `Constant(0)` trains without pruning: the control."""
 
     rate: float
@@ -39,7 +56,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(RateDistribution):
     """Rates from `low` to `high`, equally likely."""
 
     low: float = 0.0
@@ -54,7 +71,7 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(RateDistribution):
     """One of `rates`, with probabilities proportional to `weights` (equal without)."""
 
     rates: Sequence[float]
@@ -71,7 +88,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Beta:
+class Beta(RateDistribution):
     """A Beta distribution scaled to [low, high], by its mode and concentration (alpha + beta, more than 2).
 
     The paper draws from a Beta. Stated by its mode it stays unimodal whatever the mode; alpha = 1 + m (k - 2) and
@@ -105,12 +122,13 @@ class Beta:
 
 
 @dataclass(frozen=True)
-class FrameBeta:
-    """A Beta distribution over what each video can lose: none to all but one of its temporal grids.
+class FrameBeta(RateDistribution):
+    """A Beta distribution over the removable part of each video, which is all but one of its temporal grids.
 
-    `icdf` is of the share of that; `of_video` makes it the rate of a video. `mode` is a share too.
+    `icdf` and `mode` are fractions of that part; `rate_for` converts them to the rate of a video.
     """
 
+    per_grid: ClassVar[bool] = True
     mode: float = 0.75
     concentration: float = 6.0
 
@@ -120,16 +138,15 @@ class FrameBeta:
     def icdf(self, u: Tensor) -> Tensor:
         return self._shares().icdf(u)
 
-    def of_video(self, share: float, grids: int) -> float:
-        """The rate of a video of so many temporal grids (T), at most (T - 1) / T."""
-        return share * (grids - 1) / grids
+    def rate_for(self, rate: float, grids: int) -> float:
+        return rate * (grids - 1) / grids  # at most all but one grid
 
     def _shares(self) -> Beta:
         return Beta(self.mode, self.concentration, 0.0, 1 - 2**-20)
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(RateDistribution):
     """One of several distributions, with probabilities proportional to `weights` (equal without).
 
     Its `icdf` gives each component an interval of u as wide as its weight, and the component's own inverse CDF within
@@ -152,7 +169,7 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class Curriculum:
+class Curriculum(RateDistribution):
     """Distributions that take turns: `stages[i]` holds from step `steps[i]` on; the first one starts at 0.
 
     Smooth, each turns into the next on the way there, every quantile in a straight line: a uniform distribution whose
@@ -174,7 +191,6 @@ class Curriculum:
             )
 
     def at(self, step: int) -> RateDistribution:
-        """The distribution of one step."""
         assert self.steps is not None
         i = bisect_right(self.steps, step) - 1
         if not self.smooth or i + 1 == len(self.stages):
@@ -182,12 +198,15 @@ class Curriculum:
         way = (step - self.steps[i]) / (self.steps[i + 1] - self.steps[i])
         return _Between(self.stages[i], self.stages[i + 1], way)
 
+    def minimum(self, low: float, high: float) -> float:
+        return min(stage.minimum(low, high) for stage in self.stages)
+
     def icdf(self, u: Tensor) -> Tensor:
         return Mixture(self.stages).icdf(u)
 
 
 @dataclass(frozen=True)
-class _Between:
+class _Between(RateDistribution):
     """A part of the way from one distribution to another, quantile by quantile."""
 
     begin: RateDistribution
@@ -220,7 +239,7 @@ def draw(
     u = ((torch.arange(n) + first) % n + u) / n
     if levels is not None:
         u = ((u * levels).floor() / max(1, levels - 1)).clamp_max(1 - 2**-50)
-    rates = (dist.at(step) if isinstance(dist, Curriculum) else dist).icdf(u)
+    rates = dist.at(step).icdf(u)
     for rate in rates.tolist():
         check_rate(rate)
     return rates

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import torch
 
-from evs import Curriculum, FrameBeta, draw
+from evs import draw
 from evs.methods.base import Method, depth
 from evs.rates import RateDistribution, generator_of
 
@@ -99,15 +99,15 @@ class StepRates:
             views: list[Rate] = [*self(step)[index]]
         else:
             views = [list(rates_V) for rates_V in zip(*self._draw(len(grids_V), step, index))]
-        if isinstance(self.distribution, FrameBeta) and grids_V:
-            shares = [[view] * len(grids_V) if isinstance(view, float) else view for view in views]
-            views = [[*map(self.distribution.of_video, shares_V, grids_V)] for shares_V in shares]
+        if self.distribution.per_grid and grids_V:
+            drawn = [[view] * len(grids_V) if isinstance(view, float) else view for view in views]
+            views = [[*map(self.distribution.rate_for, rates_V, grids_V)] for rates_V in drawn]
         return tuple(views)
 
     @property
     def replayable(self) -> bool:
         """True if the rates depend on the seed and the step only, so that they can be drawn again without the data."""
-        return not self.per_video and not isinstance(self.distribution, FrameBeta)
+        return not self.per_video and not self.distribution.per_grid
 
     def _draw(self, n: int, step: int, index: int | None = None) -> list[tuple[float, ...]]:
         """The rates of n micro-batches, or with an `index` those of the n videos of one micro-batch."""
@@ -131,6 +131,4 @@ class StepRates:
         first = share / self.drawn
         if self.levels is not None:
             first = min(first, int(first * self.levels) / max(1, self.levels - 1))
-        u = torch.linspace(first, (share + 1) / self.drawn - 1e-9, 4097, dtype=torch.float64)
-        stages = self.distribution.stages if isinstance(self.distribution, Curriculum) else [self.distribution]
-        return min(float(stage.icdf(u).min()) for stage in stages)
+        return self.distribution.minimum(first, (share + 1) / self.drawn)

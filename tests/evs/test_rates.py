@@ -62,7 +62,7 @@ def test_stages_that_are_not_smooth_change_at_their_step():
 def test_frame_beta_takes_all_but_one_grid_of_a_video_at_most():
     dist, grids = FrameBeta(0.75, 6), [1, 2, 16, 64]
     shares = dist.icdf(torch.linspace(0, 1, 1001, dtype=torch.float64)[:-1])
-    rates = torch.tensor([[dist.of_video(share, count) for count in grids] for share in shares.tolist()])
+    rates = torch.tensor([[dist.rate_for(share, count) for count in grids] for share in shares.tolist()])
     most = torch.tensor([(count - 1) / count for count in grids])
     assert (rates <= most).all() and (rates[-1] > 0.9 * most).sum() == 3 and (rates[:, 0] == 0).all()
     torch.testing.assert_close(shares, Beta(0.75, 6, 0.0, 1 - 2**-20).icdf(torch.arange(1000).double() / 1000))

@@ -16,7 +16,6 @@ from data.batching.sizes import KeptCounts, Sizes
 from evs.families import spec_of
 from evs.methods import Method
 from evs.methods.base import depth
-from evs.rates import FrameBeta
 from train.config import TOWERS, Config
 from train.cost import operations as cost
 from train.datasets import AuditedData
@@ -83,17 +82,16 @@ def freed_patches(method: Method, architecture: Any) -> int | None:
 
 
 def build_kept(method: Method, rates: StepRates) -> KeptCounts:
-    """A function that counts the kept tokens of videos at a drawn rate. Under FrameBeta the rate is a share of the most
-    that each video can lose."""
+    """A function that counts the kept tokens of videos at a drawn rate."""
     distribution, counts = rates.distribution, partial(kept_counts, method)
-    if not isinstance(distribution, FrameBeta):
+    if not distribution.per_grid:
         return counts
 
-    def kept(grids_V: np.ndarray, tokens_V: np.ndarray, share: float) -> np.ndarray:
+    def kept(grids_V: np.ndarray, tokens_V: np.ndarray, rate: float) -> np.ndarray:
         kept_V = np.zeros_like(grids_V)
         for grids in np.unique(grids_V):
             same_V = grids_V == grids
-            kept_V[same_V] = counts(grids_V[same_V], tokens_V[same_V], distribution.of_video(share, int(grids)))
+            kept_V[same_V] = counts(grids_V[same_V], tokens_V[same_V], distribution.rate_for(rate, int(grids)))
         return kept_V
 
     return kept
