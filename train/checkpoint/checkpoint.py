@@ -25,7 +25,7 @@ from torch import Tensor
 
 from train.atomic_write import write_atomically
 from train.checkpoint import manifest
-from train.checkpoint.manifest import Manifest
+from train.checkpoint.manifest import DamagedManifest, Manifest
 from train.checkpoint.storage import load_resharded, load_state, save_state
 from train.collectives import on_main
 from train.ema import Average
@@ -198,14 +198,14 @@ def candidates(resume: str | None, folder: Path) -> list[Path]:
 def first_valid(engine: Accelerator, checkpoints: Sequence[Path]) -> tuple[Path, Manifest] | None:
     """The first checkpoint whose files match its manifest, and its manifest; None without checkpoints.
 
-    Prints what is wrong with those before it. Raise ValueError if all are damaged.
+    Prints what is wrong with those before it. Raise ValueError if all are damaged or a later version wrote one.
     """
     damaged = []
     for checkpoint in checkpoints:
         try:
             saved = manifest.read(checkpoint)
             faults = manifest.faults(engine, checkpoint, saved)
-        except ValueError as error:
+        except DamagedManifest as error:
             faults = [str(error)]
         if not faults:
             return checkpoint, saved

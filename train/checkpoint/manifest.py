@@ -14,6 +14,11 @@ from accelerate import Accelerator
 from train.collectives import collected, shared
 
 NAME = "manifest.json"
+FORMAT = 1  # version of the format, which manifests before version 1 do not state
+
+
+class DamagedManifest(ValueError):
+    """A manifest that is missing or unreadable, as after a crash."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,7 @@ class Manifest:
     step: int
     shape: dict[str, Any]  # see train.checkpoint.run_identity
     files: dict[str, list[Any]]  # path within the checkpoint: [bytes, checksum]
+    format: int = FORMAT
 
     @property
     def size(self) -> int:
@@ -44,16 +50,27 @@ def seal(engine: Accelerator, folder: Path, step: int, shape: dict[str, Any]) ->
 
 
 def read(checkpoint: Path) -> Manifest:
-    """The manifest of a checkpoint. Raise ValueError if it is missing or damaged."""
+    """The manifest of a checkpoint, also of an older format.
+
+    Raise DamagedManifest if it is missing or damaged, and ValueError if a later version wrote it.
+    """
     try:
         body = json.loads((checkpoint / NAME).read_bytes())
         if body.pop("checksum") != _checksum_of(body):
             raise ValueError("checksum differs")
-        return Manifest(**body)
+        version = body.setdefault("format", 0)
+        if type(version) is not int or version < 0:
+            raise ValueError(f"its format is {version!r}")
+        if version <= FORMAT:
+            return Manifest(**body)
     except FileNotFoundError:
-        raise ValueError(f"{NAME} is missing") from None
+        raise DamagedManifest(f"{NAME} is missing") from None
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise ValueError(f"{NAME} is damaged ({error})") from error
+        raise DamagedManifest(f"{NAME} is damaged ({error})") from error
+    raise ValueError(
+        f"{checkpoint} has a manifest of format {version}, and this version reads formats up to {FORMAT}: resume it "
+        "with the newer version that wrote it, or give another run_dir"
+    )
 
 
 def faults(engine: Accelerator, checkpoint: Path, manifest: Manifest) -> list[str]:

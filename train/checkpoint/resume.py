@@ -54,6 +54,6 @@ def newest_shape(checkpoints: Sequence[Path]) -> dict[str, Any] | None:
     for checkpoint in checkpoints:
         try:
             return manifest.read(checkpoint).shape
-        except ValueError:
+        except manifest.DamagedManifest:
             continue  # reported later by first_valid
     return None
