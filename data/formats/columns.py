@@ -70,7 +70,7 @@ class Columns:
                     f"{where}: has no column {named[key]!r}, which data.columns.{key} names; it has {sorted(row)}"
                 )
         rest = {key: value for key, value in row.items() if key not in named.values() and key not in LAYOUTS}
-        for key in ("system", "videos", "images", "query", "response"):
+        for key in set(COLUMNS) - {"messages", "id"}:
             if key in renamed and rest.get(key, "") not in (None, "", [], renamed[key]):
                 raise RowError(f"{where}: has {key!r} and {named[key]!r}, which data.columns.{key} names; keep one")
         if self.messages is not None:
@@ -84,6 +84,9 @@ class Columns:
             name = text_of(turn.get(self.role), f"a turn's {self.role!r}", where)
             if name not in roles:
                 raise RowError(f"{where}: unknown role {name!r}; data.columns names {', '.join(roles)}")
+            own = {"role": roles[name], "content": turn.get(self.content)}
             rest = {key: value for key, value in turn.items() if key not in (self.role, self.content)}
-            turns.append(rest | {"role": roles[name], "content": turn.get(self.content)})
+            if unread := next((key for key in own if rest.get(key) not in (None, "")), None):
+                raise RowError(f"{where}: a turn has {unread!r}, which data.columns.{unread} does not name; remove it")
+            turns.append(rest | own)
         return turns

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from xxhash import xxh3_64_hexdigest
 
 from data.answer_metrics import METRICS
-from data.formats.keys import check_part, check_row, system_of
+from data.formats.keys import PIXELS, RESIZED, SETTINGS, check_part, check_row, system_of
 from data.formats.roots import Root
 from data.formats.video_settings import (
     frame_list,
@@ -25,6 +25,7 @@ MARK = re.compile(r"\s*<(video|image)>\s*")  # whitespace around a mark is not p
 
 FILE_URL = re.compile(r"^file:(//(localhost(?=/))?)?", re.IGNORECASE)
 MAX_PATH_LENGTH = 4096  # characters
+NAMES = ("type", "path", "url", "bytes")  # keys of a medium's entry, with its settings and its kind
 
 ContentPart = str | VideoRef | ImageRef
 
@@ -76,7 +77,7 @@ def video(entry: Any, row: Mapping[str, Any], root: Root, where: str) -> VideoRe
     "video_start" and "video_end" are seconds, in the entry or in the row for all of its videos.
     """
     fields = entry if isinstance(entry, Mapping) else {"video": entry}
-    check_part(fields, where)
+    check_part(fields, (*NAMES, "video", "frames", *SETTINGS), where)
     start, end = (_seconds(fields.get(key, row.get(key)), key, where) for key in ("video_start", "video_end"))
     listed = picture_names(fields, root, where)
     settings = settings_of(fields, row, where, listed=listed is not None)
@@ -96,7 +97,7 @@ def video(entry: Any, row: Mapping[str, Any], root: Root, where: str) -> VideoRe
 def image(entry: Any, root: Root, where: str) -> ImageRef:
     """An image reference from a path, {"image" | "path" | "url": path} or {"bytes": content}."""
     fields = entry if isinstance(entry, Mapping) else {"image": entry}
-    check_part(fields, where)
+    check_part(fields, (*NAMES, "image", *PIXELS, *RESIZED), where)
     refuse_picture_settings(fields, where)
     return ImageRef(*_locate(fields, "image", root, where))
 

@@ -52,7 +52,7 @@ def _parts(item: Any, media: Media, root: Root, name: str) -> tuple[ContentPart,
         if not key.startswith(kind) and item.get(key) not in (None, ""):
             raise RowError(f'{media.where}: content part of type {kind} has "{key}" too; write two parts')
     if kind == "text":
-        check_part(item, media.where)
+        check_part(item, ("type", "text"), media.where)
         text = text_of(item.get("text"), "a text part", media.where)
         return media.split(text) if name == "user" else (text,)
     return (_medium(kind, item, media, root),)

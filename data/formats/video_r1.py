@@ -26,6 +26,8 @@ def sample(row: Mapping[str, Any], root: Root, where: str) -> Sample:
         raise RowError(f"{where}: data_type is {kind!r:.40}; write video or image")
     if not isinstance(options, list):
         raise RowError(f"{where}: options are {options!r:.60}; write a list")
+    if path and any(row.get(key) for key in (f"{kind}", f"{kind}s")):
+        raise RowError(f"{where}: names a {kind} under path and in a list; keep one of them")
     problem = text_of(row.get("problem"), "problem", where)
     if path and f"<{kind}>" not in problem:
         problem = f"<{kind}>{problem}"

@@ -14,18 +14,10 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from data.formats.keys import FRAMES, PIXELS, RESIZED
 from data.formats.roots import Root
 from data.types import FrameList, ImageRef, RowError, VideoSettings
 
-PIXELS = ("min_pixels", "max_pixels", "total_pixels")
-FRAMES = ("nframes", "min_frames", "max_frames")
-RESIZED = ("resized_height", "resized_width")
-REFUSED = {  # key -> remedy
-    **dict.fromkeys(RESIZED, "servers choose the size of a frame; use max_pixels"),
-    **dict.fromkeys(("num_frames", "max_num_frames", "num_segments", "video_maxlen"), "use nframes or max_frames"),
-    **dict.fromkeys(("raw_fps", "video_fps", "target_fps", "sampling_fps"), "use fps, for a list of frames sample_fps"),
-    **dict.fromkeys(("frame_indices", "frames_indices", "do_sample_frames"), "give the frames as a list of pictures"),
-}
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 SHORTEST_GAP = 0.001  # seconds; servers are given the times of frames in milliseconds
 
@@ -33,11 +25,8 @@ SHORTEST_GAP = 0.001  # seconds; servers are given the times of frames in millis
 def settings_of(fields: Mapping[str, Any], row: Mapping[str, Any], where: str, *, listed: bool) -> VideoSettings | None:
     """The settings in a medium's `fields`, or else in the `row`; None if there are none.
 
-    `listed`: the video is given as pictures. Raises RowError for a key or value that servers do not support.
+    `listed`: the video is given as pictures. Raises RowError for a value that servers do not support.
     """
-    for key, remedy in REFUSED.items():
-        if fields.get(key) is not None or (key in RESIZED and row.get(key) is not None):
-            raise RowError(f"{where}: {key} cannot be set for a video; {remedy}, or remove {key}")
     numbers = {key: _number(_setting(fields, row, key), key, where) for key in ("fps", "sample_fps", *FRAMES, *PIXELS)}
     settings = {key: value for key, value in numbers.items() if value is not None}
     if listed:

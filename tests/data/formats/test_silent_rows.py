@@ -79,7 +79,10 @@ def test_a_weight_that_is_no_flag_is_refused(value):
     refused('turn 2: "weight" is .*only 0 and 1', answer={"weight": value})
 
 
-@pytest.mark.parametrize("key", ["loss_multiplier", "token_weights", "train_detail", "is_masked", "mask"])
+@pytest.mark.parametrize(
+    "key",
+    ["loss_multiplier", "token_weights", "train_detail", "is_masked", "mask", "skip", "is_target", "requiresGrad"],
+)
 @pytest.mark.parametrize("value", [False, True, 0, [1, 0]])
 def test_a_key_that_is_named_like_a_weight_is_refused(key, value):
     refused(f'turn 2: "{key}" is not supported; give 0 or 1 as "weight"', answer={key: value})
@@ -123,6 +126,42 @@ def test_a_row_with_a_key_that_would_be_ignored_is_refused(layout, key):
         assert len(read(layout, **{key: value})) == 4
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("segment", "video_start"),
+        ("Video_Start_Time", "video_start"),
+        ("startFrame", "video_start"),
+        ("clip_range", "video_start"),
+        ("videos_kwargs", "settings themselves"),
+        ("mmProcessorKwargs", "settings themselves"),
+        ("image_1", "videos"),
+        ("num-frames", "nframes"),
+        ("chosen_images", "preference"),
+    ],
+)
+def test_a_key_that_is_named_like_one_of_a_meaning_is_refused(layout, key, words):
+    for value in ([1, 2], 1, "x"):
+        refused(f'"{key}" is not supported; .*{words}', layout, **{key: value})
+        refused(f'"{key}" is not supported; .*{words}', layout, answer={key: value})
+    assert len(read(layout, **dict.fromkeys([key], None))) == 4
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "key", ["FPS", "nFrames", "max-frames", "MaxPixels", "Video", "Images", "Metric", "videoStart"]
+)
+def test_a_key_in_another_spelling_is_refused(layout, key):
+    refused(f'"{key}" is not read; write it "', layout, **{key: "x"})
+    assert len(read(layout, **{key: ""})) == 4
+
+
+def test_other_keys_stay_metadata():
+    metadata = {"source": "x", "duration": 3.5, "n_words": 7, "lang": "en", "split": "train", "segmentation": "x"}
+    assert len(read("llava", **metadata)) == 4 and len(read("llava", answer=metadata | {"score": 0.1})) == 4
+
+
 def test_a_turn_of_two_texts_is_refused():
     refused('"value" is not supported; a turn has one', answer={"value": "WORSE"})
     refused('"content" is not supported; a turn has one', "llava", answer={"content": "WORSE"})
@@ -134,6 +173,19 @@ def test_a_column_beside_the_one_that_is_mapped_is_refused():
         turns({"question": "Q", "answer": "A", "rule": "RULE", "system": "ANOTHER"}, names)
 
 
+@pytest.mark.parametrize("key", ["videos", "images", "kind", "metric", "answers"])
+def test_a_key_beside_the_column_that_is_mapped_to_it_is_refused(key):
+    names = Columns(query="question", response="answer", **{key: "mine"})
+    with pytest.raises(RowError, match=f"has '{key}' and 'mine', which data.columns.{key} names"):
+        turns({"question": "Q", "answer": "A", "mine": "x", key: "y"}, names)
+
+
+def test_a_turn_with_a_second_text_beside_mapped_ones_is_refused():
+    said = [{"who": "user", "says": "Q"}, {"who": "assistant", "says": "A", "content": "OTHER"}]
+    with pytest.raises(RowError, match=r"a turn has 'content', which data\.columns\.content does not name"):
+        turns({"dialog": said}, Columns(messages="dialog", role="who", content="says"))
+
+
 @pytest.mark.parametrize("key", ["label", "kto_tag"])
 def test_a_label_of_false_is_refused(key):
     refused(f'"{key}" is not supported', **{key: False})
@@ -143,6 +195,11 @@ def test_a_label_of_false_is_refused(key):
 def test_a_second_conversation_in_a_row_is_refused(key):
     refused(f'"{key}" is not part of the conversation', **{key: "More."})
     assert len(read("openai", **{key: "GOOD"})) == 4  # a copy of a turn
+
+
+def test_metadata_of_a_part_changes_nothing():
+    metadata = {"id": 3, "mime_type": "video/mp4", "width": 64, "detail": "low", "image": None, "text": "", "fps": None}
+    assert parts({"type": "video", "video": "a.mp4", **metadata}, TEXT) == (A, "Q")
 
 
 def test_two_conversations_are_refused():
@@ -221,6 +278,14 @@ def test_a_part_holds_its_medium_as_bytes():
         ({"type": "video", "video": "a.mp4", "start": 1}, '"start" is not supported; use "video_start"'),
         ({"type": "video", "video": {"path": "a.mp4", "loss_weight": 0}}, '"loss_weight" of a part is 0'),
         ({"type": "text", "text": "Q", "tool_calls": [1]}, '"tool_calls" is not supported'),
+        ({"type": "text", "text": "Q", "fps": 1}, '"fps" of a part is unknown; remove it'),
+        ({"type": "image", "image": "a.png", "fps": 1}, '"fps" of a part is unknown; remove it'),
+        ({"type": "video", "video": "a.mp4", "FPS": 1}, '"FPS" of a part is unknown; write it "fps"'),
+        ({"type": "video", "video": {"path": "a.mp4", "maxFrames": 8}}, '"maxFrames" .*; write it "max_frames"'),
+        ({"type": "video", "video": "a.mp4", "stride": 4}, '"stride" of a part is unknown; remove it'),
+        ({"type": "video", "video": "a.mp4", "do_resize": False}, '"do_resize" of a part is unknown; remove it'),
+        ({"type": "video", "video": "a.mp4", "do_sample_frames": False}, '"do_sample_frames" is not supported'),
+        ({"type": "video", "video": "a.mp4", "media_io_kwargs": {"video": {"fps": 1}}}, "settings themselves"),
     ],
 )
 def test_a_part_that_would_be_read_in_part_is_refused(part, words):
@@ -322,6 +387,8 @@ def test_video_r1_rows_are_read():
     assert user.parts == (A, "Which?\nOptions:\nA. dog\nB. cat")
     assert answer.parts == ("<think>hm</think>\n<answer>A</answer>",)
     assert turns(given | {"data_type": "image", "options": []})[0].parts == (ImageRef("/media/a.mp4"), "Which?")
+    with pytest.raises(RowError, match="names a video under path and in a list"):
+        turns(given | {"videos": ["b.mp4"]})
     with pytest.raises(RowError, match="data_type is 'audio'"):
         turns(given | {"data_type": "audio"})
 
