@@ -1,41 +1,31 @@
-"""Generation after a pruned prefill: the prompt's media are pruned once, then tokens are generated one by one.
+"""Generation after a pruned prefill, by the `generate` of transformers.
 
-Every generated token has the position it would have without pruning: the first one that of the unpruned prompt's
-maximum plus one.
+The cache holds the surviving tokens only, and the library counts pruned lengths, so its sampling, beams, assisted
+decoding, streamers, logits processors and caches work as for any prompt. Generated tokens have the positions that they
+would have without pruning: the first one that of the unpruned prompt's maximum plus one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from evs.families import Adapter, MediaBatch, towers_of
 from evs.methods import Method
 from evs.methods.evs import FrameDelta
 from evs.packing import index_in_segment
 from evs.pipeline import EncodedBatch
+from evs.pruning import prune
 from evs.selection import check_rate
 from evs.types import DecoderInputs, Grid
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How to choose tokens and when to stop.
-
-    `processors` are the library's logits processors, (token ids [1, n], scores [1, vocabulary]) -> scores; they see the
-    unpruned prompt. Each prompt draws from its own generator, so that its sample does not depend on its batch.
-    """
-
-    max_new_tokens: int = 128
-    eos_ids: tuple[int, ...] | None = None  # None = the model's generation_config
-    sample: bool = False
-    seed: int = 0
-    processors: Callable[[Tensor, Tensor], Tensor] | None = None
-    logprobs: int = 0  # how many of the most likely tokens to report at every step
+from evs.views import joined
 
 
 @dataclass(frozen=True)
@@ -55,162 +45,139 @@ def generate(
     adapter: Adapter,
     batch: MediaBatch,
     rate: float,
-    decoding: Decoding | None = None,
     *,
     method: Method | None = None,
-    on_step: Callable[[list[int]], object] | None = None,
+    logprobs: int = 0,
+    **settings: Any,
 ) -> list[Generation]:
-    """One Generation per prompt of the batch, its videos pruned at `rate` by `method` (None: EVS); greedy unless
-    `decoding` says otherwise.
+    """One Generation per prompt of the batch, its videos pruned at `rate` by `method` (None: EVS).
 
-    `on_step` receives every step's new tokens, one a prompt. Raises ValueError for a rate outside [0, 1).
+    `settings` are those of `model.generate`. Decoding is greedy, without penalties, up to 128 tokens unless they say
+    otherwise: of the checkpoint's generation_config only the special tokens are used. `logprobs` is the number of most
+    likely tokens to report at every step, before any logits processor. Raises ValueError for a rate outside [0, 1) and
+    for settings that give other than one sequence per prompt.
     """
-    decoding = _ending(decoding or Decoding(), model)
-    grids = adapter.grids(batch)
-    rates_V = [check_rate(rate)] * len(grids)
+    rates_V = [check_rate(rate)] * len(grids := adapter.grids(batch))
     out = EncodedBatch(adapter, batch, method or FrameDelta()).prune(rates_V, pruned=rate > 0)
-    embedded, keep_N = out.embedded, out.keep_N
-    sizes = embedded.segment_N.bincount().tolist()
-    prompts = [
-        _Prompt(ids, torch.Generator(embedded.embeds_ND.device).manual_seed(decoding.seed))
-        for ids in batch.input_ids_N.to(embedded.embeds_ND.device).split(sizes)
-    ]
-    _generate(
-        _Decoder(model, out.x, next_positions(adapter.scheme, embedded, out.x)), prompts, decoding, on_step=on_step
-    )
-    kept = embedded.segment_N[keep_N].bincount().tolist()
-    frames = _kept_per_frame(embedded, keep_N, grids)
+    embedded, kept_S = out.embedded, out.x.segment_N.bincount().tolist()
+    next_B, ids_N = next_positions(adapter.scheme, embedded, out.x), batch.input_ids_N.to(out.keep_N.device)
+    answers, logits = _answers(model, out.x, next_B, ids_N[out.keep_N], settings | {"output_logits": logprobs > 0})
+    frames = _kept_per_frame(embedded, out.keep_N, grids)
     return [
-        Generation(tuple(prompt.tokens), tuple(prompt.logprobs), size, n, frames[i])
-        for i, (prompt, size, n) in enumerate(zip(prompts, sizes, kept))
+        Generation(
+            tokens,
+            tuple(_top(step_BV[i], logprobs, token) for step_BV, token in zip(logits, tokens)),
+            size,
+            kept_S[i],
+            frames[i],
+        )
+        for i, (tokens, size) in enumerate(zip(answers, embedded.segment_N.bincount().tolist()))
     ]
 
 
 @torch.no_grad()
 def continue_at(
-    model: Any, x: DecoderInputs, ends: list[int], decoding: Decoding, *, going: Callable[[bool], bool] = bool
+    model: Any, x: DecoderInputs, input_ids_N: Tensor, ends: Sequence[int], **settings: Any
 ) -> list[tuple[int, ...]]:
     """The tokens generated in place of those at `ends`, each after all tokens of its sample before it.
 
-    `x` is already pruned, so that several answers of one conversation encode its media once. Before every further step,
-    `going` decides whether to continue, given whether any answer is unfinished: ranks that share the model's
-    parameters agree there.
+    `x` and its token ids are already pruned, so that several answers of one conversation encode its media once.
+    `settings` as in `generate`; with `synced_gpus=True`, ranks that share the model's parameters call it equally often.
     """
-    device = x.embeds_ND.device
-    last_B = torch.tensor(ends, device=device) - 1
-    next_B = x.positions_PN[:, last_B].amax(0) + 1  # the token before an answer belongs to its header, which is text
-    prompts = [_Prompt(x.segment_N[:0], torch.Generator(device).manual_seed(decoding.seed)) for _ in ends]
-    _generate(_Decoder(model, _before(x, last_B), next_B), prompts, _ending(decoding, model), going=going)
-    return [tuple(prompt.tokens) for prompt in prompts]
+    index_N = torch.arange(len(x.segment_N), device=x.segment_N.device)
+    befores = [(x.segment_N == x.segment_N[end - 1]) & (index_N < end) for end in ends]
+    lengths_B = torch.stack(befores).sum(1)
+    row_N = torch.arange(len(ends), device=index_N.device).repeat_interleave(lengths_B)
+    prompts = replace(joined([prune(x, keep_N) for keep_N in befores]), segment_N=row_N)
+    # The token before an answer belongs to its header, which is text.
+    next_B = prompts.positions_PN[:, lengths_B.cumsum(0) - 1].amax(0) + 1
+    ids_N = torch.cat([input_ids_N[keep_N] for keep_N in befores])
+    return _answers(model, prompts, next_B, ids_N, settings)[0]
 
 
-def _before(x: DecoderInputs, last_B: Tensor) -> DecoderInputs:
-    """One sample for each of the tokens `last_B`: the token and those of its sample before it."""
-    lengths_B = index_in_segment(x.segment_N)[last_B] + 1
-    places = torch.cat([torch.arange(last + 1 - n, last + 1) for last, n in zip(last_B.tolist(), lengths_B.tolist())])
-    places = places.to(x.segment_N.device)
-    row_N = x.visual_N.cumsum(0) - 1
-    rows = row_N[places[x.visual_N[places]]]
-    return replace(
-        x,
-        embeds_ND=x.embeds_ND[places],
-        positions_PN=x.positions_PN[:, places],
-        segment_N=torch.arange(len(last_B), device=places.device).repeat_interleave(lengths_B),
-        labels_N=x.labels_N[places],
-        video_N=x.video_N[places],
-        visual_N=x.visual_N[places],
-        deepstack=tuple(level[rows] for level in x.deepstack),
-    )
+@torch.no_grad()
+def generate_pruned(model: Any, x: DecoderInputs, next_B: Tensor, input_ids_N: Tensor, **generate_kwargs: Any) -> Any:
+    """What `model.generate` returns for prompts that are already pruned: one left-padded row per sample of `x`.
+
+    `next_B` is the position of each first generated token; `input_ids_N` are the ids of the surviving tokens, which
+    logits processors and candidate generators read, and with which the returned sequences begin. `generate_kwargs` are
+    those of `model.generate`. Raises ValueError for those that decode the prompt in several passes or another prompt.
+    """
+    if generate_kwargs.get("cache_implementation") == "paged" or generate_kwargs.get("negative_prompt_ids") is not None:
+        raise ValueError("cache_implementation='paged' and negative_prompt_ids are not supported: leave them out")
+    prompt = _Prompt(x, next_B)
+    inputs: dict[str, Any] = {
+        "input_ids": prompt.padded(input_ids_N, model.generation_config.pad_token_id or 0),
+        "attention_mask": prompt.mask_BL,
+    }
+    if prompt.positions is not None:
+        inputs["position_ids"] = prompt.countable
+    towers = towers_of(model)
+    hooks = [towers.language.register_forward_pre_hook(prompt.feed, with_kwargs=True)]
+    if "logits_to_keep" not in signature(model.forward).parameters:  # the head would read the whole prompt
+        hooks.append(towers.head.register_forward_pre_hook(lambda _, args: (args[0][:, -1:],)))
+    try:
+        return model.generate(**inputs, **generate_kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
-def _generate(
-    decoder: _Decoder,
-    prompts: list[_Prompt],
-    decoding: Decoding,
-    *,
-    on_step: Callable[[list[int]], object] | None = None,
-    going: Callable[[bool], bool] = bool,
-) -> None:
-    """Extend every prompt until it ends or has the greatest number of new tokens."""
-    for step in range(1, decoding.max_new_tokens + 1):
-        tokens = [prompt.extend(logits, decoding) for prompt, logits in zip(prompts, decoder.logits_BV())]
-        if on_step:
-            on_step(tokens)
-        if not going(step < decoding.max_new_tokens and not all(prompt.done for prompt in prompts)):
-            break
-        decoder.feed(tokens)
-
-
-@dataclass
 class _Prompt:
-    """One prompt while it grows."""
+    """Pruned prompts as left-padded rows, which a prefill reads in place of the embeddings of their ids.
 
-    ids: Tensor
-    generator: torch.Generator
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[dict[int, float]] = field(default_factory=list)
-    done: bool = False
-
-    def extend(self, logits_V: Tensor, decoding: Decoding) -> int:
-        """The next token. It is not recorded if the prompt has ended."""
-        scores_1V = logits_V[None]
-        if decoding.processors is not None:
-            scores_1V = decoding.processors(self.ids[None], scores_1V)
-        if decoding.sample:
-            token = int(torch.multinomial(scores_1V.softmax(-1), 1, generator=self.generator))
-        else:
-            token = int(scores_1V.argmax())
-        if not self.done:
-            self.ids = torch.cat([self.ids, self.ids.new_tensor([token])])
-            self.tokens.append(token)
-            if decoding.logprobs:
-                self.logprobs.append(_top(logits_V, decoding.logprobs, token))
-            self.done = token in (decoding.eos_ids or ())
-        return token
-
-
-class _Decoder:
-    """The language model with the prompts in its cache, one row each.
-
-    Rows are padded on the left and masked: attention ignores the padding, and a recurrence stays at zero until the
-    prompt begins. Padding on the right would enter the state before the first generated token.
+    Padding is on the left and masked: attention ignores it, and a recurrence stays at zero until the prompt begins.
+    Padding on the right would enter the state before the first generated token.
     """
 
-    def __init__(self, model: Any, x: DecoderInputs, next_B: Tensor) -> None:
-        self.model, self.next_B, self.rows = model, next_B, len(x.positions_PN)
+    def __init__(self, x: DecoderInputs, next_B: Tensor) -> None:
         lengths_B = x.segment_N.bincount()
-        longest = lengths_B.max()
-        place = (x.segment_N, (longest - lengths_B)[x.segment_N] + index_in_segment(x.segment_N))
+        self.shape = len(lengths_B), int(lengths_B.max())
+        self.place = (x.segment_N, (self.shape[1] - lengths_B)[x.segment_N] + index_in_segment(x.segment_N))
+        self.mask_BL = self.padded(torch.ones_like(x.segment_N))
+        self.embeds_BLD, self.visual_BL, self.deepstack = self.padded(x.embeds_ND), self.padded(x.visual_N), x.deepstack
+        self.positions = self.countable = None
+        if len(x.positions_PN) > 1:  # a family without rotary positions computes them
+            dense_BL = (self.mask_BL.cumsum(1) - 1).clamp(min=0)
+            self.positions = torch.cat([dense_BL[None], self.padded(x.positions_PN.T.contiguous()).movedim(-1, 0)])
+            self.countable = self.positions.clone()
+            self.countable[1:, :, -1] = next_B - 1  # the library counts on from the last position
+        self.fed = False
 
-        def pad(values_N: Tensor) -> Tensor:
-            shape = len(lengths_B), int(longest), *values_N.shape[1:]
-            return values_N.new_zeros(shape).index_put(place, values_N)
+    def padded(self, values_N: Tensor, filler: int = 0) -> Tensor:
+        """[B, L, ...] rows of packed values."""
+        return values_N.new_full((*self.shape, *values_N.shape[1:]), filler).index_put(self.place, values_N)
 
-        self.mask_BL = pad(torch.ones_like(x.segment_N))
-        levels = list(x.deepstack)
-        extra = {"visual_pos_masks": pad(x.visual_N), "deepstack_visual_embeds": levels} if levels else {}
-        self._run(pad(x.embeds_ND), pad(x.positions_PN.T.contiguous()).movedim(-1, 0), None, **extra)
+    def feed(self, _: Any, args: Any, options: dict[str, Any]) -> Any:
+        """The language model's arguments with the prompts in place, if a forward pass begins with them.
 
-    def logits_BV(self) -> Tensor:
-        return towers_of(self.model).head(self.hidden_BD).float()
-
-    def feed(self, tokens: list[int]) -> None:
-        """Append one token to each row, at the row's next position."""
-        self.mask_BL = torch.cat([self.mask_BL, torch.ones_like(self.mask_BL[:, :1])], dim=1)
-        embeds = self.model.get_input_embeddings()(torch.tensor(tokens, device=self.next_B.device))
-        self._run(embeds[:, None], self.next_B[:, None].expand(self.rows, -1, -1), self.cache)
-        self.next_B = self.next_B + 1
-
-    def _run(self, embeds: Tensor, positions: Tensor, cache: Any, **extra: Any) -> None:
-        out = towers_of(self.model).language(
-            inputs_embeds=embeds,
-            position_ids=positions if self.rows > 1 else None,  # a family without rotary positions computes them
-            attention_mask=self.mask_BL,
-            past_key_values=cache,
-            use_cache=True,
-            **extra,
-        )
-        self.hidden_BD, self.cache = out.last_hidden_state[:, -1], out.past_key_values
+        Rows are repeated as the library repeats them for beams. Candidates of assisted decoding may follow the prompts.
+        """
+        embeds, length = options["inputs_embeds"], self.shape[1]
+        cache = options.get("cache", options.get("past_key_values"))
+        if embeds.shape[1] < length or (cache is not None and cache.get_seq_length()):
+            if self.fed and cache is not None:
+                return None
+            raise ValueError(
+                f"the {length} tokens of a pruned prompt are decoded in one pass: leave out prefill_chunk_size, "
+                "guidance_scale and a cache with tokens"
+            )
+        self.fed, times = True, len(embeds) // self.shape[0]
+        embeds = embeds.clone()
+        embeds[:, :length] = self.embeds_BLD.repeat_interleave(times, 0)
+        options |= {"inputs_embeds": embeds}
+        if self.positions is not None:
+            positions = options["position_ids"].clone()
+            positions[..., :length] = self.positions.repeat_interleave(times, 1)
+            options |= {"position_ids": positions}
+        if self.deepstack:
+            visual_BL = self.visual_BL.repeat_interleave(times, 0)
+            row_BL = (self.visual_BL.flatten().cumsum(0) - 1).view(self.shape).repeat_interleave(times, 0)
+            options |= {
+                "visual_pos_masks": pad(visual_BL, (0, embeds.shape[1] - length)),
+                "deepstack_visual_embeds": [level[row_BL[visual_BL]] for level in self.deepstack],
+            }
+        return args, options
 
 
 def next_positions(scheme: str, full: DecoderInputs, pruned: DecoderInputs) -> Tensor:
@@ -220,12 +187,38 @@ def next_positions(scheme: str, full: DecoderInputs, pruned: DecoderInputs) -> T
     return highest_N.new_zeros(int(x.segment_N[-1]) + 1).scatter_reduce(0, x.segment_N, highest_N, "amax") + 1
 
 
-def _ending(decoding: Decoding, model: Any) -> Decoding:
-    """`decoding` with the ids that end an answer filled in from the model."""
-    if decoding.eos_ids is not None:
-        return decoding
-    eos = model.generation_config.eos_token_id
-    return replace(decoding, eos_ids=() if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,))
+def _answers(
+    model: Any, x: DecoderInputs, next_B: Tensor, input_ids_N: Tensor, settings: dict[str, Any]
+) -> tuple[list[tuple[int, ...]], tuple[Tensor, ...]]:
+    """(The generated tokens of every prompt, the logits of every step if `settings` ask for them)."""
+    with _special_tokens_only(model) as defaults:
+        out = generate_pruned(model, x, next_B, input_ids_N, **settings | {"return_dict_in_generate": True})
+    prompts, logits = len(next_B), out.get("logits") or ()
+    if any(len(rows) != prompts for rows in (out.sequences, *logits[:1])):
+        raise ValueError(
+            "num_return_sequences, and logprobs of beams, are not supported: use evs.generate.generate_pruned"
+        )
+    eos = settings.get("eos_token_id", defaults.eos_token_id)
+    ends = {eos} if isinstance(eos, int) else {*(eos or ())}
+    return [_until(row, ends) for row in out.sequences[:, int(x.segment_N.bincount().max()) :].tolist()], logits
+
+
+@contextmanager
+def _special_tokens_only(model: Any) -> Iterator[Any]:
+    """Ignore the checkpoint's own way of sampling and its penalties, which evaluation and servers do not apply."""
+    stored = model.generation_config
+    special = {name: getattr(stored, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = type(stored)(max_new_tokens=128, **special)
+    try:
+        yield model.generation_config
+    finally:
+        model.generation_config = stored
+
+
+def _until(tokens: list[int], ends: set[int]) -> tuple[int, ...]:
+    """The tokens up to the first that ends an answer; the library pads behind it."""
+    last = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+    return tuple(tokens[: last + 1])
 
 
 def _top(logits_V: Tensor, n: int, chosen: int) -> dict[int, float]:

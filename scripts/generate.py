@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
@@ -23,7 +22,6 @@ if not __package__:  # run as a file: imports start at the repository root, not 
 
 import torch
 import transformers as hf
-from torch import Tensor
 
 from data.collate import collate
 from data.encoding.encoder import Encoder
@@ -32,7 +30,7 @@ from data.formats.roots import Folder
 from data.media.frames import FramePolicy
 from data.types import Batch, Sample, Turn
 from evs.families import adapter_for
-from evs.generate import Decoding, Generation, generate
+from evs.generate import Generation, generate
 from evs.methods import method_named
 from evs.pipeline import check_place
 from evs.selection import check_rate
@@ -87,17 +85,10 @@ def main(options: Options) -> None:
     model: Any = load_pretrained(hf.AutoModelForImageTextToText, options.model, **how)
     adapter = adapter_for(model.to(options.device).eval(), cast(str, options.scheme))
     check_place(adapter, method)
-    started, first = perf_counter(), []
-    (out,) = generate(
-        model,
-        adapter,
-        batch,
-        options.rate,
-        decoding(options),
-        method=method,
-        on_step=lambda _: first.append(perf_counter()),
-    )
-    seconds = first[0] - started
+    torch.manual_seed(options.seed)
+    started, times = perf_counter(), Times()
+    (out,) = generate(model, adapter, batch, options.rate, method=method, streamer=times, **settings(options))
+    seconds = times.seconds[1] - started
     answer = processor.tokenizer.decode(out.tokens, skip_special_tokens=True)
     if options.json:
         print(json.dumps(report(out, batch, answer, seconds)))
@@ -122,28 +113,24 @@ def read(options: Options, encoder: Encoder) -> Batch:
     return collate([encoding], filler_token=0)
 
 
-def decoding(options: Options) -> Decoding:
-    return Decoding(
-        max_new_tokens=options.max_new_tokens,
-        sample=options.sample,
-        seed=options.seed,
-        processors=processors(options),
-        logprobs=options.logprobs,
-    )
+@dataclass
+class Times:
+    """A streamer that records when the prompt and each new token were received."""
+
+    seconds: list[float] = field(default_factory=list)
+
+    def put(self, _: Any) -> None:
+        self.seconds.append(perf_counter())
+
+    def end(self) -> None:
+        pass
 
 
-def processors(options: Options) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """The library's logits processors in its own order; None where nothing is asked of them."""
-    chosen: list[Any] = []
-    if options.repetition_penalty != 1.0:
-        chosen.append(hf.RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
-    if options.sample and options.temperature != 1.0:
-        chosen.append(hf.TemperatureLogitsWarper(options.temperature))
-    if options.sample and options.top_k:
-        chosen.append(hf.TopKLogitsWarper(options.top_k))
-    if options.sample and options.top_p < 1.0:
-        chosen.append(hf.TopPLogitsWarper(options.top_p))
-    return cast(Any, hf.LogitsProcessorList(chosen)) if chosen else None
+def settings(options: Options) -> dict[str, Any]:
+    """The options of decoding, as `evs.generate.generate` takes them."""
+    sampling = ("temperature", "top_k", "top_p") if options.sample else ()
+    names = ("max_new_tokens", "repetition_penalty", "logprobs", *sampling)
+    return {"do_sample": options.sample} | {name: getattr(options, name) for name in names}
 
 
 def report(out: Generation, batch: Batch, answer: str, seconds: float) -> dict[str, Any]:

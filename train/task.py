@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from data.types import IGNORE, Batch
 from evs import DecoderInputs
 from evs.families import Adapter, towers_of
-from evs.generate import Decoding, continue_at
+from evs.generate import continue_at
 from evs.methods import Method
 from evs.pipeline import EncodedBatch, PrunedInputs
 from evs.views import decode_views
@@ -44,8 +44,8 @@ class EvalRequest:
 
     rates: tuple[float, ...]
     written: tuple[int, ...] = ()  # indices of the batch's answers that are generated instead of scored
-    decoding: Decoding = field(default_factory=Decoding)
-    together: Callable[[bool], bool] | None = None  # evs.generate.continue_at's `going`, where ranks share parameters
+    new_tokens: int = 128  # the greatest length of a generated answer
+    synced_gpus: bool = False  # True where ranks share parameters and must call the same modules equally often
 
 
 class EvalOutput(NamedTuple):
@@ -123,19 +123,22 @@ class UptrainTask(nn.Module):
         videos, encoded = len(self.adapter.grids(batch)), EncodedBatch(self.adapter, batch, self.method)
         outputs, head = [], towers_of(self.adapter.model).head
         for rate in request.rates:
-            x = encoded.prune([rate] * videos, pruned=rate > 0).x
-            hidden_TD, _ = labelled(self.adapter.decode(x), x)
-            outputs.append(EvalOutput(head(hidden_TD), x.segment_N.bincount(), self.written(x, request)))
+            pruned = encoded.prune([rate] * videos, pruned=rate > 0)
+            hidden_TD, _ = labelled(self.adapter.decode(pruned.x), pruned.x)
+            kept_S = pruned.x.segment_N.bincount()
+            outputs.append(EvalOutput(head(hidden_TD), kept_S, self.written(batch, pruned, request)))
         return outputs
 
-    def written(self, x: DecoderInputs, request: EvalRequest) -> list[tuple[int, ...]]:
+    def written(self, batch: Batch, pruned: PrunedInputs, request: EvalRequest) -> list[tuple[int, ...]]:
         """The generated tokens of every requested answer."""
-        begins = answer_begins(x.labels_N)
+        begins = answer_begins(pruned.x.labels_N)
         ends = [begins[answer] for answer in request.written]
-        if request.together is not None:  # ranks call the same modules equally often, with or without a question
-            written = continue_at(self.adapter.model, x, ends or [1], request.decoding, going=request.together)
-            return written[: len(ends)]
-        return continue_at(self.adapter.model, x, ends, request.decoding) if ends else []
+        if not ends and not request.synced_gpus:
+            return []
+        ids_N = batch.input_ids_N.to(pruned.keep_N.device)[pruned.keep_N]
+        options = {"max_new_tokens": request.new_tokens, "synced_gpus": request.synced_gpus}
+        # A rank without a question generates in step with those that have one.
+        return continue_at(self.adapter.model, pruned.x, ids_N, ends or [1], **options)[: len(ends)]
 
     def head(self, hidden_RTD: Tensor, labels_T: Tensor, objective: Objective) -> tuple[Losses, Tensor | None]:
         """(losses, logits or None if the fused head has not kept them).

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from transformers.video_utils import VideoMetadata, load_video
 
 from evs.families import adapter_for, spec_of
-from evs.generate import Decoding, generate
+from evs.generate import generate
 from evs.methods import method_named
 from evs.pipeline import check_place
 from evs.policy import Policy, load_policy
@@ -97,8 +97,8 @@ class Pruned(lmms):
         bar = tqdm(total=len(requests), disable=self._rank != 0, desc="Model Responding")
         for chunk in _chunks(requests, self.batch_size):
             prompts = pack([self.prompt(*request.args[1:2], *request.args[3:]) for request in chunk])
-            decoding = _decoding(chunk[0].args[2])
-            written = generate(self.model, self.adapter, prompts, self.rate, decoding, method=self.method)
+            settings = _settings(chunk[0].args[2])
+            written = generate(self.model, self.adapter, prompts, self.rate, method=self.method, **settings)
             for request, out in zip(chunk, written):
                 text = self.tokenizer.decode(out.tokens, skip_special_tokens=True)
                 answers.append(GenerationResult(text, TokenCounts(output_tokens=len(out.tokens))))
@@ -202,15 +202,9 @@ def _chunks(requests: Sequence[Instance], size: int) -> list[list[Instance]]:
     return chunks
 
 
-def _decoding(asked: dict[str, Any]) -> Decoding:
+def _settings(asked: dict[str, Any]) -> dict[str, Any]:
     """A task's generation_kwargs: greedy, unless it asks for a temperature."""
-    if asked.get("num_beams", 1) > 1:
-        raise ValueError(f"num_beams={asked['num_beams']} is not supported: use --gen_kwargs num_beams=1")
-    temperature, top_p = asked.get("temperature") or 0.0, asked.get("top_p") or 1.0
-    limit = asked.get("max_new_tokens", 128)
-    if not temperature:
-        return Decoding(limit)
-    warpers: Any = [hf.TemperatureLogitsWarper(float(temperature))]
-    warpers += [hf.TopPLogitsWarper(float(top_p))] if top_p < 1 else []
-    processors: Any = hf.LogitsProcessorList(warpers)
-    return Decoding(limit, sample=True, processors=processors)
+    temperature, settings = asked.get("temperature"), {"num_beams": asked.get("num_beams", 1), "top_k": 0}
+    if temperature:
+        settings |= {"do_sample": True, "temperature": float(temperature), "top_p": asked.get("top_p") or 1.0}
+    return settings | {"max_new_tokens": asked.get("max_new_tokens", 128)}

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from data.types import Batch
 from evs.families import adapter_for
-from evs.generate import Decoding, Generation, generate, next_positions
+from evs.generate import Generation, generate, next_positions
 from evs.methods import Method
 from evs.pipeline import EncodedBatch
 from scripts.serving.ties import ServersChoice
@@ -43,8 +43,8 @@ class Ours:
         if key not in self._answers:
             choice = ServersChoice(kept, self.method)
             # More log-probabilities than the server gives, to hold all of its own.
-            decoding = Decoding(STEPS, eos_ids=(), logprobs=4 * TOP)
-            (said,) = generate(self.model, self.adapter, batch, rate, decoding, method=choice)
+            settings: dict[str, Any] = {"logprobs": 4 * TOP, "max_new_tokens": STEPS, "eos_token_id": None}
+            (said,) = generate(self.model, self.adapter, batch, rate, method=choice, **settings)
             self._answers[key] = Answer(said, self._positions(batch, rate, kept), choice)
         return self._answers[key]
 

@@ -10,7 +10,6 @@ from torch.nn.functional import cross_entropy
 
 from evs import FrameDelta
 from evs.families import adapter_for
-from evs.generate import Decoding
 from tests.evs.models import BUILDERS, MIXED, alone, prompts, stock_inputs, tiny_model
 from train.evaluation.grades import answer_lengths
 from train.task import EvalRequest, UptrainTask, answer_begins, count_targets
@@ -88,9 +87,8 @@ def test_views_of_one_look_equal_a_pass_at_each_rate(task, batch, monkeypatch):
 
 def test_an_answer_written_in_a_conversation_is_the_one_that_its_beginning_gets(task, batch):
     """Greedy, so where the model is right token by token it goes on writing what teacher forcing predicts."""
-    decoding = Decoding(max_new_tokens=1, eos_ids=())
     answers = tuple(range(len(answer_begins(batch.labels_N))))
-    for view in task.eval()(batch, EvalRequest((0.0, 0.5), answers, decoding)):
+    for view in task.eval()(batch, EvalRequest((0.0, 0.5), answers, new_tokens=1)):
         lengths = answer_lengths(batch.labels_N)
         firsts = [sum(lengths[:i]) for i in range(len(lengths))]
         assert [tokens[0] for tokens in view.written] == view.logits_TV[firsts].argmax(-1).tolist()

@@ -9,7 +9,7 @@ generation.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -23,7 +23,6 @@ from data.encoding.encoder import Encoder
 from data.loader import Quarantined, shard_loader
 from data.progress import progress_bar
 from data.types import Batch, Sample
-from evs.generate import Decoding
 from train.checkpoint.storage import shares_parameters
 from train.collectives import collected
 from train.evaluation.answers import Answer, Answers
@@ -56,8 +55,7 @@ class Evaluation:
         new_tokens: int = 64,
     ) -> None:
         self.engine, self.encoder, self.rates = engine, encoder, tuple(map(float, rates))
-        self.batch_size, self.workers = batch_size, workers
-        self.decoding = Decoding(max_new_tokens=new_tokens)
+        self.batch_size, self.workers, self.new_tokens = batch_size, workers, new_tokens
         self.samples, self.by_sample = questions(samples)
         self.by_key = {question.key: question for question in chain.from_iterable(self.by_sample.values())}
 
@@ -122,7 +120,7 @@ class Evaluation:
         free = tuple(
             i for i, (question, choices) in enumerate(zip(asked, batch.choices)) if question.metric and not choices
         )
-        outputs = task(batch, EvalRequest(rates, free, self.decoding, self._together()))
+        outputs = task(batch, EvalRequest(rates, free, self.new_tokens, self._synced()))
         return [
             answer
             for rate, output in zip(rates, outputs)
@@ -152,9 +150,6 @@ class Evaluation:
     def _text(self, tokens: Sequence[int]) -> str:
         return self.encoder.processor.tokenizer.decode(list(tokens), skip_special_tokens=True).strip()
 
-    def _together(self) -> Callable[[bool], bool] | None:
-        """Under ZeRO 3, a function that tells whether any rank still generates: no rank may stop before the others."""
-        if not (shares_parameters(self.engine) and any(question.metric for question in self.by_key.values())):
-            return None
-        device = self.engine.device
-        return lambda alive: bool(self.engine.reduce(torch.tensor(float(alive), device=device), reduction="sum") > 0)
+    def _synced(self) -> bool:
+        """True under ZeRO 3 if any question is generated: no rank may stop before the others."""
+        return shares_parameters(self.engine) and any(question.metric for question in self.by_key.values())
