@@ -1,15 +1,15 @@
-"""The harness behind every published figure: ours and the stock path side by side, in one process.
+"""Benchmarks: our code and the stock code of transformers, timed side by side in one process.
 
-python scripts/benchmark.py step|prefill|mask|evaluate|profile [shape=small] [rates=[0,0.5]] [out=FILE.json]
-python scripts/benchmark.py batching|decode|forecast [out=FILE.json]
+python scripts/benchmark.py step|prefill|mask|profile [shape=small] [rates=[0,0.5]] [out=FILE.json]
+python scripts/benchmark.py batching|decode [out=FILE.json]
 python scripts/benchmark.py index [rows=200000] [files=2000] [ranks=2] [out=FILE.json]
-python scripts/benchmark.py media [count=1000] [workers=2] | worker [clips=2000] | ranks [shape=small] [steps=20]
+python scripts/benchmark.py media [count=1000] [workers=2] | ranks [shape=small] [steps=20]
 python scripts/benchmark.py real_run [shape=small] [steps=200] [workers=4] | gpu_tests [marks=gpu]
 python scripts/benchmark.py gpu out=DIR [minutes=10] [parts=[step,profile]] [device=cpu shape=tiny]
 python scripts/benchmark.py peers [peers=[trl,llamafactory,ms_swift,trainer]] [folder=runs/peers] [out=FILE.json]
 
-Medians over `rounds` rounds in which every contender runs once, after a warm-up. Weights are random, nothing is
-downloaded. On a GPU the figures are times; on a CPU take the ratios only.
+Figures are medians over `rounds` rounds. Every variant runs once per round, after a warm-up. Weights are random and
+nothing is downloaded. On a CPU, only the ratios are meaningful.
 """
 
 from __future__ import annotations
@@ -31,9 +31,6 @@ from scripts.bench import index as bench_index
 from scripts.bench import media as bench_media
 from scripts.bench import ranks as bench_ranks
 from scripts.bench import step as bench_step
-from scripts.bench import worker as bench_worker
-from scripts.bench.evaluate import evaluate
-from scripts.bench.forecast import forecast
 from scripts.bench.gpu import real_run, schedule, suite
 from scripts.bench.models import ANSWER, PROMPT, Shape, build_shape, model_config
 from scripts.bench.peers import comparison
@@ -45,17 +42,13 @@ from train.config import ATTENTION
 from train.metrics.machine import machine
 from train.ranges import names, number, pruning_rates
 
-DATA = {"batching": bench_data.batching, "decode": bench_data.decode, "forecast": forecast}
-MODEL = {
-    **{"step": bench_step.step, "prefill": prefill, "mask": bench_step.mask, "evaluate": evaluate},
-    "profile": profile,
-}
+DATA = {"batching": bench_data.batching, "decode": bench_data.decode}
+MODEL = {"step": bench_step.step, "prefill": prefill, "mask": bench_step.mask, "profile": profile}
 OWN: dict[str, tuple[Any, Any]] = {  # what has options of its own
     "index": (bench_index.Options, bench_index.index),
     "media": (bench_media.Options, bench_media.media),
     "peers": (comparison.Options, comparison.compare),
     "ranks": (bench_ranks.Options, bench_ranks.ranks),
-    "worker": (bench_worker.Options, bench_worker.worker),
     "real_run": (real_run.Options, real_run.real_run),
     "gpu_tests": (suite.Options, suite.suite),
 }

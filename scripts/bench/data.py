@@ -12,24 +12,17 @@ from typing import Any
 
 import av
 import numpy as np
-from torch import Tensor
-from transformers import AutoProcessor
 from transformers.video_utils import load_video
 
 from data.batching.plans import TERA, Budget, BudgetPlan
 from data.batching.sample_cost import SampleCost
 from data.batching.sizes import SampleSize, Sizes, Views, gather
-from data.collate import collate
-from data.encoding.encoder import Encoder
 from data.media.container import VideoInfo
 from data.media.decode import decode as decode_sparse
-from data.media.frames import FramePolicy
-from data.types import Batch, Sample, Turn, VideoRef
+from data.types import VideoRef
 from evs import FrameDelta, Uniform
-from evs.families.qwen.fast_tower import normalised
 from scripts.bench.models import build_shape, model_config
 from scripts.bench.timing import alternate, table
-from scripts.make_tiny_model import make
 from train.cost import operations as cost
 from train.cost.plans import kept_counts
 from train.views import StepRates
@@ -102,10 +95,7 @@ def _planned(plan: BudgetPlan, price: SampleCost) -> dict[str, float]:
 
 
 def decode(rounds: int) -> dict[str, Any]:
-    """16 frames out of ten minutes: ours, every frame decoded, and the library's loader, by keyframe interval.
-
-    Also how many bytes they are on their way to the device.
-    """
+    """16 frames out of ten minutes: ours, every frame decoded, and the library's loader, by keyframe interval."""
     results: dict[str, Any] = {}
     rows = []
     load: Any = load_video  # its annotations leave out paths
@@ -133,26 +123,7 @@ def decode(rounds: int) -> dict[str, Any]:
         }
     header = ("keyframe every, s", "ours", "every frame", "transformers", "every frame / ours", "transformers / ours")
     print("16 frames of a 10-minute video, seconds\n" + table(header, rows))
-    return results | {"bytes a sample": _travelling()}
-
-
-def _travelling() -> dict[str, int]:
-    """Bytes of a batch of 16 frames as a worker sends it, and of the same with normalised pixels."""
-    with TemporaryDirectory() as folder:
-        path = str(_long_video(Path(folder) / "short.mp4", keyframes=2, seconds=16))
-        processor = AutoProcessor.from_pretrained(make("qwen2_5_vl", Path(folder) / "model"))
-        encoder = Encoder(processor, FramePolicy(fps=1.0, max_frames=16, max_pixels=480 * 270))
-        turns = Turn("user", (VideoRef(path), "What moves?")), Turn("assistant", ("Blocks.",))
-        sent = collate([encoder.encode(Sample("short", turns))], filler_token=0)
-    assert sent.pixel_values_videos is not None
-    floats = replace(sent, pixel_values_videos=normalised(sent.pixel_values_videos, sent.video_normal))
-    levels, normal = _bytes(sent), _bytes(floats)
-    print(f"16 frames of 480 x 270 to the device: {levels:,} bytes a sample; normalised by the worker {normal:,}")
-    return {"uint8": levels, "float32": normal}
-
-
-def _bytes(batch: Batch) -> int:
-    return sum(value.nbytes for value in vars(batch).values() if isinstance(value, Tensor))
+    return results
 
 
 def _sixteen(info: VideoInfo) -> np.ndarray:

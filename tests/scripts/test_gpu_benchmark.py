@@ -57,7 +57,7 @@ def commands(monkeypatch, tmp_path):
             "exec(sys.argv[1])\n"
         )
         monkeypatch.setattr(schedule, "ROOT", tmp_path)
-        planned = [Job("serving", name, (body,), 1.5) for name, body in bodies.items()]
+        planned = [Job("train", name, (body,), 1.5) for name, body in bodies.items()]
         monkeypatch.setattr(schedule, "jobs", lambda *_: iter(planned))
 
     return replace
@@ -157,13 +157,13 @@ def test_the_page_shows_what_only_a_gpu_has(tmp_path):
     for part, result in results.items():
         record = {"status": "done", "machine": about, "options": options, "result": result}
         write_json(tmp_path / f"{part}.json", record)
-    write_page(tmp_path, [Job(part, part, (), 1) for part in (*results, "serving")])
+    write_page(tmp_path, [Job(part, part, (), 1) for part in (*results, "train")])
     page = (tmp_path / "page.md").read_text()
     assert "3 jobs on NVIDIA H200: torch 2.11, transformers 5.17, commit unknown." in page
     assert "| qwen2_5_vl_7b | frozen | sdpa, compiled | after the tower | 0.75 | 9.000 | 1.20 | 41.0% | 50.0% |" in page
     assert "| 50.0% | 10.0% | 10.00 | 0.90 |" in page and "| evs/pruning.py:7 | 1 |" in page
-    assert "| gemm<a/b> | 3 |" in page and "| tests | 5 | 1 | 2 | tests.a::test_b |" in page
-    assert "| serving | not run yet |" in page
+    assert "| gemm<a\\|b> | 3 |" in page and "| tests | 5 | 1 | 2 | tests.a::test_b |" in page
+    assert "| train | not run yet |" in page
 
 
 def test_names_are_unique_and_parts_are_selected():

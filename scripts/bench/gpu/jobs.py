@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from scripts.bench.models import missing_kernel
 from scripts.bench.peers.frameworks import PEERS
 
-PARTS = ("tests", "step", "prefill", "peers", "train", "serving", "profile")
+PARTS = ("tests", "step", "prefill", "peers", "train", "profile")
 SHAPES = ("qwen2_5_vl_7b", "qwen2_5_vl_3b")
 RATES = "rates=[0,0.5,0.75,0.9]"
 PREFILLS = (2048, 8192, 32768, 65536)  # video tokens
@@ -50,8 +49,6 @@ def jobs(shape: str | None, gpu: bool, folder: Path) -> Iterator[Job]:
             yield _prefill(name, tokens)
     yield from (_step(name, "trained", "sdpa", gpu) for name in shapes)
     yield _peers(large, folder)
-    no_server = None if find_spec("vllm") else "vllm is not installed"
-    yield Job("serving", "serving", ("serving",), 300, no_server)
     yield Job("tests", "tests_engines", ("gpu_tests", "marks=gpu and slow", "processes=4"), 480, no_gpu)
 
 

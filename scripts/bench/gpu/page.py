@@ -12,6 +12,7 @@ from scripts.bench.gpu.jobs import Job
 from scripts.bench.models import PLACES
 from scripts.bench.peers import figures
 from scripts.bench.records import is_done, read_record
+from train.reports.markdown import markdown_table
 
 Records = dict[str, dict[str, Any]]  # of one part's finished jobs, by name
 SPANS = ("vision", "language_model", "head", "backward", "optimizer")
@@ -48,10 +49,8 @@ def _machines(records: Sequence[Any]) -> list[str]:
     return lines
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    cells = [[str(cell).replace("|", "/").replace("\n", " ") for cell in row] for row in (header, *rows)]
-    first, *others = (f"| {' | '.join(row)} |" for row in cells)
-    return [first, "|" + " --- |" * len(header), *others]
+def _table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> list[str]:
+    return markdown_table(header, rows).splitlines()
 
 
 def _step(records: Records) -> list[str]:
@@ -144,16 +143,11 @@ def _tests(records: Records) -> list[str]:
     return _table(("job", "passed", "failed", "skipped", "failures"), rows)
 
 
-def _serving(records: Records) -> list[str]:
-    return [f"```json\n{json.dumps(record['result'], indent=1)}\n```" for record in records.values()]
-
-
 SECTIONS: dict[str, tuple[str, Callable[[Records], list[str]]]] = {
     "tests": ("GPU tests", _tests),
     "step": ("Training step: seconds of forward and backward; shares and peak of a whole step", _step),
     "prefill": ("Prefill of one clip, seconds", _prefill),
     "peers": ("Next to other frameworks", _peers),
     "train": ("A training run", _train),
-    "serving": ("Serving", _serving),
     "profile": ("Profile of a step at rate 0.75", _profile),
 }
