@@ -1,4 +1,4 @@
-"""What a study's runs reached, and which differences between recipes are more than chance and seeds."""
+"""The answers of a study's models, and which differences between recipes exceed chance and the spread over seeds."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from statistics import fmean, stdev
 from typing import Any
 
 from scripts.recipes.runs import Seed
+from train.evaluation import scores
 from train.evaluation.answers import Answer
 from train.evaluation.questions import Question
 from train.evaluation.report import answers_of
-from train.evaluation.scores import Difference, differences
 from train.reports.summary import read_lines, summarize
 
-LEVEL = 0.05  # p below it is no chance
+SIGNIFICANCE = 0.05  # largest p of a difference that counts
 
 
 @dataclass(frozen=True)
 class Result:
-    """One model of one seed, by rate."""
+    """The answers of one model, trained with one seed, at all rates."""
 
     name: str
     seed: int
     answers: tuple[Answer, ...]
     kinds: Mapping[str, str]  # of question, by sample
     steps: int
-    operations: float  # of its training
+    operations: float  # of its training, in total
 
     @property
     def rates(self) -> list[float]:
@@ -47,10 +47,10 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Versus:
-    """Mean accuracy over rates of one recipe less that of another, on the same questions of the same seeds."""
+class Difference:
+    """Mean accuracy over rates of one recipe minus that of another, on the same questions of the same seeds."""
 
-    paired: Difference
+    paired: scores.Difference
     by_seed: tuple[float, ...]
 
     @property
@@ -63,9 +63,9 @@ class Versus:
         return stdev(self.by_seed) if len(self.by_seed) > 1 else None
 
     @property
-    def exceeds(self) -> bool | None:
-        """Whether it is more than its spread, and no chance by the paired test; None for one seed."""
-        return None if self.spread is None else abs(self.mean) > self.spread and self.paired.p < LEVEL
+    def counts(self) -> bool | None:
+        """True if it exceeds its spread and the paired test finds it significant; None for one seed."""
+        return None if self.spread is None else abs(self.mean) > self.spread and self.paired.p < SIGNIFICANCE
 
 
 def read(seed: Seed, name: str) -> Result:
@@ -80,30 +80,30 @@ def kinds_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return {row["id"]: row["kind"] for row in rows}
 
 
-def versus(ours: Sequence[Result], theirs: Sequence[Result]) -> Versus:
-    """Of the same seeds in the same order, on the same questions at the same rates."""
+def difference(ours: Sequence[Result], theirs: Sequence[Result]) -> Difference:
+    """`ours` minus `theirs`: results of the same seeds in the same order, on the same questions at the same rates."""
     by_seed = tuple(a.accuracy - b.accuracy for a, b in zip(ours, theirs, strict=True))
-    one, other = _pooled(ours), _pooled(theirs)
-    (paired,) = differences(one, other, _questions(one))
-    return Versus(paired, by_seed)
+    answers = _pooled(ours)
+    (paired,) = scores.differences(answers, _pooled(theirs), _questions(answers))
+    return Difference(paired, by_seed)
 
 
 def _pooled(results: Sequence[Result]) -> list[Answer]:
-    """All answers as if at one rate, each to a question of its own."""
+    """The answers of all seeds and rates, renamed such that each answers a different question at rate 0."""
     return [
         replace(
             answer,
             rate=0.0,
-            question=f"{each.seed}/{answer.rate}/{answer.question}",
-            sample=f"{each.seed}/{answer.sample}",
+            question=f"{result.seed}/{answer.rate}/{answer.question}",
+            sample=f"{result.seed}/{answer.sample}",
         )
-        for each in results
-        for answer in each.answers
+        for result in results
+        for answer in result.answers
     ]
 
 
 def _questions(answers: Sequence[Answer]) -> dict[str, Question]:
-    """By key, with the video that samples share: its number stands before their kind."""
+    """Questions by key. Samples of one video share its number, which precedes the kind in their id."""
     return {
         answer.question: Question(answer.question, answer.sample, 0, "", None, (), answer.sample.rpartition("-")[0])
         for answer in answers

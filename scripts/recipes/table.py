@@ -13,14 +13,14 @@ BY_PIXELS = "method=pixel_delta"
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way of uptraining. In `words`, {steps} stands for the number of steps that fit its operations."""
+    """A recipe of uptraining. In `words`, {steps} stands for the number of steps that its operations allow."""
 
     name: str
     about: str
     words: tuple[str, ...]
-    equal_steps: bool = False  # same number of steps as the reference, at any cost
-    export: tuple[str, ...] = ()  # words of scripts/export.py
-    block: int = 0  # of the vision tower, before which tokens are dropped; 0: at its beginning or its end
+    equal_steps: bool = False  # as many steps as the reference, whatever they cost
+    export: tuple[str, ...] = ()  # arguments of scripts/export.py
+    block: int = 0  # block of the vision tower before which tokens are dropped; 0: before or after the whole tower
 
     def spelt(self, steps: int) -> list[str]:
         """The arguments of a run of this many steps."""
@@ -62,12 +62,6 @@ RECIPES = (
         for block in (1, 2, 3)
     ),
 )
-STOCK = [recipe.name for recipe in RECIPES if BY_PIXELS not in recipe.words]  # a server needs no plugin for them
-PLACES = (
-    "input",
-    *(recipe.name for recipe in RECIPES if recipe.block),
-    "pixels",
-)  # same score, ordered by position in the tower
 
 
 def named(names: list[str], blocks: int) -> tuple[Recipe, ...]:

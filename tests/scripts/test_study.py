@@ -7,20 +7,19 @@ import pytest
 from scripts import study
 from scripts.bench.timing import ROOT
 from scripts.recipes import page
-from scripts.recipes.results import Result, versus
+from scripts.recipes.results import Result, difference
 from scripts.recipes.table import RECIPES, named
 from tests.runs import composed
 from train.evaluation.answers import Answer
 
-PLACES = {"base": 0.1, "uniform": 0.2, "pixels": 0.5, "input": 0.4, "block1": 0.6}
 KIND = {f"{video:05d}-static": "static" for video in range(200)}
 
 
 def result(name: str, seed: int, right: float, rates: tuple[float, ...] = (0.5,)) -> Result:
     answers = [
-        Answer(sample, rate, sample, float(place < right * 200), "greedy", "", 1.0, 1, 1, 1)
+        Answer(sample, rate, sample, float(i < right * 200), "greedy", "", 1.0, 1, 1, 1)
         for rate in rates
-        for place, sample in enumerate(KIND)
+        for i, sample in enumerate(KIND)
     ]
     return Result(name, seed, tuple(answers), KIND, 1, 1.0)
 
@@ -32,23 +31,31 @@ def test_every_recipe_is_a_run(recipe):
 
 
 def test_a_difference_counts_above_its_spread_only():
-    steady = versus([result("a", seed, 0.8) for seed in (0, 1)], [result("b", seed, 0.6) for seed in (0, 1)])
-    assert steady.exceeds and steady.mean == pytest.approx(0.2) and steady.paired.p < 0.01
-    unsteady = versus([result("a", 0, 0.9), result("a", 1, 0.7)], [result("b", 0, 0.5), result("b", 1, 0.9)])
-    assert unsteady.exceeds is False and unsteady.spread > abs(unsteady.mean)
-    assert versus([result("a", 0, 0.9)], [result("b", 0, 0.5)]).exceeds is None
+    steady = difference([result("a", seed, 0.8) for seed in (0, 1)], [result("b", seed, 0.6) for seed in (0, 1)])
+    assert steady.counts and steady.mean == pytest.approx(0.2) and steady.paired.p < 0.01
+    unsteady = difference([result("a", 0, 0.9), result("a", 1, 0.7)], [result("b", 0, 0.5), result("b", 1, 0.9)])
+    assert unsteady.counts is False and unsteady.spread > abs(unsteady.mean)
+    assert difference([result("a", 0, 0.9)], [result("b", 0, 0.5)]).counts is None
 
 
-def test_a_study_that_tells_nothing_apart_says_so():
+def test_a_table_says_which_differences_count():
     seeds = (0, 1)
-    found = {name: [result(name, seed, 0.5, (0.0, 0.75)) for seed in seeds] for name in ("base", "control", "uniform")}
-    found["beta"] = [result("beta", 0, 0.45, (0.0, 0.75)), result("beta", 1, 0.54, (0.0, 0.75))]
-    said = " ".join(page.words(found))
-    assert page.winner(found) == "uniform" and "is +0.5 points above `beta` (± 6.4), which does not count" in said
-    assert "No difference counts against `uniform`: `control`, `beta`." in said and "`base` loses 0.0 points" in said
-    assert "as the highest of 2 on the same questions it is partly chance" in said
-    one_seed = {name: results[:1] for name, results in found.items()}
-    assert "No difference counts" not in " ".join(page.words(one_seed))  # nor could any
+    results = {
+        name: [result(name, seed, 0.5, (0.0, 0.75)) for seed in seeds] for name in ("base", "control", "uniform")
+    }
+    results["beta"] = [result("beta", 0, 0.45, (0.0, 0.75)), result("beta", 1, 0.54, (0.0, 0.75))]
+    results["fixed"] = [result("fixed", seed, 0.8, (0.0, 0.75)) for seed in seeds]
+    rows = {line.split("|")[1].strip(): line for line in page.paired(results).splitlines()[2:]}
+    assert rows.keys() == {"control", "beta", "fixed"}
+    assert rows["beta"].endswith("| 6.4 | no |") and rows["fixed"].endswith("| 0.0 | yes |")
+    one_seed = {name: results[:1] for name, results in results.items()}
+    assert "one seed |" in page.paired(one_seed) and "| yes |" not in page.paired(one_seed)
+
+
+def test_the_main_recipes_include_the_best_uptrained_one():
+    accuracies = {"base": 0.1, "control": 0.9, "uniform": 0.2, "pixels": 0.5, "input": 0.4}
+    results = {name: [result(name, 0, accuracy)] for name, accuracy in accuracies.items()}
+    assert page.main_recipes(results) == ["base", "control", "uniform", "pixels"]
 
 
 def test_an_unknown_recipe_is_named():
@@ -63,25 +70,7 @@ def test_a_recipe_of_a_block_that_the_tower_does_not_have_is_named():
 
 @pytest.mark.parametrize("blocks", [1, 2, 4])
 def test_all_recipes_are_those_that_the_tower_has_a_block_for(blocks):
-    assert {each.block for each in named([], blocks)} == set(range(blocks))
-
-
-def test_a_page_names_the_highest_of_those_that_a_stock_server_prunes():
-    seeds = (0, 1)
-    found = {name: [result(name, seed, right, (0.0, 0.75)) for seed in seeds] for name, right in PLACES.items()}
-    found["beta"] = [result("beta", seed, 0.2, (0.0, 0.75)) for seed in seeds]
-    said = " ".join(page.words(found))
-    assert "`block1` is highest" not in said and "Highest mean over rates: `block1`" in said
-    assert (
-        "that a stock server prunes `uniform` is highest, 20.0 %. No difference counts against `uniform`: `beta`."
-        in said
-    )
-
-
-def test_a_page_compares_the_places_in_the_tower():
-    found = {name: [result(name, 0, right, (0.0, 0.75))] for name, right in PLACES.items()}
-    said = " ".join(page.words(found))
-    assert "at equal operations: `input` 40.0, `block1` 60.0, `pixels` 50.0." in said
+    assert {recipe.block for recipe in named([], blocks)} == set(range(blocks))
 
 
 def test_a_page_shows_the_command_without_default_values():
