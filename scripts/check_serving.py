@@ -51,6 +51,7 @@ from train import cli
 from train.export.serving_metadata import architecture, beside, filled, frames_of, media_io
 from train.model import encoder_of, load_pretrained
 from train.ranges import number, pruning_rates
+from train.reports.markdown import markdown_table
 
 SERVED = ("evs", "vidcom2")  # --video-pruning-method
 FLAGS = ("export", "default")
@@ -186,14 +187,14 @@ def _method(name: str | None) -> dict[str, str]:
 
 
 def table(verdicts: dict[Key, Verdict], options: Options) -> str:
-    """Markdown; a cell that differs stands in bold."""
+    """A Markdown table with one row per case; cells that differ are bold."""
     runs = [(server, rate, chunk) for server in options.servers for chunk in options.chunks for rate in options.rates]
     heads = [f"{SERVERS[server]}{rate:g}" + f", chunks of {chunk}" * bool(chunk) for server, rate, chunk in runs]
-    rows = [["case", *heads], ["---"] * (1 + len(runs))]
+    rows = []
     for name in options.videos or options.cases:
         cells = [verdicts[server, name, rate, chunk] for server, rate, chunk in runs]
         rows.append([Path(name).name, *(cell.text if cell.agrees else f"**{cell.text}**" for cell in cells)])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown_table(["case", *heads], rows)
 
 
 def _prompt(name: str, case: Case, encoder: Encoder) -> Prompt:

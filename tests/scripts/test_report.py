@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from scripts import report
+from scripts import benchmark, report
 from tests.runs import trained
 
 HEADINGS = (
     *("Accuracy by pruning rate", "Time to first token by pruning rate", "Loss by pruning rate", "Drawn rates"),
-    *("Tokens saved", "Where a step's time goes", "Samples left out", "Hardware and commit", "Commands"),
+    *("Tokens saved", "Where a step's time goes", "Quarantined samples", "Hardware and commit", "Commands"),
 )
 
 
@@ -25,9 +25,9 @@ def page(words, questions, tmp_path, monkeypatch):
     with questions.open("a") as file:
         file.write(json.dumps(row | {"id": "lost", "video": "/none.mp4"}) + "\n")
     trained(*words("train.steps=2", f"data.eval={questions}", "eval.limit=1"))
-    measured = {"result": {"vision": {}, "0": {"seconds": 2.5}, "0.75": {"seconds": 0.4}}}
-    measured |= {"options": {"shape": "small"}, "machine": {"device": "a CPU"}}
-    (tmp_path / "prefill.json").write_text(json.dumps(measured))
+    prefill = ["prefill", "shape=tiny", "rates=[0,0.75]", "rounds=1", "extras=[]", "tokens=64"]
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *prefill, f"out={tmp_path / 'prefill.json'}"])
+    benchmark.main()
     report.main(report.Options(run=str(tmp_path / "run"), prefill=str(tmp_path / "prefill.json")))
     return tmp_path / "run" / "report.html"
 
@@ -38,6 +38,7 @@ def test_a_run_is_one_page_that_needs_no_other_file(page):
     assert [heading for heading in HEADINGS if f"<h2>{heading}</h2>" not in text] == []
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', text)
     assert len(sources) >= 7 and all(source.startswith("data:") for source in sources)
+    assert re.search(r"<td>0\.75</td><td>\d", text)  # seconds of the prefill
     assert "step 2" in text and "None: every sample was used." not in text and "Not recorded" not in text
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:

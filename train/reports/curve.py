@@ -10,6 +10,7 @@ from typing import Any
 
 from data.types import printable
 from train.metrics.jsonl import read_lines
+from train.reports.markdown import markdown_table
 
 POINT = 0.01  # of accuracy: what serving at a rate may cost
 ACCURACY = "eval/accuracy_at_"  # metrics.jsonl's name of it, before the rate
@@ -76,13 +77,18 @@ def from_results(path: Path) -> Curve:
 
 def table(curves: Sequence[Curve]) -> str:
     """A Markdown table with one row per curve; accuracy is in percent."""
+    header, *rows = table_rows(curves)
+    return markdown_table(header, rows)
+
+
+def table_rows(curves: Sequence[Curve]) -> list[list[str]]:
+    """The header of rates and one row per curve, with accuracy in percent."""
     rates = sorted({rate for curve in curves for rate in curve.accuracy})
-    lines = ["| | " + " | ".join(f"{rate:g}" for rate in rates) + " |", "|---" * (len(rates) + 1) + "|"]
-    for curve in curves:
-        cells = [f"{100 * curve.accuracy[rate]:.1f}" if rate in curve.accuracy else "" for rate in rates]
-        name = curve.name.replace("|", r"\|")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    rows = [
+        [curve.name, *(f"{100 * curve.accuracy[rate]:.1f}" if rate in curve.accuracy else "" for rate in rates)]
+        for curve in curves
+    ]
+    return [["", *(f"{rate:g}" for rate in rates)], *rows]
 
 
 def figure(curves: Sequence[Curve], title: str) -> Any:

@@ -18,7 +18,7 @@ from train.metrics.jsonl import read_lines
 from train.plugins import build_rates
 from train.removed import replacement
 from train.reports import figures
-from train.reports.curve import Curve, figure, from_run, table
+from train.reports.curve import Curve, figure, from_run, table_rows
 from train.reports.figures import Rows, as_image
 from train.reports.summary import Summary, summarize
 from train.run_folder import read_object
@@ -58,7 +58,7 @@ def write(run_dir: Path, out: Path, results: Sequence[Curve], prefill: Path | No
         *_rates(run_dir),
         ("Tokens saved", _tokens(done)),
         *_steps(rows, "time/", "Where a step's time goes", figures.step_time, "seconds of a step by part"),
-        ("Samples left out", _quarantine(done)),
+        ("Quarantined samples", _quarantine(done)),
         *_origin(run_dir, done),
         *_not_measured(curves, prefill, done),
     ]
@@ -101,34 +101,32 @@ def _curves(curves: Sequence[Curve]) -> Iterator[Section]:
     picture = as_image(figure(curves, ""), "accuracy by pruning rate")
     best = curves[-1].recommended()
     advice = "" if best is None else f"<p>Serve {html.escape(curves[-1].name)} at rate <b>{best:g}</b>.</p>"
-    yield "Accuracy by pruning rate", picture + _rows_of(table(curves)) + advice
+    yield "Accuracy by pruning rate", picture + _html_table(table_rows(curves)) + advice
 
 
-def _rows_of(markdown: str) -> str:
-    """A Markdown table as HTML."""
-    lines = [line.strip("| ").split(" | ") for line in markdown.splitlines() if not line.startswith("|---")]
-    lines[0] = ["", *lines[0]] if len(lines[0]) < len(lines[-1]) else lines[0]
-    cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in lines]
-    return "<table>" + "".join(f"<tr>{line}</tr>" for line in cells) + "</table>"
+def _html_table(rows: Sequence[Sequence[object]]) -> str:
+    cells = ["".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows]
+    return "<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
 
 
 def _first_token(prefill: Path | None) -> Iterator[Section]:
-    """From the figures of `benchmark.py prefill`."""
+    """From the JSON of `benchmark.py prefill`: vision tower plus language model, pruned after the tower."""
     heading = "Time to first token by pruning rate"
     if prefill is None:
         return
     try:
         measured = json.loads(prefill.read_text())
-        seconds = {
-            float(rate): float(value["seconds"]) for rate, value in measured["result"].items() if rate[0].isdigit()
-        }
+        of_part = {name: float(value["seconds"]) for name, value in measured["result"].items()}
+        rates = [float(rate) for rate in measured["options"]["rates"]]
+        seconds = {rate: of_part["tower"] + of_part[f"language {rate:g}"] for rate in rates}
         about = f"{measured['options']['shape']} on {measured['machine']['device']}"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"prefill={prefill}: not what benchmark.py prefill writes ({error!r}): give that file"
         ) from None
     picture = as_image(figures.first_token(seconds), "seconds to the first token by rate")
-    yield heading, f"{picture}<p>Shape {html.escape(about)}; random weights.</p>"
+    rows = [("rate", "seconds"), *((f"{rate:g}", f"{value:.3f}") for rate, value in seconds.items())]
+    yield heading, f"{picture}{_html_table(rows)}<p>Shape {html.escape(about)}; random weights.</p>"
 
 
 def _rates(run_dir: Path) -> Iterator[Section]:
@@ -163,23 +161,20 @@ def _all(view: Any) -> list[float]:
 def _tokens(done: Summary) -> str:
     picture = as_image(figures.tokens(done.tokens_before, done.tokens_after), "tokens before and after pruning")
     saved = 1 - done.tokens_after / max(1, done.tokens_before)
-    return f"{picture}<p>{saved:.0%} of all tokens, text included, were never read.</p>"
+    return f"{picture}<p>{saved:.0%} of all tokens, text included, were pruned.</p>"
 
 
 def _quarantine(done: Summary) -> str:
     if not done.quarantined:
         return "None: every sample was used."
-    reasons = [f"<tr><td>{html.escape(why)}</td><td>{count}</td></tr>" for why, count in done.quarantined.items()]
-    return f"<table><tr><th>reason</th><th>samples</th></tr>{''.join(reasons)}</table>"
+    return _html_table([("reason", "samples"), *done.quarantined.items()])
 
 
 def _origin(run_dir: Path, done: Summary) -> Iterator[Section]:
     """Hardware, commit, commands and configuration."""
     path = run_dir / "machine.json"
     about: Mapping[str, Any] = read_object(path) if path.is_file() else {}
-    pairs = [(html.escape(name), html.escape(str(value))) for name, value in about.items()]
-    facts = [f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in pairs]
-    yield "Hardware and commit", f"<table>{''.join(facts)}</table>" if facts else "Not recorded by this run."
+    yield "Hardware and commit", _html_table(list(about.items())) if about else "Not recorded by this run."
     commands = [str(about["command"])] if "command" in about else []
     if done.checkpoint:
         commands.append(cli.command("export", f"run={run_dir}", f"out={run_dir}-checkpoint"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from train.metrics.jsonl import read_lines
+from train.reports.markdown import markdown_table
 from train.sweep import Job, jobs
 
 PREFIX = "eval/accuracy_at_"
@@ -24,10 +25,10 @@ class Row:
 
 def rows(folder: Path) -> list[Row]:
     """One row per job. Raise ValueError for a folder without jobs."""
-    found = jobs(folder) if folder.is_dir() else {}
-    if not found:
+    by_number = jobs(folder) if folder.is_dir() else {}
+    if not by_number:
         raise ValueError(f"sweep={folder} holds no job: give the run_dir of a sweep (train/run.py -m)")
-    return [_row(number, job, folder / str(number) / "metrics.jsonl") for number, job in found.items()]
+    return [_row(number, job, folder / str(number) / "metrics.jsonl") for number, job in by_number.items()]
 
 
 def _row(number: int, job: Job, metrics: Path) -> Row:
@@ -38,16 +39,15 @@ def _row(number: int, job: Job, metrics: Path) -> Row:
     return Row(number, job, last.get("step"), last.get("loss"), accuracy)
 
 
-def table(found: Sequence[Row]) -> str:
+def table(job_rows: Sequence[Row]) -> str:
     """A Markdown table without the overrides that all jobs share; accuracy is in percent."""
-    shared = set.intersection(*(set(row.job.overrides) for row in found)) if len(found) > 1 else set()
-    rates = sorted({rate for row in found for rate in row.accuracy})
+    shared = set.intersection(*(set(row.job.overrides) for row in job_rows)) if len(job_rows) > 1 else set()
+    rates = sorted({rate for row in job_rows for rate in row.accuracy})
     heads = ["job", "overrides", "status", "step", "loss", *(f"accuracy at {rate:g}" for rate in rates), "error"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for row in found:
+    cells = []
+    for row in job_rows:
         own = " ".join(word for word in row.job.overrides if word not in shared)
         figures = ["" if row.step is None else str(row.step), "" if row.loss is None else f"{row.loss:.4f}"]
         figures += [f"{100 * row.accuracy[rate]:.1f}" if rate in row.accuracy else "" for rate in rates]
-        cells = [str(row.number), own, row.job.status, *figures, row.job.error or ""]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
+        cells.append([row.number, own, row.job.status, *figures, row.job.error or ""])
+    return markdown_table(heads, cells)
