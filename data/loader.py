@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import resource
 import signal
 import sys
@@ -144,6 +146,15 @@ def _ignore_signals(_: int) -> None:
     workers until it exits, which ends them too."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register  # after importing multiprocessing, whose own function must run later
+def _kill_workers() -> None:
+    """Kill the workers that are still alive when the process exits. An error may keep their loader from ending them,
+    and multiprocessing would wait forever for processes that ignore its SIGTERM."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _allow_open_files() -> None:

@@ -1,7 +1,11 @@
+import contextlib
 import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,3 +114,25 @@ def test_workers_outlast_the_signals_that_end_a_job(samples, encoder):
         for worker in multiprocessing.active_children():
             os.kill(worker.pid, number)
     assert len(list(steps)) == 5
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_while_its_workers_live_ends(tmp_path):
+    """Workers ignore SIGTERM, with which multiprocessing ends them, and waits for, when the process exits."""
+    (tmp_path / "program.py").write_text(
+        "from types import SimpleNamespace\n"
+        "from data.loader import shard_loader\n"
+        "steps = iter(shard_loader([], SimpleNamespace(filler_token=0), [[]] * 9, workers=1))\n"
+        "next(steps)\n"
+        "raise KeyError('an error whose traceback keeps the loader')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with (tmp_path / "errors").open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, tmp_path / "program.py"], env=environment, stderr=errors, start_new_session=True
+        )
+    try:
+        assert process.wait(timeout=60) == 1 and "KeyError" in (tmp_path / "errors").read_text()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

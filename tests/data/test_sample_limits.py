@@ -1,8 +1,12 @@
 import contextlib
 import json
+import os
 import signal
 import struct
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -106,3 +110,24 @@ def test_media_that_together_take_more_memory_than_a_sample_may_are_left_out(cli
     assert isinstance(refused, MediaError) and "data.sample_gib" in str(refused)
     with pytest.raises(MediaError, match=r"clip.mp4: .*data.sample_gib"):
         encoder.encode(both)
+
+
+def test_a_timeout_that_comes_again_while_the_first_is_handled_does_not_escape(tmp_path):
+    """In a process of its own, because escaped timeouts would end this one."""
+    (tmp_path / "program.py").write_text(
+        "import time\n"
+        "from data import sample_limits\n"
+        "sample_limits.REPEAT_SECONDS = 1e-4\n"
+        "for _ in range(300):\n"
+        "    try:\n"
+        "        with sample_limits.guarded('a', 0.001):\n"
+        "            time.sleep(1)\n"
+        "    except sample_limits.OutOfTime:\n"
+        "        pass\n"
+    )
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
