@@ -1,4 +1,4 @@
-"""What a value may be, stated beside the field of a dataclass and checked for all fields at once.
+"""Allowed values, declared next to the field of a dataclass and checked for all fields at once.
 
 lr: float = number(1e-5, above=0)
 freeze: list[str] = names([], "vision", "merger", "language")
@@ -7,79 +7,87 @@ freeze: list[str] = names([], "vision", "merger", "language")
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
-
-class Rule(Protocol):
-    def fault(self, value: Any) -> str | None:
-        """What is wrong with a value, to be read after `key=value`; None if nothing is."""
+BOUNDS = {
+    "least": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "most": ("at most", operator.le),
+    "below": ("below", operator.lt),
+}
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """An interval; `above` and `below` leave their end out."""
+    """Finite numbers within bounds, by the names of BOUNDS.
 
-    least: float | None = None
-    above: float | None = None
-    most: float | None = None
-    below: float | None = None
+    Of a rule, `words` are the allowed values for the help, and `mistake` is the rest of an error message that begins
+    with `key=value`, or None.
+    """
 
-    def fault(self, value: float) -> str | None:
-        ends = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
-        held = [
-            math.isfinite(value),
-            self.least is None or value >= self.least,
-            self.above is None or value > self.above,
-            self.most is None or value <= self.most,
-            self.below is None or value < self.below,
-        ]
-        if all(held):
-            return None
-        return "must be " + (
-            " and ".join(f"{word} {end:g}" for word, end in ends.items() if end is not None) or "finite"
+    bounds: Mapping[str, float]
+
+    @property
+    def words(self) -> str:
+        return " and ".join(
+            f"{text} {self.bounds[name]:g}" for name, (text, _) in BOUNDS.items() if name in self.bounds
         )
+
+    def mistake(self, value: float) -> str | None:
+        inside = all(BOUNDS[name][1](value, bound) for name, bound in self.bounds.items())
+        return None if inside and math.isfinite(value) else f"must be {self.words or 'finite'}"
 
 
 @dataclass(frozen=True)
 class Names:
-    """Some words, and where a `pattern` is given what matches it."""
+    """Some words, and with a `pattern` also what matches it."""
 
     allowed: tuple[str, ...]
     pattern: str | None = None
 
-    def fault(self, value: str) -> str | None:
+    @property
+    def words(self) -> str:
+        return f"one of {', '.join(self.allowed)}"
+
+    def mistake(self, value: str) -> str | None:
         if value in self.allowed or (self.pattern is not None and re.fullmatch(self.pattern, value)):
             return None
-        return f"is unknown: use one of {', '.join(self.allowed)}"
+        return f"is unknown: use {self.words}"
 
 
 @dataclass(frozen=True)
 class Expression:
     """A regular expression."""
 
-    def fault(self, value: str) -> str | None:
+    words: str = ""
+
+    def mistake(self, value: str) -> str | None:
         try:
             re.compile(value)
         except re.error as error:
-            return f"is no regular expression ({error})"
+            return f"is not a regular expression ({error})"
         return None
 
 
-def number(default: Any, *, fewest: int = 0, unique: bool = False, **ends: float) -> Any:
-    """A field that holds a number within Numbers(**ends), or a list of at least `fewest`, or as many as `default`."""
-    return ruled(default, Numbers(**ends), fewest, unique)
+Rule: TypeAlias = Numbers | Names | Expression
+
+
+def number(default: Any, *, fewest: int = 0, unique: bool = False, **bounds: float) -> Any:
+    """A field for a number within BOUNDS, for a list of at least `fewest`, or for a tuple as long as `default`."""
+    return ruled(default, Numbers(bounds), fewest, unique)
 
 
 def pruning_rates(default: list[float]) -> Any:
-    """A field that holds pruning rates."""
+    """A field for a list of pruning rates."""
     return number(default, least=0, below=1, fewest=1, unique=True)
 
 
 def names(default: Any, *allowed: str, pattern: str | None = None) -> Any:
-    """A field that holds one of the words `allowed`, or several."""
+    """A field for one of the words `allowed`, or for a list of them."""
     return ruled(default, Names(allowed, pattern))
 
 
@@ -97,21 +105,23 @@ def check_values(node: Any, prefix: str = "") -> None:
         key, value = prefix + this.name, getattr(node, this.name)
         if is_dataclass(value):
             check_values(value, f"{key}.")
-        elif value != this.default and (fault := _fault(key, value, this.metadata)):
-            raise ValueError(fault)
+        elif value != this.default and (mistake := _mistake(key, value, **this.metadata)):
+            raise ValueError(mistake)
 
 
-def _fault(key: str, value: Any, rules: Mapping[str, Any]) -> str | None:
+def _mistake(
+    key: str, value: Any, rule: Rule | None = None, fewest: int = 0, unique: bool = False, length: int | None = None
+) -> str | None:
     items = list(value) if isinstance(value, list | tuple) else [value]
-    if len(items) < rules.get("fewest", 0):
-        return f"{key}=[] must hold at least {rules['fewest']}"
-    if len(items) != (rules.get("length") or len(items)):
-        return f"{key}={items} must hold {rules['length']} values"
-    if rules.get("unique") and (twice := [item for item in items if items.count(item) > 1]):
+    if len(items) < fewest:
+        return f"{key}=[] must hold at least {fewest}"
+    if len(items) != (length or len(items)):
+        return f"{key}={items} must hold {length} values"
+    if unique and (twice := [item for item in items if items.count(item) > 1]):
         return f"{key}={items} holds {twice[0]} twice: give each value once"
     for item in items:
         if isinstance(item, str) and not item.strip():
             return f"{key}= is empty: give a value, or null for none"
-        if item is not None and "rule" in rules and (fault := rules["rule"].fault(item)):
-            return f"{key}={item} {fault}"
+        if item is not None and rule is not None and (mistake := rule.mistake(item)):
+            return f"{key}={item} {mistake}"
     return None

@@ -6,11 +6,9 @@ explained by the field of the same name in evs.policy.Policy, FramePolicy or the
 
 from __future__ import annotations
 
-import ast
 import inspect
-import io
+import re
 import textwrap
-import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
@@ -18,7 +16,7 @@ from typing import Any, cast, get_type_hints
 
 from data.media.frames import FramePolicy
 from evs.policy import Policy
-from train.ranges import Names, Numbers
+from train.ranges import Names
 
 WIDTH = 110
 EXAMPLES = {"model": "runs/x-checkpoint", "data": "held_out.jsonl", "run": "runs/x", "out": "out", "video": "clip.mp4"}
@@ -44,7 +42,8 @@ def _key(field: Field[Any], schema: Any, name: str, shared: Sequence[Any]) -> st
     """`key=example`, then its type, default, bounds and explanation."""
     kind = str(field.type).replace(" | None", "").replace("Any", "value")
     or_null = " or null" if str(field.type).endswith(" | None") else ""
-    facts = "; ".join(part for part in (kind + or_null, _bounds(field), _default(field)) if part)
+    rule = field.metadata.get("rule")
+    facts = "; ".join(part for part in (kind + or_null, rule.words if rule else "", _default(field)) if part)
     text = explanation(schema, field.name, (*shared, Policy, FramePolicy))
     body = textwrap.fill(text, WIDTH, initial_indent="      ", subsequent_indent="      ") if text else ""
     return "\n".join(part for part in (f"  {name}={_example(field, kind)}   ({facts})", body) if part)
@@ -58,22 +57,17 @@ def explanation(schema: Any, name: str, shared: Sequence[Any] = (Policy, FramePo
 @cache
 def _comments(schema: Any) -> dict[str, str]:
     """The comments of every field by its name: those in the lines above it, then the one on its own line."""
-    source = textwrap.dedent(inspect.getsource(schema))
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {token.start[0]: token for token in tokens if token.type == tokenize.COMMENT}  # by line number
-    explanations = {}
-    (class_node,) = ast.parse(source).body
-    for node in cast(ast.ClassDef, class_node).body:
-        if not isinstance(node, ast.AnnAssign):
+    explanations: dict[str, str] = {}
+    above: list[str] = []
+    for line in textwrap.dedent(inspect.getsource(schema)).splitlines():
+        if comment := re.match(r" *# ?(.*)", line):
+            above.append(comment[1])
             continue
-        above: list[tokenize.TokenInfo] = []
-        lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
-        own = [comments[line] for line in lines if line in comments]
-        line = node.lineno - 1
-        while line in comments and not comments[line].line[: comments[line].start[1]].strip():
-            above.insert(0, comments[line])
-            line -= 1
-        explanations[cast(ast.Name, node.target).id] = " ".join(token.string.lstrip("# ") for token in above + own)
+        if declared := re.match(r"    (\w+): ", line):
+            name, explanations[declared[1]] = declared[1], " ".join(above)
+        if explanations and "#" in line:  # also in a later line of the declaration
+            explanations[name] = f"{explanations[name]} {line.partition('#')[2].strip()}".strip()
+        above = []
     return explanations
 
 
@@ -87,17 +81,6 @@ def _default(field: Field[Any]) -> str:
     if value is MISSING or value == "???":
         return "required"
     return f"default {_shown(value)}"
-
-
-def _bounds(field: Field[Any]) -> str:
-    """The values that the field's rule allows, in words; empty without a rule."""
-    rule = field.metadata.get("rule")
-    if isinstance(rule, Names):
-        return "one of " + ", ".join(rule.allowed)
-    if isinstance(rule, Numbers):
-        ends = {"at least": rule.least, "above": rule.above, "at most": rule.most, "below": rule.below}
-        return " and ".join(f"{word} {end:g}" for word, end in ends.items() if end is not None)
-    return ""
 
 
 def _example(field: Field[Any], kind: str) -> str:

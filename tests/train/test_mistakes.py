@@ -38,7 +38,7 @@ NAMES = {
     "model.scheme=keep": "model.scheme=keep is unknown: use one of preserve, vllm",
     "model.freeze=[visoin]": "model.freeze=visoin is unknown",
     "model.checkpoint_towers=[merger]": "model.checkpoint_towers=merger is unknown",
-    "model.lora.targets='(q'": "model.lora.targets=(q is no regular expression",
+    "model.lora.targets='(q'": "model.lora.targets=(q is not a regular expression",
     "engine.precision=fp16": "engine.precision=fp16 is unknown",
     "engine.name=zeroth": "engine.name=zeroth is unknown",
     "data.format=lava": "lava",
