@@ -53,8 +53,8 @@ from train.metrics.recorder import build_recorder
 from train.model import base_model, build_empty_model, build_model, encoder_of, weight_dtype
 from train.optim import build_optimizer
 from train.plugins import build_step_methods, build_step_rates
-from train.task import UptrainTask
-from train.views import StepMethods, StepRates, Views
+from train.task import TrainRequest, UptrainTask
+from train.views import StepMethods, StepRates
 
 
 @dataclass(frozen=True)
@@ -227,8 +227,9 @@ def run_dry(ready: Prepared, task: nn.Module, optimizer: Any, memory: Memory) ->
     micro_batch = largest_micro_batch(ready.plan, data.index.sizes, ready.rates, kept)
     (step,) = shard_loader(data.samples, ready.encoder, [micro_batch.samples])
     (batch,) = step.batches
-    views = Views(micro_batch.rates(ready.rates, batch.video_grid_thw_V3[:, 0].tolist()), ready.methods.latest)
-    measured = dry_run(engine, task, optimizer, (batch, views), config=config, memory=memory)
+    rates = micro_batch.rates(ready.rates, batch.video_grid_thw_V3[:, 0].tolist())
+    request = TrainRequest(rates, ready.methods.latest)
+    measured = dry_run(engine, task, optimizer, (batch, request), config=config, memory=memory)
     engine.print(report(measured, *ready.forecast, config))
 
 

@@ -30,8 +30,8 @@ from train.metrics.meters import Meter, peak_operations
 from train.metrics.recorder import RATE_BUCKETS, Recorder, rate_bucket
 from train.optim import lr_factor, set_lr
 from train.seeding import seed_draws
-from train.task import StepOutput, count_targets
-from train.views import Rate, StepMethods, StepRates, Views
+from train.task import StepOutput, TrainRequest, count_targets
+from train.views import Rate, StepMethods, StepRates
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _accumulate(
         seed_draws("dropout", seed, step, index)
         parts.guards.watchdog.enter("forward", step + 1, batch.ids)
         with nullcontext() if last else engine.no_sync(parts.task):
-            out = parts.task(batch, Views(rates, method))
+            out = parts.task(batch, TrainRequest(rates, method))
             parts.guards.watchdog.enter("backward", step + 1, batch.ids)
             with parts.meter.span("backward"):
                 engine.backward(nan_grads_if_nonfinite(out.loss_sum) * scale)

@@ -22,7 +22,7 @@ from train.config import DistillConfig
 from train.losses.head import fuse_loss
 from train.losses.objective import Losses, Objective, build_objective, from_logits, mean_objective
 from train.optim import trained_towers
-from train.views import Rate, Views
+from train.views import Rate
 
 
 class StepOutput(NamedTuple):
@@ -34,8 +34,15 @@ class StepOutput(NamedTuple):
     targets: int  # labelled tokens of the batch, the same in every view
     tokens: int  # before pruning, the same in every view
     kept: tuple[int, ...]  # after pruning, by view
-    divergences: dict[str, Tensor]  # float32, summed over the labelled tokens, mean over pairs, by who teaches
-    logits_KTV: Tensor | None  # at the labelled tokens, in evaluation only
+    divergences: dict[str, Tensor]  # float32, summed over the labelled tokens, mean over pairs, by kind of teacher
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """The rates at which a step trains on a batch, one per view, lowest first."""
+
+    rates: tuple[Rate, ...]
+    method: Method | None = None  # the pruning method; None uses the task's
 
 
 @dataclass(frozen=True)
@@ -71,18 +78,21 @@ class UptrainTask(nn.Module):
         # If LoRA changes the vision tower, the base model encodes videos differently.
         self.base_encodes = trained_towers(model, adapter.spec) != {"language"}
 
-    def forward(self, batch: Batch, request: Rate | Views | EvalRequest) -> StepOutput | list[EvalOutput]:
-        """The losses of each view in training (a single rate is one view), or the outputs of an evaluation request."""
+    def forward(self, batch: Batch, request: TrainRequest | EvalRequest) -> StepOutput | list[EvalOutput]:
+        """`train_step` or `evaluate`. Engines wrap this method only."""
         if isinstance(request, EvalRequest):
             return self.evaluate(batch, request)
-        views = request if isinstance(request, Views) else Views((request,))
-        rates = views.rates
+        return self.train_step(batch, request)
+
+    def train_step(self, batch: Batch, request: TrainRequest) -> StepOutput:
+        """The losses of the batch in each view; its media are encoded once, unless tokens are dropped earlier."""
+        rates = request.rates
         objective = build_objective(self.distill, rates) if self.training else mean_objective(len(rates))
-        encoded = EncodedBatch(self.adapter, batch, views.method or self.method)
+        encoded = EncodedBatch(self.adapter, batch, request.method or self.method)
         pruned = [self._prune(encoded, rate) for rate in rates]
         decoded = self._decode(encoded, rates[0], [out.x for out in pruned], objective)
         states, (labels_T, *_) = zip(*(labelled(hidden_ND, x) for hidden_ND, x in decoded))
-        losses, logits_RTV = self.head(torch.stack(states), labels_T, objective)
+        losses = self.head(torch.stack(states), labels_T, objective)
         return StepOutput(
             losses.total,
             losses.entropy_R[-len(rates) :],
@@ -91,7 +101,6 @@ class UptrainTask(nn.Module):
             len(pruned[0].keep_N),
             tuple(len(out.x.segment_N) for out in pruned),
             by_source(losses.divergence_L, objective),
-            None if self.training else logits_RTV,
         )
 
     def _prune(self, encoded: EncodedBatch, rate: Rate) -> PrunedInputs:
@@ -140,21 +149,21 @@ class UptrainTask(nn.Module):
         # A rank without a question generates in step with those that have one.
         return continue_at(self.adapter.model, pruned.x, ids_N, ends or [1], **options)[: len(ends)]
 
-    def head(self, hidden_RTD: Tensor, labels_T: Tensor, objective: Objective) -> tuple[Losses, Tensor | None]:
-        """(losses, logits or None if the fused head has not kept them).
+    def head(self, hidden_RTD: Tensor, labels_T: Tensor, objective: Objective) -> Losses:
+        """The losses of the rows (R) of hidden states at the labelled tokens.
 
         Calls the head's module and never reads its weight: ZeRO 3 gathers parameters around module calls. All rows
         share one call, except the base model's if LoRA has changed the head.
         """
         head: Any = towers_of(self.adapter.model).head
         if self.training and self.fused_loss:
-            return head(hidden_RTD, labels_T, objective), None
+            return head(hidden_RTD, labels_T, objective)
         logits_RTV = head(hidden_RTD[objective.base :])
         if objective.base:
             with torch.no_grad(), self._without_lora():
                 base_RTV = head(hidden_RTD[:1])
             logits_RTV = torch.cat([base_RTV, logits_RTV])
-        return from_logits(logits_RTV, labels_T, objective), logits_RTV
+        return from_logits(logits_RTV, labels_T, objective)
 
 
 def labelled(hidden_ND: Tensor, x: DecoderInputs) -> tuple[Tensor, Tensor]:

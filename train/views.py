@@ -20,14 +20,6 @@ Rate: TypeAlias = float | Sequence[float]  # one rate for all videos of a batch,
 
 
 @dataclass(frozen=True)
-class Views:
-    """The rates at which a step trains on a batch, one per view, lowest first."""
-
-    rates: tuple[Rate, ...]
-    method: Method | None = None  # the pruning method; None uses the task's
-
-
-@dataclass(frozen=True)
 class StepMethods:
     """Draws the pruning method of each step: in every cycle of `len(methods)` steps each method once, in random order.
 

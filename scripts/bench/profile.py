@@ -28,7 +28,7 @@ def profile(setting: Setting) -> dict[str, Any]:
     check_memory(setting, frozen)
     model = setting.trained(frozen)
     task, batch = models.our_task(model), models.build_batch(setting.shape)
-    step = our_step(task, batch, setting.rates[0], updating(build_optimizer(model)))
+    step = our_step(task, batch, setting.rates[0], after=updating(build_optimizer(model)))
     step()
     gpu = setting.device.type == "cuda"
     waits = _waits(step) if gpu else None

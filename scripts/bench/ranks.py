@@ -27,6 +27,7 @@ from scripts.bench.timing import table
 from train.cost import operations as cost
 from train.cost.plans import kept_counts
 from train.ranges import number
+from train.task import TrainRequest
 from train.views import StepRates
 
 RANKS, SAMPLES = 2, 400
@@ -74,7 +75,7 @@ def _steps(options: Options, rank: int, together: Any, found: Any) -> None:
         batch = collate([_encoding(shape, grids[each], each) for each in samples], filler_token=models.WORDS)
         together.wait()
         begin, busy = time.perf_counter(), time.process_time()
-        task(batch, rates[0]).loss_sum.backward()
+        task(batch, TrainRequest((rates[0],))).loss_sum.backward()
         rows.append((time.perf_counter() - begin, time.process_time() - busy, _cost(plan, samples, rates)))
         task.zero_grad()
     found.put((rank, list(zip(*rows[1:]))))

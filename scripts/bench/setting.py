@@ -14,7 +14,7 @@ from scripts.bench import models
 from train.config import ModelConfig
 from train.metrics.meters import Meter
 from train.model import fit_for_training
-from train.views import Views
+from train.task import TrainRequest
 
 FROZEN: dict[str, tuple[str, ...]] = {"frozen": ("vision",), "trained": ()}
 EXTRAS = ("stock", "views", "memory", "mixed")
@@ -52,9 +52,9 @@ class Setting:
         return {"frozen": frozen, "recomputed": self.training(frozen).recomputed}
 
 
-def our_step(task: Any, batch: Any, rate: float | Views, after: Callable[[], Any] | None = None) -> Callable[[], None]:
-    """Forward and backward, then `after`, which by default drops the gradients."""
-    return partial(run_step, partial(task, batch, rate), after or task.zero_grad)
+def our_step(task: Any, batch: Any, *rates: float, after: Callable[[], Any] | None = None) -> Callable[[], None]:
+    """Forward and backward of a view at each of the rates, then `after`, which by default drops the gradients."""
+    return partial(run_step, partial(task, batch, TrainRequest(rates)), after or task.zero_grad)
 
 
 def run_step(forward: Callable[[], Any], after: Callable[[], Any], meter: Meter | None = None) -> None:

@@ -20,7 +20,7 @@ from scripts.bench.timing import Timed, alternate, release, table, timed
 from train.cost import operations as cost
 from train.metrics.memory import Memory, watch
 from train.metrics.meters import Meter, peak_operations
-from train.views import Views
+from train.task import TrainRequest
 
 VIEWS = (0.75, 0.75)
 Case: TypeAlias = tuple[str, float]  # where tokens are pruned (of models.PLACES), or "stock"; the pruning rate
@@ -70,7 +70,7 @@ def _step_times(setting: Setting, frozen: tuple[str, ...]) -> dict[str, Any]:
         setting,
         ours,
         memory,
-        {(place, rate): partial(tasks[place], batch, rate) for place, rate in times if place in tasks},
+        {(place, rate): partial(tasks[place], batch, TrainRequest((rate,))) for place, rate in times if place in tasks},
     )
     rows = {place: _against(setting, frozen, times, place) for place in tasks}
     for (place, rate), update in updates.items():
@@ -164,7 +164,7 @@ def _views(setting: Setting, frozen: tuple[str, ...]) -> dict[str, Any]:
     model. Decoding, which views share too, is left out."""
     task, batch = models.our_task(setting.trained(frozen)), models.build_batch(setting.shape)
     apart = [our_step(task, batch, rate) for rate in VIEWS]
-    steps = {"views": our_step(task, batch, Views(VIEWS)), "apart": lambda: [run() for run in apart]}
+    steps = {"views": our_step(task, batch, *VIEWS), "apart": lambda: [run() for run in apart]}
     times = alternate(steps, setting.rounds)
     works, config = [models.work(setting.shape, rate) for rate in VIEWS], models.model_config(setting.shape)
     together = cost.training_in_views(config, works, cost.ONE_VIEW, **setting.counted(frozen)).total

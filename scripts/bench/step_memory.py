@@ -58,7 +58,7 @@ def _peak_of(setting: Setting, rate: float | None, config: ModelConfig, place: s
     if rate is None:
         run = stock_step(model, models.stock_inputs(batch, setting.device), update)
     else:
-        run = our_step(models.our_task(model, models.PLACES[place]), batch, rate, update)
+        run = our_step(models.our_task(model, models.PLACES[place]), batch, rate, after=update)
     run()
     run()  # with optimizer states from the start
     peak = memory.peak()

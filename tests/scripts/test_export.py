@@ -26,7 +26,7 @@ from train.experts import publish_experts
 from train.export.weights import weight_shapes
 from train.loop import fit
 from train.model import build_model
-from train.task import UptrainTask
+from train.task import EvalRequest, UptrainTask
 
 pytestmark = pytest.mark.slow
 PEAK = """\
@@ -139,8 +139,9 @@ def test_the_export_answers_as_the_trained_model_does(words, tmp_path, lora):
     (batch,) = next(iter(run.steps)).batches[:1]
     ours = build_model(ModelConfig(path=str(tmp_path / "out"), gradient_checkpointing=False), torch.float32)
     with torch.no_grad():
-        trained_logits = run.parts.task.eval()(batch, 0.0).logits_KTV[0]
-        logits = UptrainTask(ours, adapter_for(ours, "preserve"), FrameDelta()).eval()(batch, 0.0).logits_KTV[0]
+        trained_logits = run.parts.task.eval()(batch, EvalRequest((0.0,)))[0].logits_TV
+        task = UptrainTask(ours, adapter_for(ours, "preserve"), FrameDelta()).eval()
+        logits = task(batch, EvalRequest((0.0,)))[0].logits_TV
     assert torch.equal(logits, trained_logits) if not lora else torch.allclose(logits, trained_logits, atol=1e-4)
 
 

@@ -18,8 +18,8 @@ from tests.evs.models import MIXED, QWEN, alone, prompts, tiny_model
 from tests.runs import composed, rows, trained
 from train.build import build_run
 from train.export.serving_metadata import policy_of
-from train.task import UptrainTask
-from train.views import StepMethods, Views
+from train.task import TrainRequest, UptrainTask
+from train.views import StepMethods
 
 NORMAL = ((0.5,) * 3, (0.5,) * 3)
 
@@ -48,8 +48,8 @@ def task(family, place):
 @pytest.mark.parametrize("place", ["input", 2])
 def test_before_tower_rate_zero_and_counts_are_those_after_it(family, batch, place):
     before, after = task(family, place), task(family, "merger")
-    assert torch.equal(before(batch, 0.0).loss_sum, after(batch, 0.0).loss_sum)
-    ours, theirs = before(batch, 0.6), after(batch, 0.6)
+    assert torch.equal(before(batch, TrainRequest((0.0,))).loss_sum, after(batch, TrainRequest((0.0,))).loss_sum)
+    ours, theirs = before(batch, TrainRequest((0.6,))), after(batch, TrainRequest((0.6,)))
     assert (ours.kept, ours.targets) == (theirs.kept, theirs.targets)
     assert ours.loss_sum != theirs.loss_sum
 
@@ -61,7 +61,7 @@ def test_before_tower_a_pack_loses_what_its_samples_lose_together(family, batch,
     for sample in range(len(MIXED)):
         one = alone(batch, family, MIXED, sample)
         apart.append(pruning(one, 0.6).loss_sum)
-    torch.testing.assert_close(pruning(batch, 0.6).loss_sum, sum(apart), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(pruning(batch, TrainRequest((0.6,))).loss_sum, sum(apart), atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("family", "place"), [("qwen2_5_vl", "input"), ("qwen3_vl", "1")], indirect=["family"])
@@ -98,7 +98,9 @@ def test_before_tower_a_drawn_place_trains_as_that_place_does(family, batch):
     either = task(family, "input")
     for method in PLACES:
         alone = UptrainTask(either.model, either.adapter, method)
-        assert torch.equal(either(batch, Views((0.6,), method)).loss_sum, alone(batch, 0.6).loss_sum)
+        assert torch.equal(
+            either(batch, TrainRequest((0.6,), method)).loss_sum, alone(batch, TrainRequest((0.6,))).loss_sum
+        )
 
 
 def test_before_tower_a_run_that_draws_its_place_resumes_as_if_it_had_not_stopped(words, tmp_path):

@@ -20,8 +20,7 @@ from train.config import TOWERS, DistillConfig
 from train.cost import operations as cost
 from train.export.card import in_views
 from train.losses.objective import build_objective
-from train.task import UptrainTask
-from train.views import Views
+from train.task import EvalRequest, TrainRequest, UptrainTask
 
 RATES = (0.0, 0.4, 0.8)
 
@@ -36,7 +35,7 @@ def distilling(family="qwen2_5_vl", lora=None, **config):
 
 
 def logits(task, batch, rate):
-    return task.eval()(batch, rate).logits_KTV[0]
+    return task.eval()(batch, EvalRequest((rate,)))[0].logits_TV
 
 
 def divergence(student, teacher, temperature=1.0, reverse=False):
@@ -69,7 +68,7 @@ def test_distill_is_cross_entropy_and_divergence_from_the_least_pruned_view(fami
     if both:
         losses.append(cross_entropy(teacher, labels, reduction="sum"))
     expected = slope(it, sum(losses) / (len(students) + both))
-    out = it.train()(batch, Views(RATES))
+    out = it.train()(batch, TrainRequest(RATES))
     torch.testing.assert_close(out.loss_sum, sum(losses) / (len(students) + both), atol=1e-3, rtol=1e-4)
     assert len(out.losses_K) == len(out.kept) == len(RATES) and set(out.divergences) == {"view"}
     assert_close(slope(it, out.loss_sum), expected)
@@ -77,9 +76,9 @@ def test_distill_is_cross_entropy_and_divergence_from_the_least_pruned_view(fami
 
 def test_distill_of_weight_zero_is_plain_views_to_the_bit():
     batch = prompts("qwen3_vl", MIXED)
-    plain = gradients(task("qwen3_vl"), (batch, Views(RATES)))
+    plain = gradients(task("qwen3_vl"), (batch, TrainRequest(RATES)))
     zero = gradients(
-        distilling("qwen3_vl", temperature=3.0, direction="reverse", train_teacher=False), (batch, Views(RATES))
+        distilling("qwen3_vl", temperature=3.0, direction="reverse", train_teacher=False), (batch, TrainRequest(RATES))
     )
     assert plain[0] == zero[0] and torch.equal(plain[1], zero[1])
 
@@ -87,9 +86,9 @@ def test_distill_of_weight_zero_is_plain_views_to_the_bit():
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_distill_between_equal_rates_has_no_divergence(direction):
     it, batch = distilling(weight=5.0, direction=direction), prompts("qwen2_5_vl", MIXED)
-    out = it(batch, Views((0.5, 0.5, 0.5)))
+    out = it(batch, TrainRequest((0.5, 0.5, 0.5)))
     assert out.divergences["view"].abs() < 1e-4
-    assert_close(slope(it, out.loss_sum), slope(it, it(batch, 0.5).loss_sum))
+    assert_close(slope(it, out.loss_sum), slope(it, it(batch, TrainRequest((0.5,))).loss_sum))
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "nemotron_h_omni"])
@@ -104,7 +103,7 @@ def test_distill_from_the_base_reads_it_with_the_adapter_off(family, lora):
     losses = [cross_entropy(each, labels, reduction="sum") + 0.5 * divergence(each, teacher) for each in students]
     losses.append(0.25 * divergence(students[0], teacher))
     expected = slope(it, sum(losses) / len(RATES))
-    out = it.train()(batch, Views(RATES))
+    out = it.train()(batch, TrainRequest(RATES))
     torch.testing.assert_close(out.loss_sum, sum(losses) / len(RATES), atol=1e-3, rtol=1e-4)
     assert_close(slope(it, out.loss_sum), expected)
     assert all(p.requires_grad == ("lora_" in name) for name, p in it.model.named_parameters())
@@ -114,7 +113,7 @@ def test_distill_from_the_base_reads_it_with_the_adapter_off(family, lora):
 def test_distill_looks_once_and_a_teacher_alone_has_no_gradient(alone):
     it, batch = distilling(weight=1.0, train_teacher=not alone), prompts("qwen2_5_vl", MIXED)
     looks, reads = (counted_calls(module) for module in towers_of(it.model)[:2])
-    out = it(batch, Views((0.0, 0.8)))
+    out = it(batch, TrainRequest((0.0, 0.8)))
     assert len(looks) == 1 and len(reads) == 2
     (hidden,) = torch.autograd.grad(out.loss_sum, [next(towers_of(it.model).vision.parameters())])
     assert hidden.any()
@@ -124,14 +123,14 @@ def test_distill_looks_once_and_a_teacher_alone_has_no_gradient(alone):
 def test_distill_costs_a_forward_pass_of_the_language_model_for_its_teacher(teacher):
     def counted(task):
         with FlopCounterMode(display=False) as counter:
-            task(batch, Views(rates)).loss_sum.backward()
+            task(batch, TrainRequest(rates)).loss_sum.backward()
         return counter.get_total_flops()
 
     batch, rates = prompts("qwen3_vl", [[3, ("video", (6, 8, 8)), 9]]), (0.5, 0.75)
     lora = r".*language_model.*q_proj" if teacher == "base" else None
     plain, teaching = distilling("qwen3_vl", lora), distilling("qwen3_vl", lora, weight=1.0, teacher=teacher)
     teaching.distill.train_teacher = teacher == "base"
-    kept = plain(batch, Views(rates)).kept
+    kept = plain(batch, TrainRequest(rates)).kept
     works = [cost.batch_work([tuple(grid) for grid in batch.video_grid_thw_V3.tolist()], [n], 3) for n in kept]
     trained = {"lora": True, "frozen": TOWERS} if lora else {}
     once, taught = (
@@ -144,9 +143,9 @@ def test_distill_costs_a_forward_pass_of_the_language_model_for_its_teacher(teac
 
 def test_distill_under_autocast_gives_every_weight_its_gradient():
     it, batch = distilling(weight=1.0, train_teacher=False), prompts("qwen2_5_vl", MIXED)
-    whole = slope(it, it(batch, Views((0.0, 0.8))).loss_sum)
+    whole = slope(it, it(batch, TrainRequest((0.0, 0.8))).loss_sum)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = it(batch, Views((0.0, 0.8))).loss_sum
+        loss = it(batch, TrainRequest((0.0, 0.8))).loss_sum
     assert (slope(it, loss) - whole).norm() < 0.1 * whole.norm()
 
 

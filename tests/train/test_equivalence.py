@@ -14,7 +14,7 @@ from evs import FrameDelta
 from evs.families import adapter_for, spec_of
 from tests.evs.models import alone, one_row, prompts, tiny_model
 from train.optim import freeze
-from train.task import UptrainTask
+from train.task import TrainRequest, UptrainTask
 
 side = st.integers(1, 3)
 video = st.tuples(st.just("video"), st.tuples(st.integers(1, 5), side, side))
@@ -57,11 +57,12 @@ def assert_same(one, other):
 @given(layout=st.lists(sample, min_size=1, max_size=4), rate=st.floats(0, 0.95))
 def test_packed_padded_and_single_samples_train_alike(family, layout, rate):
     batch = prompts(family, layout)
-    padded = gradients(family, [task(family)(batch, rate).loss_sum])
+    padded = gradients(family, [task(family)(batch, TrainRequest((rate,))).loss_sum])
     with one_row(task(family).model):
-        packed = gradients(family, [task(family)(batch, rate).loss_sum])
+        packed = gradients(family, [task(family)(batch, TrainRequest((rate,))).loss_sum])
     single = gradients(
-        family, (task(family)(alone(batch, family, layout, i), rate).loss_sum for i in range(len(layout)))
+        family,
+        (task(family)(alone(batch, family, layout, i), TrainRequest((rate,))).loss_sum for i in range(len(layout))),
     )
     assert_same(packed, padded)
     assert_same(single, padded)
@@ -71,9 +72,9 @@ def test_packed_padded_and_single_samples_train_alike(family, layout, rate):
 def test_packed_samples_run_into_each_other_where_the_state_does_not_restart(family):
     layout = [[3, ("video", (4, 2, 2)), 6], [2, ("video", (3, 2, 2)), 5]]
     batch = prompts(family, layout)
-    padded = gradients(family, [task(family)(batch, 0.5).loss_sum])
+    padded = gradients(family, [task(family)(batch, TrainRequest((0.5,))).loss_sum])
     with one_row(task(family).model, restart=False):
-        packed = gradients(family, [task(family)(batch, 0.5).loss_sum])
+        packed = gradients(family, [task(family)(batch, TrainRequest((0.5,))).loss_sum])
     with pytest.raises(AssertionError):
         assert_same(packed, padded)
 

@@ -15,6 +15,7 @@ from scripts.bench import models
 from tests.runs import ended, rows, started
 from train.losses.head import fused_losses
 from train.losses.objective import mean_objective
+from train.task import TrainRequest
 
 pytestmark = pytest.mark.gpu
 GRID, RATES = Grid(16, 12, 12), (0.25, 0.5, 0.75, 0.9)
@@ -60,7 +61,7 @@ def loss_of(attention: str, rate: float) -> tuple[float, torch.Tensor]:
     """Loss and gradient of the last norm's weight of a small model, in bf16."""
     shape = models.SHAPES["small"]
     model = models.build_model(shape, torch.device("cuda"), torch.bfloat16, attention)
-    out = models.our_task(model)(models.build_batch(shape), rate)
+    out = models.our_task(model)(models.build_batch(shape), TrainRequest((rate,)))
     loss = out.loss_sum / out.targets
     loss.backward()
     return loss.item(), model.model.language_model.norm.weight.grad.float()

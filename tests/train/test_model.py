@@ -14,7 +14,7 @@ from evs.families import adapter_for, spec_of
 from tests.evs.models import BUILDERS, MIXED, prompts, tiny_model
 from train.config import LoraConfig, ModelConfig
 from train.model import base_model, build_model, fit_for_training
-from train.task import UptrainTask
+from train.task import TrainRequest, UptrainTask
 
 QWEN35 = ["qwen3_5", "qwen3_5_moe"]
 FROZEN = {
@@ -50,7 +50,7 @@ def test_lora_leaves_out_a_projection_whose_weight_a_kernel_reads_directly(check
 def given_gradients(model, family):
     """Parameters that a step's backward pass reaches."""
     task = UptrainTask(model, adapter_for(base_model(model)), FrameDelta()).train()
-    task(prompts(family, MIXED), 0.5).loss_sum.backward()
+    task(prompts(family, MIXED), TrainRequest((0.5,))).loss_sum.backward()
     return {name for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
@@ -64,7 +64,9 @@ def test_a_frozen_tower_is_never_recomputed_nor_gone_through_backward(family, lo
     for name, module in base_model(model).named_modules():
         if spec.group_of(f"{name}.") == "vision" and not any(each.requires_grad for each in module.parameters()):
             module.register_forward_hook(lambda *about: through.append(getattr(about[-1], "requires_grad", False)))
-    UptrainTask(model, adapter_for(base_model(model)), FrameDelta()).train()(prompts(family, MIXED), 0.5)
+    UptrainTask(model, adapter_for(base_model(model)), FrameDelta()).train()(
+        prompts(family, MIXED), TrainRequest((0.5,))
+    )
     assert through and not any(through)
 
 

@@ -12,7 +12,7 @@ from evs import FrameDelta
 from evs.families import adapter_for
 from tests.evs.models import BUILDERS, MIXED, alone, prompts, stock_inputs, tiny_model
 from train.evaluation.grades import answer_lengths
-from train.task import EvalRequest, UptrainTask, answer_begins, count_targets
+from train.task import EvalRequest, TrainRequest, UptrainTask, answer_begins, count_targets
 
 
 @pytest.fixture(params=BUILDERS)
@@ -41,23 +41,26 @@ def test_the_loss_is_the_stock_models_summed_over_labels(family, task, batch):
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_a_pack_loses_what_its_samples_lose_together(family, task, batch, rate):
-    packed = task(batch, rate)
-    apart = [task(alone(batch, family, MIXED, sample), rate) for sample in range(len(MIXED))]
+    packed = task(batch, TrainRequest((rate,)))
+    apart = [task(alone(batch, family, MIXED, sample), TrainRequest((rate,))) for sample in range(len(MIXED))]
     torch.testing.assert_close(packed.loss_sum, sum(out.loss_sum for out in apart), atol=1e-3, rtol=1e-4)
     assert packed.targets == sum(out.targets for out in apart) == count_targets([batch])
 
 
 def test_targets_never_change_with_the_rate(task, batch):
-    outs = [task(batch, rate) for rate in (0.0, 0.3, 0.6, 0.9)]
+    outs = [task(batch, TrainRequest((rate,))) for rate in (0.0, 0.3, 0.6, 0.9)]
     assert len({out.targets for out in outs}) == 1
     assert [out.kept for out in outs] == sorted({out.kept for out in outs}, reverse=True)
 
 
 def test_every_video_may_have_a_rate_of_its_own(task, batch):
     videos = len(batch.video_grid_thw_V3)
-    assert task(batch, [0.0] * videos).kept > task(batch, [0.9] + [0.0] * (videos - 1)).kept
+    assert (
+        task(batch, TrainRequest(([0.0] * videos,))).kept
+        > task(batch, TrainRequest(([0.9] + [0.0] * (videos - 1),))).kept
+    )
     with pytest.raises(ValueError, match="give one rate per video"):
-        task(batch, [0.5])
+        task(batch, TrainRequest(([0.5],)))
 
 
 def test_a_batch_without_labels_has_a_zero_loss_and_gradient(task, batch):
@@ -68,11 +71,6 @@ def test_a_batch_without_labels_has_a_zero_loss_and_gradient(task, batch):
     assert not any(p.grad.any() for p in task.parameters() if p.grad is not None)
 
 
-def test_logits_come_in_evaluation_only(task, batch):
-    assert task.train()(batch, 0.5).logits_KTV is None
-    assert task.eval()(batch, 0.5).logits_KTV.shape == (1, count_targets([batch]), 32)
-
-
 def test_views_of_one_look_equal_a_pass_at_each_rate(task, batch, monkeypatch):
     rates, looks = (0.0, 0.5, 0.9), []
     tower = type(task.adapter)._tower
@@ -80,9 +78,9 @@ def test_views_of_one_look_equal_a_pass_at_each_rate(task, batch, monkeypatch):
     views = task.eval()(batch, EvalRequest(rates))
     assert len(looks) == 1
     for rate, view in zip(rates, views):
-        out = task(batch, rate)
-        torch.testing.assert_close(view.logits_TV, out.logits_KTV[0], atol=0, rtol=0)
-        assert (int(view.kept_S.sum()),) == out.kept
+        (alone,) = task(batch, EvalRequest((rate,)))
+        torch.testing.assert_close(view.logits_TV, alone.logits_TV, atol=0, rtol=0)
+        assert int(view.kept_S.sum()) == sum(task(batch, TrainRequest((rate,))).kept)
 
 
 def test_an_answer_written_in_a_conversation_is_the_one_that_its_beginning_gets(task, batch):

@@ -21,8 +21,8 @@ from tests.runs import composed, rows, trained
 from tests.train.test_before_tower import NORMAL, whole
 from train.build import build_run
 from train.cost import operations as cost
-from train.task import UptrainTask
-from train.views import StepRates, Views
+from train.task import TrainRequest, UptrainTask
+from train.views import StepRates
 
 RATES = (0.0, 0.4, 0.8)
 DISTRIBUTIONS = [
@@ -62,12 +62,12 @@ def assert_same(one, other, views):
 @pytest.mark.parametrize("family", BUILDERS)
 def test_views_of_one_look_train_as_separate_passes_do(family):
     it, batch = task(family), prompts(family, MIXED)
-    apart = gradients(it, *((batch, rate) for rate in RATES))
+    apart = gradients(it, *((batch, TrainRequest((rate,))) for rate in RATES))
     looks, reads = (counted_calls(module) for module in towers_of(it.model)[:2])
-    assert_same(gradients(it, (batch, Views(RATES))), apart, len(RATES))
+    assert_same(gradients(it, (batch, TrainRequest(RATES))), apart, len(RATES))
     assert (len(looks), len(reads)) == (1, len(RATES))
     with one_row(it.model):  # the views as segments of one pack
-        assert_same(gradients(it, (batch, Views(RATES))), apart, len(RATES))
+        assert_same(gradients(it, (batch, TrainRequest(RATES))), apart, len(RATES))
     assert (len(looks), len(reads)) == (2, len(RATES) + 1)
 
 
@@ -78,20 +78,20 @@ def test_views_before_the_tower_train_as_separate_passes_do_and_look_once_a_rate
     looks = counted_calls(towers_of(it.model).vision)
     for rates in (RATES, (0.0, 0.0, 0.5)):  # under ZeRO 3 the number of looks may not depend on the rates
         looks.clear()
-        together = gradients(it, (batch, Views(rates)))
+        together = gradients(it, (batch, TrainRequest(rates)))
         assert len(looks) == len(rates)
-        assert_same(together, gradients(it, *((batch, rate) for rate in rates)), len(rates))
+        assert_same(together, gradients(it, *((batch, TrainRequest((rate,))) for rate in rates)), len(rates))
 
 
 def test_one_view_is_the_step_of_its_rate_to_the_bit():
     it, batch = task("qwen3_vl"), prompts("qwen3_vl", MIXED)
-    plain, view = gradients(it, (batch, 0.6)), gradients(it, (batch, Views((0.6,))))
+    plain, view = gradients(it, (batch, TrainRequest((0.6,)))), gradients(it, (batch, TrainRequest((0.6,))))
     assert plain[0] == view[0] and torch.equal(plain[1], view[1])
 
 
 def test_views_report_each_its_own_loss_and_tokens():
     it, batch = task("qwen2_5_vl"), prompts("qwen2_5_vl", MIXED)
-    together, apart = it(batch, Views(RATES)), [it(batch, rate) for rate in RATES]
+    together, apart = it(batch, TrainRequest(RATES)), [it(batch, TrainRequest((rate,))) for rate in RATES]
     assert together.kept == tuple(kept for out in apart for kept in out.kept)
     assert (together.tokens, together.targets) == (apart[0].tokens, apart[0].targets)
     for name in ("losses_K", "correct_K"):
@@ -109,13 +109,13 @@ def test_views_save_the_operations_that_the_price_says(method):
     it, batch = task("qwen3_vl", method), prompts("qwen3_vl", [[3, ("video", (6, 8, 8)), 9]])
     batch = replace(batch, pixel_values_videos=whole(batch.pixel_values_videos), video_normal=NORMAL)
     rates, at = (0.5, 0.75), np.zeros(1, int)
-    tokens = np.array([[it(batch, rate).kept] for rate in rates])
+    tokens = np.array([[it(batch, TrainRequest((rate,))).kept] for rate in rates])
     fixed = len(batch.input_ids_N) - 6 * 64
     sizes = gather([SampleSize(fixed, ((6, 64),), 4 * 6 * 64, 12, 3, 6 * 256**2)])
     one, two = (cost.sample_cost(it.model.config, sizes, depth(method), views) for views in (1, 2))
     apart = sum(float(one(at, each[None])[0]) for each in tokens[:, 0])
     expected = float(two(at, tokens[:, 0])[0]) / apart
-    measured = counted((batch, Views(rates))) / counted(*((batch, rate) for rate in rates))
+    measured = counted((batch, TrainRequest(rates))) / counted(*((batch, TrainRequest((rate,))) for rate in rates))
     assert measured == pytest.approx(expected, rel=0.03) and (expected < 0.7) == (depth(method) is None)
 
 
@@ -179,5 +179,5 @@ def test_views_embed_their_tokens_once_whatever_the_scheme_and_the_rates(rates):
     model = tiny_model("qwen2_5_vl")
     it = UptrainTask(model, adapter_for(model, "vllm"), FrameDelta()).train()
     calls = counted_calls(model.get_input_embeddings())
-    it(prompts("qwen2_5_vl", MIXED), Views(rates))
+    it(prompts("qwen2_5_vl", MIXED), TrainRequest(rates))
     assert len(calls) == 1

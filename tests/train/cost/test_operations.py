@@ -14,7 +14,7 @@ from evs.families import adapter_for, spec_of
 from tests.evs.models import BUILDERS, KERNELS, prompts, tiny_model
 from train.cost import operations as cost
 from train.optim import freeze
-from train.task import UptrainTask
+from train.task import TrainRequest, UptrainTask
 
 LAYOUT = [[3, ("video", (6, 4, 4)), 9], [2, ("video", (4, 4, 4)), 30]]
 
@@ -36,7 +36,7 @@ def test_the_cost_model_counts_what_torch_counts_in_matrix_products(family, froz
     freeze(model, spec_of(model.config), list(frozen))
     task = UptrainTask(model, adapter_for(model), FrameDelta()).train()
     with FlopCounterMode(display=False) as counter:
-        out = task(batch, 0.5)
+        out = task(batch, TrainRequest((0.5,)))
         out.loss_sum.backward()
     counted = {str(name): n for name, n in counter.get_flop_counts()["Global"].items()}
     products = sum(n for name, n in counted.items() if "attention" not in name and "convolution" not in name)
