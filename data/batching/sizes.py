@@ -23,7 +23,6 @@ class SampleSize:
     frames: int  # of the longest video
     targets: int  # tokens that carry loss
     pairs: int  # pairs of patches within the same temporal grid or image, which attend to each other
-    pixels: int = 0  # of all media when decoded
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,6 @@ class Sizes:
     frames_S: np.ndarray
     targets_S: np.ndarray
     pairs_S: np.ndarray
-    pixels_S: np.ndarray
     first_S: np.ndarray  # [S + 1]
     grids_V: np.ndarray  # temporal grids
     tokens_V: np.ndarray  # tokens per temporal grid
@@ -90,14 +88,7 @@ def gather(samples: Iterable[SampleSize]) -> Sizes:
     sizes = list(samples)
     videos = [video for sample in sizes for video in sample.videos]
     grids, tokens = np.array(videos, dtype=np.int64).reshape(-1, 2).T
-    return Sizes(
-        fixed_S=np.array([sample.fixed for sample in sizes], dtype=np.int64),
-        patches_S=np.array([sample.patches for sample in sizes], dtype=np.int64),
-        frames_S=np.array([sample.frames for sample in sizes], dtype=np.int64),
-        targets_S=np.array([sample.targets for sample in sizes], dtype=np.int64),
-        pairs_S=np.array([sample.pairs for sample in sizes], dtype=np.int64),
-        pixels_S=np.array([sample.pixels for sample in sizes], dtype=np.int64),
-        first_S=np.cumsum([0, *(len(sample.videos) for sample in sizes)]),
-        grids_V=grids,
-        tokens_V=tokens,
-    )
+    names = ("fixed", "patches", "frames", "targets", "pairs")
+    columns = {f"{name}_S": np.array([getattr(sample, name) for sample in sizes], dtype=np.int64) for name in names}
+    first_S = np.cumsum([0, *(len(sample.videos) for sample in sizes)])
+    return Sizes(**columns, first_S=first_S, grids_V=grids, tokens_V=tokens)

@@ -1,4 +1,4 @@
-"""Predicts the size of an encoded sample (tokens, patches, frames, pixels) from media headers, without decoding."""
+"""Predicts the size of an encoded sample (tokens, patches, frames) from media headers, without decoding."""
 
 from __future__ import annotations
 
@@ -146,5 +146,4 @@ def _size(encoder: Encoder, sample: Sample, prompt: _ShortPrompt, ids: Sequence[
         frames=max((video.frames for video in prompt.videos), default=0),
         targets=int((labels_N != IGNORE).sum()),
         pairs=sum(medium.grids * (medium.tokens * patches_per_token) ** 2 for medium in media),
-        pixels=sum(medium.pixels for medium in media),
     )
