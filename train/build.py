@@ -46,10 +46,11 @@ from train.evaluation.scores import Score
 from train.faults.bad_sample_limit import BadSampleLimit, check_audited
 from train.faults.nonfinite import Health
 from train.faults.watchdog import WATCHDOG
-from train.loop import Guards, Parts
+from train.loop import Parts
 from train.metrics.memory import Memory, watch
 from train.metrics.meters import Meter
 from train.metrics.recorder import build_recorder
+from train.metrics.step_metrics import StepMetrics
 from train.model import base_model, build_empty_model, build_model, encoder_of, weight_dtype
 from train.optim import build_optimizer
 from train.plugins import build_step_methods, build_step_rates
@@ -175,6 +176,10 @@ def assemble(ready: Prepared) -> Run:
         checkpoints.load(origin.checkpoint, origin.saved)
     if config.preflight == "dry_run":
         run_dry(ready, task, optimizer, memory)
+    vocabulary = base_model(model).config.get_text_config().vocab_size
+    health = Health(engine, ready.run_dir / "health.jsonl", config.train.max_bad_steps, vocabulary)
+    bad_samples = BadSampleLimit(config.data.max_bad_fraction, ready.run_dir / "quarantine.jsonl")
+    meter = build_meter(engine, config, base_model(model), memory, ready.methods.first)
     parts = Parts(
         engine=engine,
         task=task,
@@ -182,9 +187,10 @@ def assemble(ready: Prepared) -> Run:
         rates=ready.rates,
         methods=ready.methods,
         recorder=recorder,
-        meter=build_meter(engine, config, base_model(model), memory, ready.methods.first),
+        meter=meter,
         checkpoints=checkpoints,
-        guards=build_guards(ready, base_model(model).config.get_text_config().vocab_size),
+        health=health,
+        callbacks=[StepMetrics(recorder, meter), health, bad_samples],
         evaluate=build_evaluation(ready, task),
     )
     forecast_gib = None if ready.forecast is None else ready.forecast.peak / 2**30
@@ -196,13 +202,6 @@ def build_checkpoints(ready: Prepared, bare: nn.Module, task: nn.Module, optimiz
     train = ready.config.train
     average = build_average(bare, optimizer, train.ema)
     return Checkpoints(ready.engine, ready.run_dir / "checkpoints", train.keep, task, optimizer, ready.shape, average)
-
-
-def build_guards(ready: Prepared, vocabulary: int) -> Guards:
-    """The checks that end a failing run. `vocabulary`: number of tokens of the head."""
-    config, run_dir = ready.config, ready.run_dir
-    health = Health(ready.engine, run_dir / "health.jsonl", config.train.max_bad_steps, vocabulary)
-    return Guards(health, BadSampleLimit(config.data.max_bad_fraction, run_dir / "quarantine.jsonl"), WATCHDOG)
 
 
 def build_steps(ready: Prepared) -> Iterable[Step]:

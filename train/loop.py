@@ -1,6 +1,6 @@
 """The training loop: gradient accumulation, optimizer steps, reports, checkpoints and evaluations.
 
-It is independent of the model and of the data: both are reached through `Parts`.
+It is independent of the model and of the data: both are reached through `Parts`. Per-step features are callbacks.
 """
 
 from __future__ import annotations
@@ -17,30 +17,20 @@ from torch import nn
 
 from data.loader import Step
 from data.types import Batch, Quarantined
-from evs.methods.base import Method, depth
+from train.callbacks import Callback, MicroBatch, StepResult
 from train.checkpoint.checkpoint import Checkpoints
 from train.collectives import agree_to_stop
 from train.config import Config
 from train.evaluation.scores import Score
-from train.faults.bad_sample_limit import BadSampleLimit
-from train.faults.nonfinite import Health, finite, nan_grads_if_nonfinite
+from train.faults.nonfinite import Health, nan_grads_if_nonfinite
 from train.faults.signals import Stop, note
-from train.faults.watchdog import Watchdog
+from train.faults.watchdog import WATCHDOG
 from train.metrics.meters import Meter, peak_operations
-from train.metrics.recorder import RATE_BUCKETS, Recorder, rate_bucket
+from train.metrics.recorder import Recorder
 from train.optim import lr_factor, set_lr
 from train.seeding import seed_draws
-from train.task import StepOutput, TrainRequest, count_targets
+from train.task import TrainRequest, count_targets
 from train.views import Rate, StepMethods, StepRates
-
-
-@dataclass(frozen=True)
-class Guards:
-    """Checks that end a run that is stuck, diverges, or cannot use its data."""
-
-    health: Health
-    bad_sample_limit: BadSampleLimit
-    watchdog: Watchdog
 
 
 @dataclass(frozen=True)
@@ -55,7 +45,8 @@ class Parts:
     recorder: Recorder
     meter: Meter
     checkpoints: Checkpoints
-    guards: Guards
+    health: Health
+    callbacks: Sequence[Callback]  # `health` among them
     evaluate: Callable[[], tuple[list[Score], list[Quarantined]]] | None  # None without evaluation data
 
 
@@ -70,14 +61,14 @@ def fit(parts: Parts, steps: Iterable[Step], config: Config, first_step: int) ->
         _evaluate(parts, first_step)
     parts.task.train()  # from_pretrained leaves a model in evaluation mode, where layers are not checkpointed
     parts.meter.restart()
-    parts.guards.watchdog.enter("data", first_step + 1)
+    WATCHDOG.enter("data", first_step + 1)
     for step, data in enumerate(parts.meter.steps(steps), start=first_step):
         lr = set_lr(parts.optimizer, lr_factor(step, config.train.steps, config.optim))
         status = _train_step(parts, step, data, config, stop)
         if step + 1 == config.train.steps and not _evaluation_due(parts, step + 1, config):
             status = 0  # the run is complete, so there is nothing to resume
         _after_step(parts, step + 1, config, lr=lr, ending=bool(status))
-        parts.guards.watchdog.enter("data", step + 2)
+        WATCHDOG.enter("data", step + 2)
         if status:
             parts.engine.print(f"stopped by a signal: {parts.checkpoints.last}; continue with resume=auto")
             return status
@@ -86,7 +77,7 @@ def fit(parts: Parts, steps: Iterable[Step], config: Config, first_step: int) ->
 
 def _after_step(parts: Parts, done: int, config: Config, *, lr: float, ending: bool) -> None:
     """Report, save and evaluate if due after `done` steps. A run that is `ending` early saves and does not evaluate."""
-    last, health, save_every = done == config.train.steps, parts.guards.health, config.train.save_every
+    last, health, save_every = done == config.train.steps, parts.health, config.train.save_every
     # Weights whose loss is not finite are not worth resuming from, unless no later checkpoint will follow.
     saving = last or (not health.streak and (ending or done % save_every == 0))
     if saving or done % config.train.log_every == 0 or health.streak:  # all steps before a checkpoint are reported
@@ -96,7 +87,7 @@ def _after_step(parts: Parts, done: int, config: Config, *, lr: float, ending: b
         parts.checkpoints.delete_superseded()
     if saving:
         with _paused(parts):
-            parts.guards.watchdog.enter("save")
+            WATCHDOG.enter("save")
             parts.checkpoints.save(done)
     if last:
         parts.checkpoints.delete_superseded()
@@ -126,32 +117,16 @@ def _train_step(parts: Parts, step: int, data: Step, config: Config, stop: Stop)
     """
     engine, rates = parts.engine, _rates(parts, step, data.batches)
     losses = _accumulate(parts, step, data, rates, config.seed)
-    parts.guards.watchdog.enter("optimizer")
+    WATCHDOG.enter("optimizer")
     with parts.meter.span("optimizer"):
         norm, status = agree_to_stop(engine, engine.clip_grad_norm_(parts.task.parameters(), config.optim.clip), stop)
         if math.isfinite(norm):
             parts.optimizer.step()  # no effect under DeepSpeed, which steps or skips within backward
         parts.optimizer.zero_grad()
-    _record_step(parts, step + 1, data, norm)
-    if math.isfinite(norm):
-        parts.guards.health.streak = 0
-    else:
-        columns = rates, finite(torch.stack(losses).tolist()), [batch.ids for batch in data.batches]
-        rows = [dict(zip(("rates", "loss", "samples"), row)) for row in zip(*columns)]
-        parts.guards.health.skip(step + 1, norm, rows)
+    result = StepResult(step + 1, data, rates, losses, norm)
+    for callback in parts.callbacks:
+        callback.after_step(result)
     return status
-
-
-def _record_step(parts: Parts, step: int, data: Step, norm: float) -> None:
-    """Record the sample counts and the gradient norm of `step`, counted from 1."""
-    record = parts.recorder.record
-    record("samples", sum(len(batch.ids) for batch in data.batches))
-    parts.recorder.quarantine(data.quarantined, step)
-    record("quarantined/decoding", len(data.quarantined))  # without those quarantined by the audit
-    record("resized", data.resized)  # samples whose number of tokens differs from their header's
-    parts.guards.bad_sample_limit.add(data.quarantined)
-    record("grad_norm", norm, weight=1)
-    record("skipped", not math.isfinite(norm), weight=1)  # reported as the fraction of steps
 
 
 def _rates(parts: Parts, step: int, batches: Sequence[Batch]) -> list[tuple[Rate, ...]]:
@@ -187,37 +162,17 @@ def _accumulate(
         engine.gradient_state._set_sync_gradients(last)
         index = micro_batch_index(engine, turn)
         seed_draws("dropout", seed, step, index)
-        parts.guards.watchdog.enter("forward", step + 1, batch.ids)
+        WATCHDOG.enter("forward", step + 1, batch.ids)
         with nullcontext() if last else engine.no_sync(parts.task):
-            out = parts.task(batch, TrainRequest(rates, method))
-            parts.guards.watchdog.enter("backward", step + 1, batch.ids)
+            out = parts.task(batch, request := TrainRequest(rates, method))
+            WATCHDOG.enter("backward", step + 1, batch.ids)
             with parts.meter.span("backward"):
                 engine.backward(nan_grads_if_nonfinite(out.loss_sum) * scale)
         losses.append(out.loss_sum.detach() / max(out.targets, 1))
-        parts.recorder.batch(step + 1, index, rates, batch.ids)
-        _record(parts, batch, rates, out, method)
+        done = MicroBatch(step + 1, index, batch, request, out)
+        for callback in parts.callbacks:
+            callback.after_micro_batch(done)
     return losses
-
-
-def _record(parts: Parts, batch: Batch, rates: Sequence[Rate], out: StepOutput, method: Method) -> None:
-    """Record the metrics of one micro-batch. If its videos have different rates, their mean is recorded."""
-    record = parts.recorder.record
-    means = (rate if isinstance(rate, float) else fmean(rate) for rate in rates)
-    for rate, kept, *sums in zip(means, out.kept, out.losses_K, out.correct_K):
-        for name, value in zip(("loss", "token_accuracy"), sums):
-            mean = value / max(out.targets, 1)
-            record(name, mean, weight=out.targets)
-            for bucket in RATE_BUCKETS:  # all buckets: ranks draw different rates but must record the same names
-                matches = bucket == rate_bucket(rate)
-                record(f"{name}/rate_{bucket}", mean if matches else 0.0, weight=out.targets if matches else 0)
-        record("rate", rate, weight=1)
-        record("kept", kept / out.tokens, weight=out.tokens)
-        record("tokens/before", out.tokens)
-        record("tokens/after", kept)
-    for name, value in out.divergences.items():
-        record(f"divergence/{name}", value / max(out.targets, 1), weight=out.targets)
-    for name, value in parts.meter.work(batch, out, depth(method)).items():
-        record(name, value)
 
 
 def _report(parts: Parts, step: int, lr: float) -> None:
@@ -233,14 +188,14 @@ def _report(parts: Parts, step: int, lr: float) -> None:
     values = parts.recorder.report(
         step, shares, lr=lr, **({} if peak_memory is None else {"peak_memory_gib": peak_memory})
     )
-    parts.guards.health.check_report(step, values)
-    parts.guards.bad_sample_limit.check_report(values)
+    for callback in parts.callbacks:
+        callback.after_report(step, values)
 
 
 def _evaluate(parts: Parts, step: int) -> None:
     """Evaluate the task, report the scores at every rate, and note the mean accuracy in the checkpoint of `step`."""
     assert parts.evaluate
-    parts.guards.watchdog.enter("evaluate", step)
+    WATCHDOG.enter("evaluate", step)
     scores, quarantined = parts.evaluate()
     parts.recorder.quarantine_once(quarantined, step)
     values: dict[str, float] = {"eval/quarantined": len(quarantined)}

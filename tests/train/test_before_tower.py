@@ -60,7 +60,7 @@ def test_before_tower_a_pack_loses_what_its_samples_lose_together(family, batch,
     apart = []
     for sample in range(len(MIXED)):
         one = alone(batch, family, MIXED, sample)
-        apart.append(pruning(one, 0.6).loss_sum)
+        apart.append(pruning(one, TrainRequest((0.6,))).loss_sum)
     torch.testing.assert_close(pruning(batch, TrainRequest((0.6,))).loss_sum, sum(apart), atol=1e-3, rtol=1e-4)
 
 

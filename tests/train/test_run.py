@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tests.runs import composed, trained
 from train.build import build_run
 from train.checkpoint.checkpoint import complete
+from train.faults.watchdog import WATCHDOG
 from train.loop import fit
 from train.reports.summary import summarize
 
@@ -111,7 +112,7 @@ def test_every_forward_pass_is_progress_in_an_evaluation_too(words, questions, m
     run = build_run(composed(*words("train.steps=1", f"data.eval={questions}", "eval.limit=3", "eval.rates=[0]")))
     assert run is not None and run.parts.evaluate is not None
     passes: list[str] = []
-    monkeypatch.setattr(run.parts.guards.watchdog, "progress", lambda: passes.append("progress"))
+    monkeypatch.setattr(WATCHDOG, "progress", lambda: passes.append("progress"))
     run.parts.evaluate()
     assert len(passes) >= 3
 

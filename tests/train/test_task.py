@@ -36,7 +36,7 @@ def test_the_loss_is_the_stock_models_summed_over_labels(family, task, batch):
     positions = task.adapter.embed_prompt(one).positions_PN[:, None]
     logits = tiny_model(family)(**vars(stock_inputs(family, one)), position_ids=positions).logits[0]
     expected = cross_entropy(logits[:-1], one.labels_N[1:], reduction="sum", ignore_index=-100)
-    torch.testing.assert_close(task(one, 0.0).loss_sum, expected, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(task(one, TrainRequest((0.0,))).loss_sum, expected, atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
@@ -65,7 +65,7 @@ def test_every_video_may_have_a_rate_of_its_own(task, batch):
 
 def test_a_batch_without_labels_has_a_zero_loss_and_gradient(task, batch):
     silent = replace(batch, labels_N=torch.full_like(batch.labels_N, -100))
-    out = task.train()(silent, 0.5)
+    out = task.train()(silent, TrainRequest((0.5,)))
     out.loss_sum.backward()
     assert out.loss_sum == 0 and out.targets == 0
     assert not any(p.grad.any() for p in task.parameters() if p.grad is not None)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from data.types import Quarantined
+from train.callbacks import Callback, StepResult
 from train.metrics.jsonl import append_new_lines
 from train.reports.summary import kind_of
 
@@ -16,7 +17,7 @@ ALWAYS_ALLOWED = 3  # bad rows of a data set that never end a run, so that small
 
 
 @dataclass
-class BadSampleLimit:
+class BadSampleLimit(Callback):
     """Counts samples that decoding has quarantined: their number over all ranks, their reasons on this rank."""
 
     fraction: float
@@ -25,11 +26,11 @@ class BadSampleLimit:
     bad: float = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
-    def add(self, quarantined: Sequence[Quarantined]) -> None:
+    def after_step(self, result: StepResult) -> None:
         """Count the reasons of the samples that this rank skipped in a step."""
-        self.reasons.update(kind_of(sample.reason) for sample in quarantined)
+        self.reasons.update(kind_of(sample.reason) for sample in result.data.quarantined)
 
-    def check_report(self, values: Mapping[str, float]) -> None:
+    def after_report(self, step: int, values: dict[str, float]) -> None:
         """Add the counts of a report. Raise ValueError if too many of the samples so far were quarantined."""
         self.bad += values["quarantined/decoding"]
         self.seen += values["samples"] + values["quarantined/decoding"]

@@ -17,11 +17,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from train.callbacks import Callback, StepResult
 from train.metrics.jsonl import append_lines
 
 
 @dataclass
-class Health:
+class Health(Callback):
     """Counts skipped steps and warns of a model that has stopped learning.
 
     `limit` consecutive skipped steps end the run. `vocabulary` is the number of tokens that the head distinguishes.
@@ -35,11 +36,16 @@ class Health:
     _lowest: float = math.inf  # lowest loss reported so far
     _warned: bool = False
 
-    def skip(self, step: int, norm: float, batches: Sequence[dict[str, Any]]) -> None:
-        """Count a skipped step, and write all ranks' `batches` to the file. Every rank must call it."""
+    def after_step(self, result: StepResult) -> None:
+        """Count a skipped step, and write the samples of all ranks to the file."""
+        if math.isfinite(result.norm):
+            self.streak = 0
+            return
         self.streak += 1
-        self._write({"step": step, "skipped": True, "batches": gather_object(list(batches))})
-        self.engine.print(f"step {step} skipped: gradient norm {norm}; its samples are in {self.file}")
+        columns = result.rates, finite(torch.stack([*result.losses]).tolist()), [b.ids for b in result.data.batches]
+        rows = [dict(zip(("rates", "loss", "samples"), row)) for row in zip(*columns)]
+        self._write({"step": result.step, "skipped": True, "batches": gather_object(rows)})
+        self.engine.print(f"step {result.step} skipped: gradient norm {result.norm}; its samples are in {self.file}")
 
     def check_streak(self, step: int) -> None:
         """Raise ValueError if `limit` consecutive steps, up to this one, were skipped."""
@@ -49,7 +55,7 @@ class Health:
                 f"{step}, was not finite (samples in {self.file}): lower optim.lr, or check the weights of model.path"
             )
 
-    def check_report(self, step: int, values: dict[str, float]) -> None:
+    def after_report(self, step: int, values: dict[str, float]) -> None:
         """Warn once if reported values suggest that the model no longer learns."""
         loss, norm = values.get("loss", math.nan), values.get("grad_norm", math.nan)
         chance = math.log(self.vocabulary)
