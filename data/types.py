@@ -152,9 +152,7 @@ class Encoding:
     image_grid_thw_I3: Tensor  # int64
     video_M: Tensor  # bool [media], in prompt order: True for a video, False for an image
     choices: tuple[tuple[int, ...], ...]  # per learned turn: first token of each option, () if free-form
-    video_normal: Normal | None = (
-        None  # to normalise pixel_values_videos with, on the device; None: they are normalised
-    )
+    video_normal: Normal | None = None  # of pixel_values_videos, applied on the device; None: they are normalised
     image_normal: Normal | None = None
 
 
@@ -173,9 +171,7 @@ class Batch:
     image_grid_thw_I3: Tensor
     video_M: Tensor
     choices: tuple[tuple[int, ...], ...]
-    video_normal: Normal | None = (
-        None  # to normalise pixel_values_videos with, on the device; None: they are normalised
-    )
+    video_normal: Normal | None = None  # of pixel_values_videos, applied on the device; None: they are normalised
     image_normal: Normal | None = None
 
     def pin_memory(self) -> Batch:

@@ -1,4 +1,4 @@
-"""A process's place among the ranks, whatever started it, and accelerate's handle on devices, ranks and DeepSpeed."""
+"""The rank of a process under any launcher, and the engine: accelerate on devices, ranks and DeepSpeed."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from pydantic import ValidationError
 from train.config import EngineConfig, TrainConfig
 from train.faults.extensions import build_extension
 
-MARGIN_MINUTES = 1.0  # that the watchdog is ahead of the process group, whose error would leave no report
-BUILD_MINUTES = 10.0  # for which a build of an extension by another process is waited for
-FOREIGN = ("ACCELERATE_", "FSDP_")  # what `accelerate launch` hands over from its own configuration
+MARGIN_MINUTES = 1.0  # the watchdog ends a run so long before the process group would, whose error writes no report
+BUILD_MINUTES = 10.0  # timeout of waiting for another process to build an extension
+FOREIGN = ("ACCELERATE_", "FSDP_")  # prefixes of variables that `accelerate launch` sets from its own configuration
 
 
 def join() -> None:
-    """Set the environment variables of this process's rank, where its launcher has not."""
-    os.environ.update(place(os.environ, torch.cuda.device_count()))
+    """Set the environment variables of this process's rank, unless its launcher has set them."""
+    os.environ.update(rank_environment(os.environ, torch.cuda.device_count()))
 
 
 def build_engine(config: EngineConfig, train: TrainConfig, clip: float) -> Accelerator:
-    """The engine that `engine=` asks for. Raises ValueError where it does not fit the processes that were started."""
+    """The engine of the configuration. Raise ValueError if it does not support the number of processes started."""
     for name in [name for name in os.environ if name.startswith(FOREIGN)]:
-        del os.environ[name]  # the run is what its own command line says
+        del os.environ[name]  # the command line alone configures a run
     world = int(os.environ.get("WORLD_SIZE", 1))
     check_world(config.name, world, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count())
     AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run of the same process, in a sweep
@@ -43,7 +43,7 @@ def build_engine(config: EngineConfig, train: TrainConfig, clip: float) -> Accel
         if cpu:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         deepspeed = DeepSpeedPlugin(hf_ds_config=deepspeed_config(config, train, clip))
-        if cpu:  # before the Accelerator, which would otherwise believe that every rank is alone
+        if cpu:  # before the Accelerator, which would otherwise see one process per group
             with PartialState(cpu=True, timeout=limit).local_main_process_first():
                 build_extension("ShareMemCommBuilder", 60 * min(BUILD_MINUTES, config.timeout_minutes / 2))
     engine = Accelerator(
@@ -60,18 +60,18 @@ def build_engine(config: EngineConfig, train: TrainConfig, clip: float) -> Accel
 
 
 def check_world(engine: str, world: int, here: int, gpus: int) -> None:
-    """Raise ValueError where `engine` does not run `world` processes, `here` of them on a machine with `gpus`."""
+    """Raise ValueError if `engine` does not support `world` processes, `here` of them on a machine with `gpus` GPUs."""
     if engine == "none" and world > 1:
         raise ValueError(f"engine=none runs one process, but {world} were started: use engine=ddp or zero1..zero3")
     if gpus and here > gpus:
-        raise ValueError(f"{here} processes were started on a machine with {gpus} GPUs: start one process a GPU")
+        raise ValueError(f"{here} processes were started on a machine with {gpus} GPUs: start one process per GPU")
 
 
-def place(env: Mapping[str, str], gpus: int) -> dict[str, str]:
-    """RANK, WORLD_SIZE, MASTER_ADDR and their like, as torch wants them, where no launcher has set them.
+def rank_environment(env: Mapping[str, str], gpus: int) -> dict[str, str]:
+    """RANK, WORLD_SIZE, MASTER_ADDR and the other variables that torch reads, if no launcher has set them.
 
-    From what srun (`SLURM_*`) or submitit's local executor (`SUBMITIT_LOCAL_*`) say; empty for a process that stands
-    alone. A SLURM batch script is no task of a step, and stands alone too.
+    They follow from the variables of srun (`SLURM_*`) or of submitit's local executor (`SUBMITIT_LOCAL_*`). Empty for a
+    single process, and for a SLURM batch script, which is not a task of a step.
     """
     if "RANK" in env:
         return {}
@@ -101,8 +101,8 @@ def place(env: Mapping[str, str], gpus: int) -> dict[str, str]:
 
 def tasks_per_node(text: str) -> list[int]:
     """SLURM's `2(x3),1` as [2, 2, 2, 1]."""
-    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
-    return [int(tasks) for tasks, nodes in found for _ in range(int(nodes or 1))]
+    groups = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    return [int(tasks) for tasks, nodes in groups for _ in range(int(nodes or 1))]
 
 
 def first_host(nodes: str) -> str:
@@ -112,10 +112,10 @@ def first_host(nodes: str) -> str:
 
 
 def check_zero(config: EngineConfig) -> None:
-    """Raise ValueError for what DeepSpeed does not take under `zero_optimization`."""
+    """Raise ValueError for settings that DeepSpeed refuses under `zero_optimization`."""
     if not config.name.startswith("zero"):
         return
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # slow to import, and useless elsewhere
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # slow to import, and used only here
 
     try:
         DeepSpeedZeroConfig(**config.zero)
@@ -126,7 +126,7 @@ def check_zero(config: EngineConfig) -> None:
 
 
 def _stand_alone(world: int) -> None:
-    """DeepSpeed always wants a process group: give a process that torchrun did not start one of its own."""
+    """Prepare a process group of one process, which DeepSpeed needs, if torchrun did not start the process."""
     if world == 1:
         for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
             os.environ.setdefault(key, value)
@@ -134,14 +134,14 @@ def _stand_alone(world: int) -> None:
 
 
 def free_port() -> int:
-    """A port that nothing on this machine listens on, so that runs beside each other do not meet."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    """A port that nothing on this machine listens on, so that runs do not collide."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def deepspeed_config(config: EngineConfig, train: TrainConfig, clip: float) -> dict[str, Any]:
-    """DeepSpeed's own JSON. The batch size only labels its logs: batches are ours."""
+    """DeepSpeed's configuration. Its batch size appears in DeepSpeed's logs only."""
     return {
         "train_micro_batch_size_per_gpu": train.batch_size,
         "gradient_accumulation_steps": train.accumulation,

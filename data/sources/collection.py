@@ -17,7 +17,7 @@ from data.sources.base import ConcatSamples, Samples
 from data.sources.files import JsonFile
 from data.sources.mixture import Mixture
 from data.sources.shards import TarFile
-from data.sources.shared import complete
+from data.sources.shared import Task, complete
 from data.sources.spec import Source, is_dataset
 from data.sources.tables import HubDataset, HubStream, ParquetFile
 from data.sources.versions import remove_superseded, versioned
@@ -46,6 +46,11 @@ class ReadOptions:
         else:
             base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evs"
         return base / f"v{VERSION}"
+
+    def complete(self, tasks: Sequence[Task], what: str) -> None:
+        """Build the results of all tasks that do not exist yet."""
+        workers = min(self.workers, len(tasks))
+        complete(tasks, what, workers=workers, progress=self.progress, on_result=self.on_result)
 
 
 @dataclass(frozen=True)
@@ -81,13 +86,7 @@ def collect(sources: Sequence[Source], reading: ReadOptions) -> Collection:
     reading.format.check()
     origins = [[_open(path, source, reading) for path in source.paths] for source in sources]
     cached = [origin for files in origins for origin, *_ in files if not isinstance(origin, HubDataset)]
-    complete(
-        cached,
-        "reading data files",
-        workers=min(reading.workers, len(cached)),
-        progress=reading.progress,
-        on_result=reading.on_result,
-    )
+    reading.complete(cached, "reading data files")
     opened = [
         [Samples(origin.rows(), reading.format, cache, name) for origin, cache, name in files] for files in origins
     ]

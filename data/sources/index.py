@@ -18,7 +18,6 @@ from data.encoding.encoder import Encoder
 from data.sources.chunks import ROWS, Chunk
 from data.sources.collection import VERSION, Collection, ReadOptions
 from data.sources.headers import stat
-from data.sources.shared import complete
 from data.sources.versions import remove_superseded, versioned
 from data.types import Quarantined
 
@@ -68,13 +67,7 @@ def build_index(collection: Collection, encoder: Encoder | None, reading: ReadOp
     chunks = [history[-1] for history in versions]
     if not any(chunk.path.exists() for chunk in chunks):
         _report_other_version(chunks[0].path.parent)
-    complete(
-        chunks,
-        "measuring samples",
-        workers=min(reading.workers, len(chunks)),
-        progress=reading.progress,
-        on_result=reading.on_result,
-    )
+    reading.complete(chunks, "measuring samples")
     index = _merged(chunks)
     remove_superseded([chunk.path for history in versions for chunk in history])
     if not len(index):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.formats.roots import Folder
+from data.sample_limits import first_line
 
 BATCH = 256  # rows copied at a time
 
@@ -33,7 +34,7 @@ class ParquetFile:
                 _write(path, (pa.Table.from_batches([batch]) for batch in file.iter_batches(BATCH)))
         except (pa.ArrowException, OSError) as error:
             raise ValueError(
-                f"{self.file}: unreadable Parquet file ({_first_line(error)}); write the file again"
+                f"{self.file}: unreadable Parquet file ({first_line(error):.200}); write the file again"
             ) from None
 
     def rows(self) -> TableRows:
@@ -128,8 +129,4 @@ def _loaded(name: str, subset: str | None, split: str, *, streaming: bool) -> An
             return saved.to_iterable_dataset() if streaming else saved
         return load_dataset(name, subset, split=split, streaming=streaming)
     except Exception as error:  # from several libraries, including network errors
-        raise ValueError(f"{name} cannot be read as a dataset ({_first_line(error)}); see data.train") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]:.200}" if str(error).strip() else repr(error)
+        raise ValueError(f"{name} cannot be read as a dataset ({first_line(error):.200}); see data.train") from error

@@ -1,27 +1,23 @@
 """Videos with known answers, written as real files: the demo's data set.
 
-In each video, before a smooth static texture with sensor noise: a solid square that is always there, a ring that
-appears later and stays, two lamps that change color one to three times and keep the last, and two
-white-framed squares of which one moves. Five questions, all in one conversation, in random order. A frame of 64x64
-pixels is 4x4 cells of 16, one merged token each for a patch of 8, and 32 frames make 16 temporal grids.
+Each video shows, in front of a static texture with sensor noise: a solid square that is always visible, a ring that
+appears later and stays, two lamps that change color one to three times and keep the last color, and two white-framed
+squares of which one moves. A row asks five questions in random order in one conversation. A frame of 64x64 pixels has
+4x4 cells of 16, one merged token each for a patch size of 8, and 32 frames make 16 temporal grids.
 
-What pruning takes away is what nothing announces: a lamp that has stopped changing has no tokens at the end.
+Pruning drops the tokens of objects that no longer change: a lamp that has stopped changing has no tokens at the end.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
-from data.progress import progress_bar
-from data.synthetic.video import BLACK, COLORS, WHITE, color, rgb, texture, write_video
+from data.synthetic.video import BLACK, COLORS, WHITE, color, rgb, texture, write_data_set, write_video
 
 FRAMES, FPS = 32, 4
 CELL, CELLS = 16, 4  # pixels of a cell's side, cells of a frame's side
@@ -41,10 +37,10 @@ QUESTIONS = {
 
 @dataclass(frozen=True)
 class Scene:
-    """One video's plan. A cell is (row, column); a color is its name, one a frame for the lamps."""
+    """The plan of one video. A cell is (row, column); colors are names, one per frame for the lamps."""
 
-    cells: dict[str, tuple[int, int]]  # of every object; "moved" is where the mover starts
-    goal: tuple[int, int]  # where the mover ends, beside its start
+    cells: dict[str, tuple[int, int]]  # of every object; for "moved", where it starts
+    goal: tuple[int, int]  # where the moving square ends, next to its start
     square: str
     ring: str
     lamps: dict[str, list[str]]  # of LAMPS -> color by frame
@@ -59,19 +55,11 @@ class Scene:
 
 
 def generate(out: Path, videos: int, seed: int, *, workers: int = 2) -> Path:
-    """The path of `out`/data.jsonl (LLaVA format), with its videos beside it in `out`/videos.
+    """Write the data set with `workers` processes and return the path of its data.jsonl.
 
-    A video's pictures depend on `seed` and its number alone; the bytes that the encoder writes may vary a little.
-    Written by `workers` processes, with a progress bar.
+    The frames of a video depend on `seed` and its number only; the bytes that the encoder writes may vary slightly.
     """
-    (out / "videos").mkdir(parents=True, exist_ok=True)
-    write = partial(_write_row, out=out, seed=seed)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        written = pool.map(write, range(videos), chunksize=8)
-        rows = list(progress_bar(written, total=videos, desc=f"videos for {out.name}", unit="video"))
-    data = out / "data.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return data
+    return write_data_set(out, videos, partial(_write, out=out, seed=seed), workers)
 
 
 def plan(rng: np.random.Generator) -> Scene:
@@ -123,13 +111,13 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     return np.clip(frames + noise, 0, 255).round().astype(np.uint8)
 
 
-def _write_row(number: int, out: Path, seed: int) -> dict[str, object]:
+def _write(number: int, out: Path, seed: int) -> list[dict[str, object]]:
     rng = np.random.default_rng([seed, number])
     scene = plan(rng)
     video = f"videos/{number:05d}.mp4"
     write_video(out / video, render(scene, rng), FPS)
     names = rng.permutation(list(QUESTIONS)).tolist()
-    return {"id": f"{number:05d}", "video": video, "conversations": list(_conversation(scene, names))}
+    return [{"id": f"{number:05d}", "video": video, "conversations": list(_conversation(scene, names))}]
 
 
 def _conversation(scene: Scene, names: list[str]) -> Iterator[dict[str, str]]:
@@ -139,7 +127,7 @@ def _conversation(scene: Scene, names: list[str]) -> Iterator[dict[str, str]]:
 
 
 def _lamp(rng: np.random.Generator) -> list[str]:
-    """A color a frame: one to three changes, the last well before the end."""
+    """The color of each frame: one to three changes, the last well before the end."""
     changes = sorted(rng.choice(np.arange(2, 12), int(rng.integers(1, 4)), replace=False) * BEAT)
     colors = [color(rng)]
     for frame in range(1, FRAMES):
@@ -148,9 +136,9 @@ def _lamp(rng: np.random.Generator) -> list[str]:
 
 
 def _path(scene: Scene) -> np.ndarray:
-    """[FRAMES, 2] whole pixels by which the mover has left its start."""
-    way = np.clip((np.arange(FRAMES) - scene.move[0]) / (scene.move[1] - scene.move[0]), 0, 1)
-    return (way[:, None] * (_center(scene.goal) - _center(scene.cells["moved"]))).round().astype(int)
+    """[FRAMES, 2] offset of the moving square from its start, in integer pixels."""
+    progress = np.clip((np.arange(FRAMES) - scene.move[0]) / (scene.move[1] - scene.move[0]), 0, 1)
+    return (progress[:, None] * (_center(scene.goal) - _center(scene.cells["moved"]))).round().astype(int)
 
 
 def _center(cell: tuple[int, int]) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""The suite's objects: each is painted into a video, and asks one question about what became of it.
+"""The objects of the suite: each is painted into a video and has one question about it.
 
-An item is made for a number of beats (two frames, one temporal grid), takes cells of 16x16 pixels, and draws what it
-will do, and so the answer. `PRUNED` says what pruning does to the tokens that answer it.
+An item is drawn for a number of beats (two frames, one temporal grid) and occupies cells of 16x16 pixels; what it does
+is random and determines the answer. `PRUNED` says what pruning does to the tokens that show the answer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PRUNED = {
     "late": "kept where it appears, however late",
     "state": "the last change is kept, what follows it is not: the last survivor must be read as the end",
     "order": "both events are kept, with their places in time",
-    "direction": "kept along the way, dropped where it rests",
+    "direction": "kept while it moves, dropped where it rests",
     "count": "every flash is kept as two changes",
     "small": "less than a token of change, late: dropped where the budget is spent elsewhere",
     "fade": "changes less than the noise at every step: dropped",
@@ -63,19 +63,13 @@ def stamp(frame: np.ndarray, place: Place, mask: np.ndarray, value: Sequence[flo
 
 def static(rng: np.random.Generator, places: list[Place], beats: int) -> Item:
     """A square that is always there."""
-    its = color(rng)
-    return _item("static", "What color is the square?", its, lambda x, _: stamp(x, places[0], SOLID, rgb(its)))
+    name = color(rng)
+    return _item("static", "What color is the square?", name, lambda x, _: stamp(x, places[0], SOLID, rgb(name)))
 
 
 def late(rng: np.random.Generator, places: list[Place], beats: int) -> Item:
     """A ring that appears and stays."""
-    its, begin = color(rng), _beat(rng, 0.3, 0.9, beats)
-
-    def paint(frame: np.ndarray, t: int) -> None:
-        if t >= begin:
-            stamp(frame, places[0], RING, rgb(its))
-
-    return _item("late", "What color is the ring?", its, paint)
+    return _appearing("late", "What color is the ring?", RING, color(rng), places[0], _beat(rng, 0.3, 0.9, beats))
 
 
 def state(rng: np.random.Generator, places: list[Place], beats: int) -> Item:
@@ -114,8 +108,8 @@ def direction(rng: np.random.Generator, places: list[Place], beats: int) -> Item
     begin, length = _beat(rng, 0.1, 0.5, beats), BEAT * int(rng.integers(2, 2 + beats // 3))
 
     def paint(frame: np.ndarray, t: int) -> None:
-        way = min(max((t // BEAT * BEAT - begin) / length, 0), 1)
-        place = round(top + way * (down - top)), round(left + way * (right - left))
+        progress = min(max((t // BEAT * BEAT - begin) / length, 0), 1)
+        place = round(top + progress * (down - top)), round(left + progress * (right - left))
         stamp(frame, place, DIAMOND, WHITE)
 
     options = ("left", "right", "top", "bottom")
@@ -137,13 +131,7 @@ def count(rng: np.random.Generator, places: list[Place], beats: int) -> Item:
 
 def small(rng: np.random.Generator, places: list[Place], beats: int) -> Item:
     """A dot of a tenth of a token that appears late and stays."""
-    its, begin = color(rng), _beat(rng, 0.5, 0.9, beats)
-
-    def paint(frame: np.ndarray, t: int) -> None:
-        if t >= begin:
-            stamp(frame, places[0], DOT, rgb(its))
-
-    return _item("small", "What color is the small one?", its, paint)
+    return _appearing("small", "What color is the small one?", DOT, color(rng), places[0], _beat(rng, 0.5, 0.9, beats))
 
 
 def fade(rng: np.random.Generator, places: list[Place], beats: int) -> Item:
@@ -152,8 +140,8 @@ def fade(rng: np.random.Generator, places: list[Place], beats: int) -> Item:
     end = color(rng, but=begin)
 
     def paint(frame: np.ndarray, t: int) -> None:
-        way = min(1.0, t / (BEAT * (beats - 1)))
-        stamp(frame, places[0], DISC, (1 - way) * rgb(begin) + way * rgb(end))
+        share = min(1.0, t / (BEAT * (beats - 1)))
+        stamp(frame, places[0], DISC, (1 - share) * rgb(begin) + share * rgb(end))
 
     return _item("fade", "At the end, what color is the disc?", end, paint)
 
@@ -162,6 +150,14 @@ KINDS: dict[str, Callable[[np.random.Generator, list[Place], int], Item]] = {
     made.__name__: made for made in (static, late, state, order, direction, count, small, fade)
 }
 CELLS_OF = {"order": 2, "direction": 2}  # others take one; direction's lie side by side
+
+
+def _appearing(kind: str, question: str, mask: np.ndarray, name: str, place: Place, begin: int) -> Item:
+    def paint(frame: np.ndarray, t: int) -> None:
+        if t >= begin:
+            stamp(frame, place, mask, rgb(name))
+
+    return _item(kind, question, name, paint)
 
 
 def _item(kind: str, question: str, answer: str, paint: Paint) -> Item:

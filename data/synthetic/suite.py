@@ -1,4 +1,4 @@
-"""The graded suite: videos whose questions show which recipe holds under pruning, and where pruning itself loses.
+"""The graded suite: videos whose questions compare recipes under pruning and show what pruning itself loses.
 
 A video holds a few items (data.synthetic.items) under conditions: a background, a fixed or moving camera, a level of
 sensor noise and compression, and a length. Held-out rows ask one question each and are labelled with its kind and the
@@ -7,37 +7,30 @@ conditions; training rows ask all questions of a video.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from itertools import chain
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.progress import progress_bar
 from data.synthetic import footage
 from data.synthetic.items import BEAT, CELL, CELLS_OF, KINDS, Item
-from data.synthetic.video import write_video
+from data.synthetic.video import write_data_set, write_video
 
 SIDE, FPS = 4 * CELL, 4
 SHAKE = 4  # pixels that a panning camera moves to either side
-QUALITY = {
-    "clean": (0.0, 16),
-    "normal": (3.0, 20),
-    "rough": (8.0, 28),
-}  # noise's standard deviation of 255, H.264's crf
+# (standard deviation of the noise, of 255; H.264's crf)
+QUALITY = {"clean": (0.0, 16), "normal": (3.0, 20), "rough": (8.0, 28)}
 CAMERAS = ("fixed", "moving")
 SPLITS = {"train": footage.TRAIN, "held_out": footage.HELD_OUT}
 
 
 @dataclass(frozen=True)
 class Suite:
-    """What a set of videos is drawn from; every combination of conditions is equally likely."""
+    """The choices from which videos are drawn; every combination of conditions is equally likely."""
 
     split: str = "train"
     seed: int = 0
@@ -64,7 +57,7 @@ class Suite:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Under what one video was made."""
+    """The conditions of one video."""
 
     background: str
     camera: str
@@ -73,19 +66,11 @@ class Conditions:
 
 
 def generate(out: Path, videos: int, suite: Suite, *, workers: int = 2) -> Path:
-    """The path of `out`/data.jsonl (LLaVA format), with its videos in `out`/videos.
+    """Write the data set with `workers` processes and return the path of its data.jsonl.
 
-    A video's pictures depend on the suite and its number alone; the bytes that the encoder writes may vary a little.
-    Written by `workers` processes, with a progress bar.
+    The frames of a video depend on the suite and its number only; the bytes that the encoder writes may vary slightly.
     """
-    (out / "videos").mkdir(parents=True, exist_ok=True)
-    write = partial(_write, out=out, suite=suite)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        written = pool.map(write, range(videos), chunksize=8)
-        rows = list(progress_bar(written, total=videos, desc=f"videos for {out.name}", unit="video"))
-    data = out / "data.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for video in rows for row in video))
-    return data
+    return write_data_set(out, videos, partial(_write, out=out, suite=suite), workers)
 
 
 def plan(suite: Suite, number: int) -> tuple[Conditions, list[Item], np.random.Generator]:
@@ -106,11 +91,11 @@ def render(conditions: Conditions, items: Sequence[Item], split: str, rng: np.ra
     for t, frame in enumerate(scene):
         for item in items:
             item.paint(frame[SHAKE:, SHAKE:], t)
-    phase, speed = rng.uniform(0, 2 * np.pi, 2), rng.uniform(0.5, 0.9, 2)  # radians a frame: 2 to 4 pixels
+    phase, speed = rng.uniform(0, 2 * np.pi, 2), rng.uniform(0.5, 0.9, 2)  # radians per frame: 2 to 4 pixels
     shift = (SHAKE + moving * np.sin(phase + speed * np.arange(frames)[:, None])).round().astype(int)
-    seen = np.stack([frame[y : y + SIDE, x : x + SIDE] for frame, (y, x) in zip(scene, shift)])
-    noise = QUALITY[conditions.quality][0] * rng.standard_normal(seen.shape, dtype=np.float32)
-    return np.clip(seen + noise, 0, 255).round().astype(np.uint8)
+    cropped = np.stack([frame[y : y + SIDE, x : x + SIDE] for frame, (y, x) in zip(scene, shift)])
+    noise = QUALITY[conditions.quality][0] * rng.standard_normal(cropped.shape, dtype=np.float32)
+    return np.clip(cropped + noise, 0, 255).round().astype(np.uint8)
 
 
 def _write(number: int, out: Path, suite: Suite) -> list[dict[str, Any]]:
@@ -119,12 +104,12 @@ def _write(number: int, out: Path, suite: Suite) -> list[dict[str, Any]]:
     frames = render(conditions, items, suite.split, rng)
     write_video(out / video, frames, FPS, QUALITY[conditions.quality][1])
     turns = [_turns(*(_lettered(item, rng) if suite.lettered else (item.question, item.answer))) for item in items]
-    about = {"video": video, **asdict(conditions)}
+    shared = {"video": video, **asdict(conditions)}
     if suite.split == "train":
-        return [{"id": f"{number:05d}", **about, "conversations": _with_video(list(chain.from_iterable(turns)))}]
+        return [{"id": f"{number:05d}", **shared, "conversations": _with_video(list(chain.from_iterable(turns)))}]
     return [
-        {"id": f"{number:05d}-{item.kind}", "kind": item.kind, **about, "conversations": _with_video(asked)}
-        for item, asked in zip(items, turns)
+        {"id": f"{number:05d}-{item.kind}", "kind": item.kind, **shared, "conversations": _with_video(question)}
+        for item, question in zip(items, turns)
     ]
 
 
@@ -145,11 +130,11 @@ def _lettered(item: Item, rng: np.random.Generator) -> tuple[str, str]:
 
 
 def _places(rng: np.random.Generator, kinds: Sequence[str]) -> list[list[tuple[int, int]]]:
-    """The centers that each kind's item takes, in pixels; no cell is taken twice."""
+    """The centers of the cells of each kind's item, in pixels; no cell is used twice."""
     free = [(row, column) for row in range(SIDE // CELL) for column in range(SIDE // CELL)]
     rng.shuffle(free)
     taken: dict[str, list[tuple[int, int]]] = {}
-    for kind in sorted(kinds, key=lambda kind: kind != "direction"):  # needs neighbours, so it chooses first
+    for kind in sorted(kinds, key=lambda kind: kind != "direction"):  # first, because it needs adjacent cells
         cells = _neighbours(free) if kind == "direction" else free[: CELLS_OF.get(kind, 1)]
         free = [cell for cell in free if cell not in cells]
         taken[kind] = [(CELL * row + CELL // 2, CELL * column + CELL // 2) for row, column in cells]
@@ -174,4 +159,4 @@ def _check(name: str, values: Sequence[str], known: list[str]) -> None:
         if value not in known:
             raise ValueError(f"{name}={value} is unknown: use {', '.join(known)}")
     if not values:
-        raise ValueError(f"{name}=[] leaves nothing to draw from: use {', '.join(known)}")
+        raise ValueError(f"{name}=[] is empty: use one or more of {', '.join(known)}")

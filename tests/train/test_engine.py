@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from train.distributed import check_world, first_host, free_port, place, tasks_per_node
+from train.distributed import check_world, first_host, free_port, rank_environment, tasks_per_node
 
 SRUN = {
     "SLURM_JOB_ID": "42",
@@ -21,31 +21,31 @@ SRUN = {
 
 
 def test_a_task_of_srun_is_a_rank():
-    found = place(SRUN, gpus=8)
+    found = rank_environment(SRUN, gpus=8)
     assert found["RANK"] == "3" and found["WORLD_SIZE"] == "5"
     assert found["LOCAL_RANK"] == "1" and found["LOCAL_WORLD_SIZE"] == "2"
     assert (
         found["MASTER_ADDR"] == "gpu007"
-        and found["MASTER_PORT"] == place({**SRUN, "SLURM_PROCID": "0"}, 8)["MASTER_PORT"]
+        and found["MASTER_PORT"] == rank_environment({**SRUN, "SLURM_PROCID": "0"}, 8)["MASTER_PORT"]
     )
 
 
 def test_a_task_that_sees_its_own_gpu_alone_takes_it():
-    assert place(SRUN, gpus=1)["LOCAL_RANK"] == "0"
+    assert rank_environment(SRUN, gpus=1)["LOCAL_RANK"] == "0"
 
 
 @pytest.mark.parametrize("env", [{}, {"SLURM_JOB_ID": "42", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}])
 def test_a_process_that_stands_alone_has_no_place(env):
-    assert place(env, gpus=0) == {}
+    assert rank_environment(env, gpus=0) == {}
 
 
 def test_a_launcher_that_has_set_the_rank_wins():
-    assert place({**SRUN, "RANK": "0"}, gpus=0) == {}
+    assert rank_environment({**SRUN, "RANK": "0"}, gpus=0) == {}
 
 
 def test_the_local_executor_of_submitit_is_a_launcher_too():
     env = {f"SUBMITIT_LOCAL_{name}": value for name, value in {"NTASKS": "2", "GLOBALID": "1", "LOCALID": "1"}.items()}
-    assert place({**env, "SUBMITIT_LOCAL_JOB_ID": "77"}, gpus=0)["RANK"] == "1"
+    assert rank_environment({**env, "SUBMITIT_LOCAL_JOB_ID": "77"}, gpus=0)["RANK"] == "1"
 
 
 @pytest.mark.parametrize(("text", "tasks"), [("4", [4]), ("2(x3),1", [2, 2, 2, 1]), ("1,2(x2)", [1, 2, 2])])
