@@ -34,7 +34,7 @@ def trained(*words: str) -> Config:
     config = composed(*words)
     check(config)
     if (run := build_run(config)) is not None:
-        fit(run.parts, run.steps, config, run.first_step)
+        fit(run)
     return config
 
 

@@ -46,7 +46,7 @@ from train.evaluation.scores import Score
 from train.faults.bad_sample_limit import BadSampleLimit, check_audited
 from train.faults.nonfinite import Health
 from train.faults.watchdog import WATCHDOG
-from train.loop import Parts
+from train.loop import Run
 from train.metrics.memory import Memory, watch
 from train.metrics.meters import Meter
 from train.metrics.recorder import build_recorder
@@ -56,17 +56,6 @@ from train.optim import build_optimizer
 from train.plugins import build_step_methods, build_step_rates
 from train.task import TrainRequest, UptrainTask
 from train.views import StepMethods, StepRates
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that is ready to be trained."""
-
-    parts: Parts
-    steps: Iterable[Step]
-    first_step: int
-    forecast_gib: float | None  # forecast of a rank's peak memory; None without a forecast
-    origin: Origin  # holds the lock on the run's folder
 
 
 class Forecast(NamedTuple):
@@ -180,7 +169,10 @@ def assemble(ready: Prepared) -> Run:
     health = Health(engine, ready.run_dir / "health.jsonl", config.train.max_bad_steps, vocabulary)
     bad_samples = BadSampleLimit(config.data.max_bad_fraction, ready.run_dir / "quarantine.jsonl")
     meter = build_meter(engine, config, base_model(model), memory, ready.methods.first)
-    parts = Parts(
+    return Run(
+        config=config,
+        origin=origin,
+        steps=build_steps(ready),
         engine=engine,
         task=task,
         optimizer=optimizer,
@@ -192,9 +184,8 @@ def assemble(ready: Prepared) -> Run:
         health=health,
         callbacks=[StepMetrics(recorder, meter), health, bad_samples],
         evaluate=build_evaluation(ready, task),
+        forecast_gib=None if ready.forecast is None else ready.forecast.peak / 2**30,
     )
-    forecast_gib = None if ready.forecast is None else ready.forecast.peak / 2**30
-    return Run(parts, build_steps(ready), origin.step, forecast_gib, origin)
 
 
 def build_checkpoints(ready: Prepared, bare: nn.Module, task: nn.Module, optimizer: Any) -> Checkpoints:

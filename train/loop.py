@@ -1,6 +1,6 @@
 """The training loop: gradient accumulation, optimizer steps, reports, checkpoints and evaluations.
 
-It is independent of the model and of the data: both are reached through `Parts`. Per-step features are callbacks.
+It is independent of the model and of the data: both are reached through `Run`. Per-step features are callbacks.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from data.loader import Step
 from data.types import Batch, Quarantined
 from train.callbacks import Callback, MicroBatch, StepResult
 from train.checkpoint.checkpoint import Checkpoints
+from train.checkpoint.resume import Origin
 from train.collectives import agree_to_stop
 from train.config import Config
 from train.evaluation.scores import Score
@@ -34,9 +35,12 @@ from train.views import Rate, StepMethods, StepRates
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The objects of a training run. `task` and `optimizer` are wrapped by the engine."""
+class Run:
+    """A run that is ready to be trained. `task` and `optimizer` are wrapped by the engine."""
 
+    config: Config
+    origin: Origin  # the beginning or the checkpoint to resume from; holds the lock on the run's folder
+    steps: Iterable[Step]  # one item per remaining optimizer step
     engine: Accelerator
     task: nn.Module
     optimizer: torch.optim.Optimizer
@@ -48,92 +52,94 @@ class Parts:
     health: Health
     callbacks: Sequence[Callback]  # `health` among them
     evaluate: Callable[[], tuple[list[Score], list[Quarantined]]] | None  # None without evaluation data
+    forecast_gib: float | None  # forecast of a rank's peak memory; None without a forecast
 
 
-def fit(parts: Parts, steps: Iterable[Step], config: Config, first_step: int) -> int:
-    """Train from `first_step` to `config.train.steps`; `steps` yields one item per remaining optimizer step.
+def fit(run: Run) -> int:
+    """Train until `train.steps`.
 
     Returns 0, or the exit status (train.faults.signals) if a signal ended the run early; its state is then saved.
     Raises ValueError if a guard ends the run.
     """
-    stop = note(config.train.signals)
-    if _evaluation_due(parts, first_step, config) and not parts.checkpoints.scored(first_step):
-        _evaluate(parts, first_step)
-    parts.task.train()  # from_pretrained leaves a model in evaluation mode, where layers are not checkpointed
-    parts.meter.restart()
+    stop, first_step, last_step = note(run.config.train.signals), run.origin.step, run.config.train.steps
+    if _evaluation_due(run, first_step) and not run.checkpoints.scored(first_step):
+        _evaluate(run, first_step)
+    run.task.train()  # from_pretrained leaves a model in evaluation mode, where layers are not checkpointed
+    run.meter.restart()
     WATCHDOG.enter("data", first_step + 1)
-    for step, data in enumerate(parts.meter.steps(steps), start=first_step):
-        lr = set_lr(parts.optimizer, lr_factor(step, config.train.steps, config.optim))
-        status = _train_step(parts, step, data, config, stop)
-        if step + 1 == config.train.steps and not _evaluation_due(parts, step + 1, config):
+    for step, data in enumerate(run.meter.steps(run.steps), start=first_step):
+        lr = set_lr(run.optimizer, lr_factor(step, last_step, run.config.optim))
+        status = _train_step(run, step, data, stop)
+        if step + 1 == last_step and not _evaluation_due(run, step + 1):
             status = 0  # the run is complete, so there is nothing to resume
-        _after_step(parts, step + 1, config, lr=lr, ending=bool(status))
+        _after_step(run, step + 1, lr=lr, ending=bool(status))
         WATCHDOG.enter("data", step + 2)
         if status:
-            parts.engine.print(f"stopped by a signal: {parts.checkpoints.last}; continue with resume=auto")
+            run.engine.print(f"stopped by a signal: {run.checkpoints.last}; continue with resume=auto")
             return status
     return 0
 
 
-def _after_step(parts: Parts, done: int, config: Config, *, lr: float, ending: bool) -> None:
+def _after_step(run: Run, done: int, *, lr: float, ending: bool) -> None:
     """Report, save and evaluate if due after `done` steps. A run that is `ending` early saves and does not evaluate."""
-    last, health, save_every = done == config.train.steps, parts.health, config.train.save_every
+    train, health = run.config.train, run.health
+    last, save_every = done == train.steps, train.save_every
     # Weights whose loss is not finite are not worth resuming from, unless no later checkpoint will follow.
     saving = last or (not health.streak and (ending or done % save_every == 0))
-    if saving or done % config.train.log_every == 0 or health.streak:  # all steps before a checkpoint are reported
-        _report(parts, done, lr)
+    if saving or done % train.log_every == 0 or health.streak:  # all steps before a checkpoint are reported
+        _report(run, done, lr)
     health.check_streak(done)
     if not health.streak and done % save_every == 1 % save_every:  # a finite step has proven the weights saved last
-        parts.checkpoints.delete_superseded()
+        run.checkpoints.delete_superseded()
     if saving:
-        with _paused(parts):
+        with _paused(run):
             WATCHDOG.enter("save")
-            parts.checkpoints.save(done)
+            run.checkpoints.save(done)
     if last:
-        parts.checkpoints.delete_superseded()
-    if not ending and _evaluation_due(parts, done, config):
-        with _paused(parts):
-            _evaluate(parts, done)
+        run.checkpoints.delete_superseded()
+    if not ending and _evaluation_due(run, done):
+        with _paused(run):
+            _evaluate(run, done)
 
 
-def _evaluation_due(parts: Parts, done: int, config: Config) -> bool:
+def _evaluation_due(run: Run, done: int) -> bool:
     """True at the beginning, at the end, and every `eval.every` steps."""
-    periodic = config.eval.every and done % config.eval.every == 0
-    return parts.evaluate is not None and bool(done in (0, config.train.steps) or periodic)
+    every = run.config.eval.every
+    return run.evaluate is not None and (done in (0, run.config.train.steps) or (every > 0 and done % every == 0))
 
 
 @contextmanager
-def _paused(parts: Parts) -> Iterator[None]:
+def _paused(run: Run) -> Iterator[None]:
     """Do not count the time spent inside as training time, and return the task to training mode afterwards."""
-    with parts.meter.paused():
+    with run.meter.paused():
         yield
-    parts.task.train()
+    run.task.train()
 
 
-def _train_step(parts: Parts, step: int, data: Step, config: Config, stop: Stop) -> int:
+def _train_step(run: Run, step: int, data: Step, stop: Stop) -> int:
     """Take one optimizer step. All ranks skip it if the gradient norm is not finite.
 
     Returns the exit status that the ranks have agreed on: 0, or that of a signal.
     """
-    engine, rates = parts.engine, _rates(parts, step, data.batches)
-    losses = _accumulate(parts, step, data, rates, config.seed)
+    engine, rates = run.engine, _rates(run, step, data.batches)
+    losses = _accumulate(run, step, data, rates)
     WATCHDOG.enter("optimizer")
-    with parts.meter.span("optimizer"):
-        norm, status = agree_to_stop(engine, engine.clip_grad_norm_(parts.task.parameters(), config.optim.clip), stop)
+    with run.meter.span("optimizer"):
+        norm, status = agree_to_stop(engine, engine.clip_grad_norm_(run.task.parameters(), run.config.optim.clip), stop)
         if math.isfinite(norm):
-            parts.optimizer.step()  # no effect under DeepSpeed, which steps or skips within backward
-        parts.optimizer.zero_grad()
+            run.optimizer.step()  # no effect under DeepSpeed, which steps or skips within backward
+        run.optimizer.zero_grad()
     result = StepResult(step + 1, data, rates, losses, norm)
-    for callback in parts.callbacks:
+    for callback in run.callbacks:
         callback.after_step(result)
     return status
 
 
-def _rates(parts: Parts, step: int, batches: Sequence[Batch]) -> list[tuple[Rate, ...]]:
+def _rates(run: Run, step: int, batches: Sequence[Batch]) -> list[tuple[Rate, ...]]:
     """For each of this rank's micro-batches, one rate per view."""
     grids_by_batch = [batch.video_grid_thw_V3[:, 0].tolist() for batch in batches]
     return [
-        parts.rates.of_batch(step, micro_batch_index(parts.engine, turn), grids_V)
+        run.rates.of_batch(step, micro_batch_index(run.engine, turn), grids_V)
         for turn, grids_V in enumerate(grids_by_batch)
     ]
 
@@ -143,66 +149,64 @@ def micro_batch_index(engine: Accelerator, turn: int) -> int:
     return turn * engine.num_processes + engine.process_index
 
 
-def _accumulate(
-    parts: Parts, step: int, data: Step, batch_rates: Sequence[tuple[Rate, ...]], seed: int
-) -> list[torch.Tensor]:
+def _accumulate(run: Run, step: int, data: Step, batch_rates: Sequence[tuple[Rate, ...]]) -> list[torch.Tensor]:
     """Accumulate the gradients of this rank's micro-batches. Returns each one's mean loss per labelled token.
 
     The loss is summed over labelled tokens and divided by their number over all micro-batches and ranks. Every labelled
     token therefore has the same weight, whatever the pruning rates and the split into micro-batches. It is a mean over
     views.
     """
-    engine = parts.engine
+    engine = run.engine
     targets = engine.reduce(torch.tensor(float(count_targets(data.batches)), device=engine.device), reduction="sum")
     # Undoes the engine's mean over ranks and accumulation steps.
     scale = engine.num_processes * len(data.batches) / targets.clamp_min(1)
-    losses, method = [], parts.methods(step)
+    losses, method = [], run.methods(step)
     for turn, (batch, rates) in enumerate(zip(data.batches, batch_rates)):
         last = turn == len(data.batches) - 1
         engine.gradient_state._set_sync_gradients(last)
         index = micro_batch_index(engine, turn)
-        seed_draws("dropout", seed, step, index)
+        seed_draws("dropout", run.config.seed, step, index)
         WATCHDOG.enter("forward", step + 1, batch.ids)
-        with nullcontext() if last else engine.no_sync(parts.task):
-            out = parts.task(batch, request := TrainRequest(rates, method))
+        with nullcontext() if last else engine.no_sync(run.task):
+            out = run.task(batch, request := TrainRequest(rates, method))
             WATCHDOG.enter("backward", step + 1, batch.ids)
-            with parts.meter.span("backward"):
+            with run.meter.span("backward"):
                 engine.backward(nan_grads_if_nonfinite(out.loss_sum) * scale)
         losses.append(out.loss_sum.detach() / max(out.targets, 1))
         done = MicroBatch(step + 1, index, batch, request, out)
-        for callback in parts.callbacks:
+        for callback in run.callbacks:
             callback.after_micro_batch(done)
     return losses
 
 
-def _report(parts: Parts, step: int, lr: float) -> None:
+def _report(run: Run, step: int, lr: float) -> None:
     """Report the recorded values, the time of each span, and the throughput over all ranks since the last report."""
-    elapsed, spans = parts.meter.read()
+    elapsed, spans = run.meter.read()
     for name, seconds in spans.items():
-        parts.recorder.record(name, seconds, weight=1)
-    device, world = parts.engine.device, parts.engine.num_processes
+        run.recorder.record(name, seconds, weight=1)
+    device, world = run.engine.device, run.engine.num_processes
     shares = {"samples_per_s": ("samples", elapsed), "tokens_per_s": ("tokens/after", elapsed)}
     if peak := peak_operations(device):
         shares["mfu"] = ("operations", elapsed * peak * world)
-    peak_memory = parts.meter.memory.peak()
-    values = parts.recorder.report(
+    peak_memory = run.meter.memory.peak()
+    values = run.recorder.report(
         step, shares, lr=lr, **({} if peak_memory is None else {"peak_memory_gib": peak_memory})
     )
-    for callback in parts.callbacks:
+    for callback in run.callbacks:
         callback.after_report(step, values)
 
 
-def _evaluate(parts: Parts, step: int) -> None:
+def _evaluate(run: Run, step: int) -> None:
     """Evaluate the task, report the scores at every rate, and note the mean accuracy in the checkpoint of `step`."""
-    assert parts.evaluate
+    assert run.evaluate
     WATCHDOG.enter("evaluate", step)
-    scores, quarantined = parts.evaluate()
-    parts.recorder.quarantine_once(quarantined, step)
+    scores, quarantined = run.evaluate()
+    run.recorder.quarantine_once(quarantined, step)
     values: dict[str, float] = {"eval/quarantined": len(quarantined)}
     for score in scores:
         suffix = f"at_{score.rate:g}"
         values |= {f"eval/accuracy_{suffix}": score.accuracy, f"eval/loss_{suffix}": score.loss}
         values |= {f"eval/low_{suffix}": score.low, f"eval/high_{suffix}": score.high}
         values |= {f"eval/kind_{suffix}/{kind}": part.accuracy for kind, part in score.kinds.items()}
-    parts.recorder.report(step, None, **values)
-    parts.checkpoints.score(step, fmean(score.accuracy for score in scores))
+    run.recorder.report(step, None, **values)
+    run.checkpoints.score(step, fmean(score.accuracy for score in scores))

@@ -73,10 +73,10 @@ def train(raw: DictConfig, folder: Path | None = None, restarted: bool = False) 
             run = build_run(config)
             if run is None:
                 return
-            status = fit(run.parts, run.steps, config, run.first_step)
+            status = fit(run)
             watchdog.WATCHDOG.enter("end")
-            run.parts.recorder.close()
-            if not status and run.parts.engine.is_main_process:
+            run.recorder.close()
+            if not status and run.engine.is_main_process:
                 print_summary(Path(config.run_dir), run.forecast_gib)
     if status:
         raise SystemExit(status)

@@ -134,12 +134,12 @@ def test_the_export_answers_as_the_trained_model_does(words, tmp_path, lora):
     config = composed(*words("engine.precision=fp32", "train.steps=2", *lora))
     run = build_run(config)
     assert run is not None
-    fit(run.parts, run.steps, config, run.first_step)
+    fit(run)
     export.main(export.Options(run=str(tmp_path / "run"), out=str(tmp_path / "out")))
     (batch,) = next(iter(run.steps)).batches[:1]
     ours = build_model(ModelConfig(path=str(tmp_path / "out"), gradient_checkpointing=False), torch.float32)
     with torch.no_grad():
-        trained_logits = run.parts.task.eval()(batch, EvalRequest((0.0,)))[0].logits_TV
+        trained_logits = run.task.eval()(batch, EvalRequest((0.0,)))[0].logits_TV
         task = UptrainTask(ours, adapter_for(ours, "preserve"), FrameDelta()).eval()
         logits = task(batch, EvalRequest((0.0,)))[0].logits_TV
     assert torch.equal(logits, trained_logits) if not lora else torch.allclose(logits, trained_logits, atol=1e-4)

@@ -101,19 +101,19 @@ def test_a_checkpoint_stays_until_the_step_after_the_next_one_has_proven_it(word
     assert run is not None
     there: list[list[int]] = []
     folder = tmp_path / "run" / "checkpoints"
-    run.parts.task.register_forward_pre_hook(
+    run.task.register_forward_pre_hook(
         lambda *_: there.append([int(path.name[-8:]) for path in complete(folder)] if folder.exists() else [])
     )
-    fit(run.parts, run.steps, config, run.first_step)
+    fit(run)
     assert there == [[], [], [2], [2], [2, 4]]  # during step 5, which the weights of step 4 may not survive
 
 
 def test_every_forward_pass_is_progress_in_an_evaluation_too(words, questions, monkeypatch):
     run = build_run(composed(*words("train.steps=1", f"data.eval={questions}", "eval.limit=3", "eval.rates=[0]")))
-    assert run is not None and run.parts.evaluate is not None
+    assert run is not None and run.evaluate is not None
     passes: list[str] = []
     monkeypatch.setattr(WATCHDOG, "progress", lambda: passes.append("progress"))
-    run.parts.evaluate()
+    run.evaluate()
     assert len(passes) >= 3
 
 

@@ -24,7 +24,7 @@ def watched(*words: str) -> tuple[set[str], Counter[str]]:
     assert run is not None
     evaluating: set[str] = set()
     calls: Counter[str] = Counter()
-    task = run.parts.task
+    task = run.task
 
     def look(module: nn.Module, _: Any) -> None:
         calls["training" if module.training else "evaluation"] += 1
@@ -34,7 +34,7 @@ def watched(*words: str) -> tuple[set[str], Counter[str]]:
     task.register_forward_pre_hook(look)
     layer = next(module for name, module in task.named_modules() if name.endswith("language_model.layers.0.self_attn"))
     layer.register_forward_pre_hook(lambda *_: calls.update(["layer"] * task.training))
-    fit(run.parts, run.steps, config, run.first_step)
+    fit(run)
     return evaluating, calls
 
 

@@ -74,10 +74,10 @@ def test_a_signal_in_the_last_step_asks_for_what_is_left(words, questions, tmp_p
     config = composed(*words("train.steps=1", *[f"data.eval={questions}", "eval.rates=[0]"] * held_out))
     run = build_run(config)
     assert run is not None
-    hook = run.parts.task.register_forward_pre_hook(
+    hook = run.task.register_forward_pre_hook(
         lambda module, _: os.kill(os.getpid(), signal.SIGTERM) if module.training else None
     )
-    status = fit(run.parts, run.steps, config, run.first_step)
+    status = fit(run)
     hook.remove()
     assert status == (85 if held_out else 0)
     assert complete(tmp_path / "run" / "checkpoints")
