@@ -60,6 +60,8 @@ def _comments(schema: Any) -> dict[str, str]:
     explanations: dict[str, str] = {}
     above: list[str] = []
     for line in textwrap.dedent(inspect.getsource(schema)).splitlines():
+        if re.match(r"    (def |@)", line):  # the fields precede the methods
+            break
         if comment := re.match(r" *# ?(.*)", line):
             above.append(comment[1])
             continue
