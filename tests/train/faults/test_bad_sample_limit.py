@@ -2,8 +2,10 @@ import json
 
 import pytest
 
+from data.loader import Step
 from data.types import Quarantined
 from tests.runs import trained
+from train.callbacks import StepResult
 from train.faults.bad_sample_limit import BadSampleLimit
 
 LOST = [Quarantined("a", "a.mp4: ends at 3 s"), Quarantined("b", "b.mp4: ends at 7 s"), Quarantined("c", "c.jpg: gone")]
@@ -14,24 +16,24 @@ def step(good, bad):
 
 
 def test_a_few_bad_samples_at_the_beginning_prove_nothing(tmp_path):
-    tolerance = BadSampleLimit(0.1, tmp_path)
+    limit = BadSampleLimit(0.1, tmp_path)
     for _ in range(4):
-        tolerance.check_report(step(0, 1))
+        limit.after_report(1, step(0, 1))
     for _ in range(100):
-        tolerance.check_report(step(19, 1))
+        limit.after_report(1, step(19, 1))
 
 
 def test_too_many_bad_samples_stop_the_run_with_the_commonest_reason(tmp_path):
-    tolerance = BadSampleLimit(0.1, tmp_path / "quarantine.jsonl")
-    tolerance.add(LOST)
-    tolerance.check_report(step(97, 3))
+    limit = BadSampleLimit(0.1, tmp_path / "quarantine.jsonl")
+    limit.after_step(StepResult(1, Step((), tuple(LOST)), (), (), norm=1.0))
+    limit.after_report(1, step(97, 3))
     with pytest.raises(ValueError, match=r"^13 of the 110 samples so far .*\(2\): ends at N s; .*quarantine.jsonl"):
-        tolerance.check_report(step(0, 10))
+        limit.after_report(1, step(0, 10))
 
 
 def test_a_mistake_that_strikes_every_sample_stops_the_run_at_once(tmp_path):
     with pytest.raises(ValueError, match="11 of the 11 samples"):
-        BadSampleLimit(0.1, tmp_path).check_report(step(0, 11))
+        BadSampleLimit(0.1, tmp_path).after_report(1, step(0, 11))
 
 
 def audited(words, questions, bad, *more):

@@ -40,7 +40,7 @@ def test_weights_are_finite_only_if_all_are():
 def test_a_dead_model_is_reported_once(tmp_path, losses, norm, dead):
     health = Health(Accelerator(cpu=True), tmp_path / "health.jsonl", 5, 1000)
     for step, loss in enumerate(losses * 2):
-        health.check_report(step, {"loss": loss, "grad_norm": norm})
+        health.after_report(step, {"loss": loss, "grad_norm": norm})
     assert dead == (tmp_path / "health.jsonl").exists()
     if dead:
         (row,) = lines(tmp_path / "health.jsonl")
