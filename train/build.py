@@ -26,14 +26,7 @@ from train.checkpoint.checkpoint import Checkpoints, candidates
 from train.checkpoint.resume import Origin, newest_shape, open_run
 from train.checkpoint.run_identity import StepSplit, shape_of, split_step
 from train.collectives import on_main
-from train.config import (
-    TOWERS,
-    Config,
-    DataConfig,
-    EvalConfig,
-    ModelConfig,
-    frame_policy,
-)
+from train.config import TOWERS, Config, DataConfig, EvalConfig, ModelConfig, frame_policy
 from train.cost import memory_forecast
 from train.cost.dry_run import dry_run, largest_micro_batch, report
 from train.cost.memory_forecast import largest

@@ -85,9 +85,7 @@ def _in_training(config: Config) -> Iterator[tuple[bool, str]]:
     )
     yield (
         train.ema is not None and engine.name.startswith("zero"),
-        f"train.ema={train.ema:g} needs all weights on every rank: use engine=none or engine=ddp"
-        if train.ema is not None
-        else "",
+        f"train.ema={train.ema} needs all weights on every rank: use engine=none or engine=ddp",
     )
     for tower in ("vision", "merger"):
         lr = getattr(optim, f"{tower}_lr")

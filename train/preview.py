@@ -93,9 +93,7 @@ def _videos(encoder: Encoder, encoding: Encoding, clips: Sequence[Clip]) -> Iter
     """Each video in words, and its tokens."""
     for thw, clip in zip(encoding.video_grid_thw_V3.tolist(), clips):
         grid = _grid(encoder, thw)
-        times_T = (
-            clip.frame_indices_T / clip.fps if encoder.policy.times == "server" else clip.times_T
-        )  # those the model is given
+        times_T = clip.times_T if encoder.policy.times == "real" else clip.frame_indices_T / clip.fps
         seconds = f"{times_T[0]:.1f}-{times_T[-1]:.1f} s"
         yield f"video {grid.T} grids {grid.H}x{grid.W}, {len(times_T)} frames, {seconds}", grid.tokens
 

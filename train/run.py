@@ -145,12 +145,9 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         cli.print_help(help_text("all" in sys.argv[1:]))
         return
-    os.environ.setdefault(
-        "HYDRA_FULL_ERROR", "1"
-    )  # errors are printed below in one line; Hydra's handler prints several
-    sys.argv[1:] = [
-        word for word in sys.argv[1:] if not word.startswith("--local_rank=")
-    ]  # added by the deepspeed launcher
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's handler would print several lines for an error
+    # The deepspeed launcher adds --local_rank.
+    sys.argv[1:] = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]
     # Expected: configs/hydra/launcher extends the plugin's schema under the same name.
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/submitit_.*' is validated against ConfigStore")
     hide_library_bars()

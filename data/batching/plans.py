@@ -80,9 +80,7 @@ class BudgetPlan:
 
     sizes: Sizes
     budget: Budget
-    rates: Callable[
-        [int], Sequence[Views]
-    ]  # step -> rates of all its micro-batches, ordered by accumulation turn, then rank
+    rates: Callable[[int], Sequence[Views]]  # step -> rates of all its micro-batches, by accumulation turn, then rank
     kept: KeptCounts
     world: int
     rank: int

@@ -41,9 +41,8 @@ class SampleCost:
 
     def per(self, cost: float) -> SampleCost:
         """The same, as float32 fractions of `cost`."""
-        views = tuple(
-            DecoderFlops(float(per_token / cost), float(per_pair / cost)) for per_token, per_pair in self.views
-        )  # Python floats, so that results stay float32
+        # Python floats, so that results stay float32.
+        views = tuple(DecoderFlops(*(float(flops / cost) for flops in view)) for view in self.views)
         return SampleCost((self.fixed_S / cost).astype(np.float32), views, self.savings and self.savings.per(cost))
 
 

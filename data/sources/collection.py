@@ -108,10 +108,8 @@ def _open(path: str, source: Source, reading: ReadOptions) -> tuple[Origin, Path
     root, restricted = reading.media_root, reading.media_root is not None
     if is_dataset(path):
         is_local = Path(path).is_dir()
-        folder, cache = (
-            Folder(root or (path if is_local else ""), restricted),
-            reading.cache_folder(Path(path) if is_local else None),
-        )
+        folder = Folder(root or (path if is_local else ""), restricted)
+        cache = reading.cache_folder(Path(path) if is_local else None)
         name = repr((str(Path(path).absolute()) if is_local else path, source.subset, source.split, source.rows))
         if not source.streaming:
             return HubDataset(path, source.subset, source.split, folder), cache, name

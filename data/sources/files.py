@@ -15,9 +15,7 @@ from data.formats.roots import Folder
 from data.types import RowError
 
 ESCAPE = "surrogateescape"  # invalid UTF-8 makes only its own row unusable
-DECODER = json.JSONDecoder(
-    parse_int=str
-)  # used to find the end of a value; parse_int=str skips converting long integers
+DECODER = json.JSONDecoder(parse_int=str)  # to find the end of a value; long integers are not converted
 NESTING = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*"', re.DOTALL)
 BOM = "\ufeff"  # byte-order mark that some editors write at the beginning
 

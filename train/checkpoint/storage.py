@@ -54,16 +54,12 @@ def load_resharded(engine: Accelerator, task: nn.Module, optimizer: Any, folder:
     deepspeed: Any = task
     deepspeed._config.load_universal_checkpoint = True
     try:
-        with (
-            trusting_tensors_only(),
-            keeping_settings(optimizer),
-        ):  # DeepSpeed gives all groups the settings of the first
+        with trusting_tensors_only(), keeping_settings(optimizer):  # DeepSpeed gives all groups those of the first
             deepspeed.load_checkpoint(str(scratch), TAG)
     finally:
         deepspeed._config.load_universal_checkpoint = False
-    for (
-        state
-    ) in deepspeed.optimizer.optimizer.state.values():  # DeepSpeed shares one step tensor among parameters under ZeRO 3
+    # Under ZeRO 3, DeepSpeed shares one step tensor among parameters.
+    for state in deepspeed.optimizer.optimizer.state.values():
         state["step"] = torch.as_tensor(state["step"]).clone()
     engine.wait_for_everyone()
     if engine.is_main_process:
