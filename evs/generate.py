@@ -8,7 +8,7 @@ would have without pruning: the first one that of the unpruned prompt's maximum 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
@@ -105,22 +105,19 @@ def generate_pruned(model: Any, x: DecoderInputs, next_B: Tensor, input_ids_N: T
     """
     if generate_kwargs.get("cache_implementation") == "paged" or generate_kwargs.get("negative_prompt_ids") is not None:
         raise ValueError("cache_implementation='paged' and negative_prompt_ids are not supported: leave them out")
-    prompt = _Prompt(x, next_B)
-    inputs: dict[str, Any] = {
+    prompt, towers = _Prompt(x), towers_of(model)
+    inputs = {
         "input_ids": prompt.padded(input_ids_N, model.generation_config.pad_token_id or 0),
         "attention_mask": prompt.mask_BL,
     }
     if prompt.positions is not None:
-        inputs["position_ids"] = prompt.countable
-    towers = towers_of(model)
-    hooks = [towers.language.register_forward_pre_hook(prompt.feed, with_kwargs=True)]
+        inputs["position_ids"] = prompt.positions.clone()
+        inputs["position_ids"][1:, :, -1] = next_B - 1  # the library counts on from the last position
+    last: Any = nullcontext()
     if "logits_to_keep" not in signature(model.forward).parameters:  # the head would read the whole prompt
-        hooks.append(towers.head.register_forward_pre_hook(lambda _, args: (args[0][:, -1:],)))
-    try:
+        last = towers.head.register_forward_pre_hook(lambda _, args: (args[0][:, -1:],))
+    with towers.language.register_forward_pre_hook(prompt.feed, with_kwargs=True), last:
         return model.generate(**inputs, **generate_kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class _Prompt:
@@ -130,19 +127,16 @@ class _Prompt:
     Padding on the right would enter the state before the first generated token.
     """
 
-    def __init__(self, x: DecoderInputs, next_B: Tensor) -> None:
+    def __init__(self, x: DecoderInputs) -> None:
         lengths_B = x.segment_N.bincount()
         self.shape = len(lengths_B), int(lengths_B.max())
         self.place = (x.segment_N, (self.shape[1] - lengths_B)[x.segment_N] + index_in_segment(x.segment_N))
         self.mask_BL = self.padded(torch.ones_like(x.segment_N))
         self.embeds_BLD, self.visual_BL, self.deepstack = self.padded(x.embeds_ND), self.padded(x.visual_N), x.deepstack
-        self.positions = self.countable = None
+        self.positions, self.fed = None, False
         if len(x.positions_PN) > 1:  # a family without rotary positions computes them
             dense_BL = (self.mask_BL.cumsum(1) - 1).clamp(min=0)
             self.positions = torch.cat([dense_BL[None], self.padded(x.positions_PN.T.contiguous()).movedim(-1, 0)])
-            self.countable = self.positions.clone()
-            self.countable[1:, :, -1] = next_B - 1  # the library counts on from the last position
-        self.fed = False
 
     def padded(self, values_N: Tensor, filler: int = 0) -> Tensor:
         """[B, L, ...] rows of packed values."""
@@ -198,9 +192,12 @@ def _answers(
         raise ValueError(
             "num_return_sequences, and logprobs of beams, are not supported: use evs.generate.generate_pruned"
         )
-    eos = settings.get("eos_token_id", defaults.eos_token_id)
+    given = getattr(settings.get("generation_config"), "eos_token_id", None)
+    eos = settings.get("eos_token_id", defaults.eos_token_id if given is None else given)
     ends = {eos} if isinstance(eos, int) else {*(eos or ())}
-    return [_until(row, ends) for row in out.sequences[:, int(x.segment_N.bincount().max()) :].tolist()], logits
+    rows = out.sequences[:, int(x.segment_N.bincount().max()) :].tolist()
+    lengths = (next((i for i, token in enumerate(row, 1) if token in ends), None) for row in rows)
+    return [tuple(row[:length]) for row, length in zip(rows, lengths)], logits  # the library pads after the end
 
 
 @contextmanager
@@ -213,12 +210,6 @@ def _special_tokens_only(model: Any) -> Iterator[Any]:
         yield model.generation_config
     finally:
         model.generation_config = stored
-
-
-def _until(tokens: list[int], ends: set[int]) -> tuple[int, ...]:
-    """The tokens up to the first that ends an answer; the library pads behind it."""
-    last = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
-    return tuple(tokens[: last + 1])
 
 
 def _top(logits_V: Tensor, n: int, chosen: int) -> dict[int, float]:
