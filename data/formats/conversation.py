@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -91,7 +92,8 @@ def video(entry: Any, row: Mapping[str, Any], root: Root, where: str) -> VideoRe
     names, folder = listed
     pictures = [image(name, root, where) for name in names]
     frames = frame_list(pictures, fields, row, where)
-    return VideoRef(folder or f"{pictures[0].path} and {len(pictures) - 1} more", content=frames, settings=settings)
+    path = f"{pictures[0].path} and {len(pictures) - 1} more" if folder is None else os.path.dirname(pictures[0].path)  # noqa: PTH120
+    return VideoRef(path, content=frames, settings=settings)
 
 
 def image(entry: Any, root: Root, where: str) -> ImageRef:

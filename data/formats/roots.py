@@ -14,6 +14,9 @@ from data.types import RowError, Span
 class Root(Protocol):
     """Resolves media names."""
 
+    def entries(self, folder: str, where: str) -> list[str] | None:
+        """Names of the files in a folder; None if there is no such folder. Raises RowError as `find` does."""
+
     def find(self, name: str, where: str) -> tuple[str, Span | None]:
         """(path, byte range in an archive or None). Raises RowError, naming `where`, if the name is not allowed."""
 
@@ -27,6 +30,10 @@ class Folder:
 
     path: str
     restricted: bool = False
+
+    def entries(self, folder: str, where: str) -> list[str] | None:
+        path, _ = self.find(folder, where)
+        return os.listdir(path) if os.path.isdir(path) else None  # noqa: PTH112, PTH208  Path takes ten times as long
 
     def find(self, name: str, where: str) -> tuple[str, None]:
         name = os.path.expanduser(name)  # noqa: PTH111  Path.expanduser raises for an unknown user
@@ -45,6 +52,11 @@ class Members:
 
     archive: str
     spans: Mapping[str, Span]
+
+    def entries(self, folder: str, where: str) -> list[str] | None:
+        prefix = f"{folder.rstrip('/')}/"
+        inside = [name.removeprefix(prefix) for name in self.spans if name.startswith(prefix)]
+        return [name for name in inside if "/" not in name] or None
 
     def find(self, name: str, where: str) -> tuple[str, Span]:
         if name not in self.spans:

@@ -47,7 +47,7 @@ def refuse_picture_settings(fields: Mapping[str, Any], where: str) -> None:
 
 
 def picture_names(fields: Mapping[str, Any], root: Root, where: str) -> tuple[list[Any], str | None] | None:
-    """(pictures, their folder or None) of a video given as pictures; None for a video file."""
+    """(pictures, the name of their folder or None) of a video given as pictures; None for a video file."""
     values = [fields[key] for key in ("video", "path", "url", "frames") if fields.get(key) is not None]
     value = values[0] if values else None
     if fields.get("frames") is not None and (len(values) > 1 or not isinstance(value, list)):
@@ -55,15 +55,17 @@ def picture_names(fields: Mapping[str, Any], root: Root, where: str) -> tuple[li
     if isinstance(value, list):
         return value, None
     name = value.removeprefix("file://") if isinstance(value, str) else ""
-    if not name or ":" in name or "\0" in name:
+    if not name or ":" in name or "\0" in name or (entries := root.entries(name, where)) is None:
         return None
-    path, content = root.find(name, where)
-    if content is not None or not os.path.isdir(path):  # noqa: PTH112  Path takes ten times as long
-        return None
-    names = sorted((entry for entry in os.listdir(path) if is_picture(entry)), key=_natural)  # noqa: PTH208
+    return pictures_of(name, entries, where), name
+
+
+def pictures_of(folder: str, entries: Sequence[str], where: str) -> list[str]:
+    """Names of the pictures among the entries of a folder, numbers sorted by value. Raises RowError without any."""
+    names = sorted(filter(is_picture, entries), key=_natural)
     if not names:
-        raise RowError(f"{where}: the folder {name[:60]!r} holds no pictures; put the frames there or name a file")
-    return [f"{name}/{entry}" for entry in names], path
+        raise RowError(f"{where}: the folder {folder[:60]!r} holds no pictures; put the frames there or name a file")
+    return [f"{folder.rstrip('/')}/{name}" for name in names]
 
 
 def is_picture(entry: Any) -> bool:

@@ -22,7 +22,7 @@ from data.sources.spec import Source, is_dataset
 from data.sources.tables import HubDataset, HubStream, ParquetFile
 from data.sources.versions import remove_superseded, versioned
 
-VERSION = 4  # format version of everything in the cache
+VERSION = 5  # format version of everything in the cache
 Origin: TypeAlias = "JsonFile | TarFile | ParquetFile | HubStream | HubDataset"
 
 

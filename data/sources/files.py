@@ -72,14 +72,23 @@ def parsed(text: bytes, where: str) -> dict[str, Any]:
     Raises RowError if the text is not a JSON object or list of turns.
     """
     try:
-        row = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        row = json.loads(text, object_pairs_hook=_unique)
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError among others
         raise RowError(f"{where}: invalid JSON ({error}); correct it there") from None
     if isinstance(row, list) and row and isinstance(row[0], dict) and {"role", "from"} & row[0].keys():
         return {"messages" if "role" in row[0] else "conversations": row}
     if not isinstance(row, dict):
         raise RowError(f"{where}: is {type(row).__name__}, not an object; write {{...}}")
     return row
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError for a key that occurs twice."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r:.60} occurs twice in an object")
+    return entries
 
 
 def _lines(file: Path) -> Iterator[tuple[int, int, int]]:

@@ -3,13 +3,14 @@
 The members of a sample are consecutive and share their name up to the first dot: 0007.json with the row, and its media.
 The row names its media as members ("0007.mp4"), or lists none; then its marks refer to the media members in order.
 A 0007.txt instead of the row is a caption: the answer to a user turn that contains only the media.
+The pictures in a folder 0007/ after 0007.json or 0007.txt are one video, which a row may name "0007".
 """
 
 from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -37,7 +38,7 @@ class TarFile:
 
     def make(self, path: Path) -> None:
         members = _members(self.file)
-        runs = [len(list(group)) for _, group in groupby(members, lambda member: _key(member[0]))]
+        runs = [len(list(group)) for _, group in groupby(_row_keys([name for name, *_ in members]))]
         with path.open("wb") as file:
             np.savez(
                 file,
@@ -94,7 +95,8 @@ class TarRows:
             return file.read(span.size)
 
     def where(self, index: int) -> str:
-        return f"{self.file}/{_key(self._name(int(self.first_R[index])))}"
+        names = map(self._name, range(self.first_R[index], self.first_R[index + 1]))
+        return f"{self.file}/{_key(min(names, key=lambda name: name.count('/')))}"
 
     def root(self, index: int) -> Members:
         members, archive = range(self.first_R[index], self.first_R[index + 1]), str(self.file)
@@ -122,6 +124,15 @@ def _members(file: Path) -> list[tuple[str, int, int]]:
     return [(name, *span) for name, span in spans.items()]
 
 
+def _row_keys(names: Sequence[str]) -> list[str]:
+    """The key of the row that each member belongs to; a member in a folder that a row is named after is the row's."""
+    rows = {_key(name) for name in names if name.endswith((".json", ".txt"))}
+    return [
+        next((str(folder) for folder in PurePosixPath(name).parents if str(folder) in rows), _key(name))
+        for name in names
+    ]
+
+
 def _key(name: str) -> str:
     path = PurePosixPath(name)
     return str(path.parent / path.name.partition(".")[0])
@@ -132,10 +143,19 @@ def _count(listed: Any) -> int:
 
 
 def _unlisted(row: dict[str, Any], members: Mapping[str, Span]) -> dict[str, list[str]]:
-    """The media of a row that lists none: all media members that its content parts do not name."""
+    """The media of a row that lists none: all media members that its content parts do not name.
+
+    Pictures in a folder are one video, their folder.
+    """
     named = json.dumps(row, ensure_ascii=False)
+    top = min(name.count("/") for name in members)
     kinds = {"videos": VIDEOS, "images": IMAGES}
-    members_of_kind = {key: [name for name in members if name.lower().endswith(ends)] for key, ends in kinds.items()}
+    members_of_kind = {
+        key: [name for name in members if name.lower().endswith(ends) and name.count("/") == top]
+        for key, ends in kinds.items()
+    }
+    folders = (name.rpartition("/")[0] for name in members if name.lower().endswith(IMAGES) and name.count("/") > top)
+    members_of_kind["videos"] += dict.fromkeys(folders)
     return {
         key: unnamed
         for key, names in members_of_kind.items()

@@ -103,7 +103,11 @@ class TableRows:
 def _mapped(name: str, path: Path, folder: Folder, identity: str) -> TableRows:
     from datasets import Dataset  # slow to import, and used only here
 
-    return TableRows(name, Dataset.from_file(str(path)).with_format("arrow"), folder, identity)
+    try:
+        table = Dataset.from_file(str(path)).with_format("arrow")
+    except (ValueError, NotImplementedError) as error:  # a column type that the library does not support
+        raise ValueError(f"{name}: unsupported column ({_first_line(error)}); remove it or write it as text") from None
+    return TableRows(name, table, folder, identity)
 
 
 def _write(path: Path, tables: Iterator[Any]) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from data.media.container import probe
+from data.media.frame_list import load_frames
 from data.types import RowError, Turn, VideoRef
 from tests.data.reading import read
 from tests.data.sources.test_shards import pack
+from tests.data.videos import numbers, picture
 
 ROW = {"video": "a.mp4", "conversations": [{"from": "human", "value": "<video>é?"}, {"from": "gpt", "value": "A"}]}
 SAID = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
@@ -86,6 +90,45 @@ def test_captions_lie_beside_videos(tmp_path, clip):
     assert samples[0].turns[0].parts == samples[0].media and probe(samples[0].media[0]).frames == 100
     with pytest.raises(RowError, match=r"a\.tar/2: has both a \.txt and a \.json with messages"):
         samples[2]
+
+
+@pytest.mark.parametrize("listed", [{}, {"videos": ["0"]}, {"video": {"path": "0/", "fps": 4}}, "caption"])
+def test_a_folder_of_pictures_in_a_shard_is_one_video(tmp_path, listed):
+    said = [{"role": "user", "content": "<video>Q"}, SAID[1]]
+    row = {"0.txt": b"A"} if listed == "caption" else {"0.json": {"messages": said, **listed}}
+    frames = {f"0/{number}.png": picture(number, 64, 64) for number in range(11)}
+    samples = read(pack(tmp_path / "a.tar", row | png(frames) | {"0/notes.csv": b"", "1.txt": b"B"}))
+    (ref,) = samples[0].media
+    clip = load_frames(ref, ref.content, fps=4.0, max_frames=16)
+    assert numbers(clip.frames_THWC) == list(range(11)) and ref.path == f"{tmp_path / 'a.tar'}/0"
+    assert len(samples) == 2 and samples[0].turns[-1] == Turn("assistant", ("A",))
+
+
+def png(frames):
+    """The contents of PNG files by name."""
+    files = {}
+    for name, pixels in frames.items():
+        Image.fromarray(pixels).save(file := io.BytesIO(), "PNG")
+        files[name] = file.getvalue()
+    return files
+
+
+def test_a_key_that_occurs_twice_is_refused(tmp_path):
+    text = json.dumps({"messages": [SAID[0], SAID[1] | {"weight": 0}]})
+    (tmp_path / "a.jsonl").write_text(text.replace('"weight": 0', '"weight": 0, "weight": 1'))
+    with pytest.raises(RowError, match=r"a\.jsonl:1: invalid JSON \('weight' occurs twice in an object\)"):
+        read(str(tmp_path / "a.jsonl"))[0]
+
+
+def test_a_column_of_an_unsupported_type_is_one_line_that_names_the_file(tmp_path):
+    types = pa.map_(pa.string(), pa.list_(pa.string()))
+    table = pa.table({"messages": [SAID], "extra": pa.array([[("ref", ["x"])]], types)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(
+        ValueError, match=r"a\.parquet: unsupported column \(.*; remove it or write it as text"
+    ) as error:
+        read(str(tmp_path / "a.parquet"))
+    assert "\n" not in str(error.value)
 
 
 def test_members_that_no_mark_shows_are_refused(tmp_path, clip):
