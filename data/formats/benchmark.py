@@ -15,6 +15,7 @@ from pathlib import Path
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 from data.formats.roots import Root
+from data.formats.video_settings import PICTURES
 from data.types import RowError, Span, Turn, VideoRef
 
 ASK = "Answer with the option's letter from the given choices directly."  # the prompt of lmms-eval
@@ -65,7 +66,7 @@ def _members(folder: str) -> dict[str, Span]:
         try:
             with ZipFile(path) as archive, path.open("rb") as file:
                 for member in archive.infolist():
-                    if member.is_dir() or Path(member.filename).suffix.lower() in (".srt", ".json", ".txt"):
+                    if member.is_dir() or Path(member.filename).suffix.lower() in (".srt", ".json", ".txt", *PICTURES):
                         continue
                     if member.compress_type != ZIP_STORED:
                         raise ValueError(f"{path}: its videos are compressed: unzip it in its folder")

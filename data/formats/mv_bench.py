@@ -3,7 +3,7 @@
     {"video": "ZS9XR.mp4", "question": "What happened ...?", "candidates": ["a", "b", "c"], "answer": "b",
      "start": 11.1, "end": 19.6}                                     start and end, in seconds, in some tasks
 
-The task is the file's name. Videos stored as folders of pictures (episodic_reasoning) are missing.
+The task is the file's name. The videos of episodic_reasoning are folders of pictures, three a second; unzip tvqa.zip.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from dataclasses import replace
 from typing import Any
 
 from data.formats.benchmark import choice, video
-from data.formats.conversation import finished, text_of
+from data.formats.conversation import finished, image, text_of
 from data.formats.roots import Root
-from data.types import RowError, Sample
+from data.formats.video_settings import pictures_of
+from data.types import FrameList, RowError, Sample, VideoRef, VideoSettings
 
 FOLDERS = {
     "action_sequence": "star/Charades_v1_480",
@@ -40,6 +41,7 @@ FOLDERS = {
     "episodic_reasoning": "tvqa/frames_fps3_hq",
     "counterfactual_inference": "clevrer/video_validation",
 }
+PICTURE_RATE = 3.0  # pictures per second of a video that is a folder of pictures
 TASK = re.compile("|".join(FOLDERS))
 
 
@@ -53,8 +55,24 @@ def sample(row: Mapping[str, Any], root: Root, where: str) -> Sample:
     if answer not in options:
         raise RowError(f"{where}: the answer {answer!r} is not among its candidates; correct the row")
     path, folder = text_of(row.get("video"), "video", where), FOLDERS[task[0]]
-    ref = video(root, [f"video/{folder}/{path}", f"{folder}/{path}", path], where)
-    if row.get("start") is not None:
-        ref = replace(ref, start=float(row["start"]), end=float(row["end"]))
+    names = [f"video/{folder}/{path}", f"{folder}/{path}", path]
+    segment = (float(row["start"]), float(row["end"])) if row.get("start") is not None else None
+    ref = _pictures(root, names, segment, where)
+    if ref is None:
+        ref = video(root, names, where)
+        ref = replace(ref, start=segment[0], end=segment[1]) if segment else ref
     turns = choice(ref, text_of(row.get("question"), "question", where), options, options.index(answer))
     return finished(Sample(str(row.get("id", where)), turns, kind=task[0]), where)
+
+
+def _pictures(root: Root, names: list[str], segment: tuple[float, float] | None, where: str) -> VideoRef | None:
+    """The pictures of a segment, in seconds, of the first of the names that is a folder; None if none is."""
+    for name in names:
+        if (entries := root.entries(name, where)) is not None:
+            pictures = pictures_of(name, entries, where)
+            if segment:  # the benchmark counts pictures from 1
+                first, last = (round(seconds * PICTURE_RATE) for seconds in segment)
+                pictures = pictures[max(first - 1, 0) : last]
+            frames = FrameList(tuple(image(picture, root, where) for picture in pictures))
+            return VideoRef(root.find(name, where)[0], content=frames, settings=VideoSettings(fps=PICTURE_RATE))
+    return None

@@ -10,8 +10,10 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from data.media.container import probe
+from data.media.frame_list import load_frames
 from data.types import RowError, Sample, Span
 from tests.data import videos
 from tests.data.reading import read
@@ -111,3 +113,20 @@ def test_mv_bench_knows_its_task_by_the_file_and_takes_the_stretch_that_a_row_na
     assert (sample.media[0].start, sample.media[0].end) == (0.1, 0.2) and probe(sample.media[0]).frames < 8
     with pytest.raises(RowError, match="contains no task"):
         read(str(tmp_path / "json" / "other.json"), format="mv_bench", media_root=root)[0]
+
+
+def test_mv_bench_reads_a_folder_of_pictures_as_a_video_of_three_frames_a_second(tmp_path):
+    row = {"video": "castle", "question": "Why?", "candidates": ["a", "b"], "answer": "a", "start": 1.0, "end": 3.0}
+    file, folder = (
+        tmp_path / "json" / "episodic_reasoning.json",
+        tmp_path / "video" / "tvqa" / "frames_fps3_hq" / "castle",
+    )
+    file.parent.mkdir()
+    file.write_text(json.dumps([row, row | {"start": None, "end": None}]))
+    folder.mkdir(parents=True)
+    for number in range(12):
+        Image.fromarray(videos.picture(number, 64, 64)).save(folder / f"{number + 1:05d}.jpg", quality=95)
+    cut, whole = (sample.media[0] for sample in read(str(file), format="mv_bench", media_root=str(tmp_path)))
+    clip = load_frames(cut, cut.content, fps=cut.settings.fps, max_frames=16)
+    assert videos.numbers(clip.frames_THWC) == list(range(2, 9)) and clip.fps == 3
+    assert len(whole.content.pictures) == 12
