@@ -178,6 +178,7 @@ def assemble(ready: Prepared) -> Run:
         callbacks=[StepMetrics(recorder, meter), health, bad_samples],
         evaluate=build_evaluation(ready, task),
         forecast_gib=None if ready.forecast is None else ready.forecast.peak / 2**30,
+        own_settings=own_settings(ready),
     )
 
 
@@ -222,6 +223,12 @@ def audited(ready: Prepared) -> tuple[Quarantined, ...]:
     return tuple(dict.fromkeys(chain.from_iterable(data.lost for data in sets)))
 
 
+def own_settings(ready: Prepared) -> dict[str, int]:
+    """The number of rows that set the frames or pixels of their videos themselves, by configuration key."""
+    sets = {"data.train": ready.train_set, "data.eval": ready.eval_set}
+    return {key: data.own_settings for key, data in sets.items() if data is not None}
+
+
 def build_average(task: nn.Module, optimizer: Any, decay: float | None) -> Average | None:
     """A moving average of the trained weights, updated after every step of the optimizer; None without a decay."""
     if decay is None:
@@ -237,8 +244,10 @@ def check_datasets(config: Config, train_set: AuditedData, eval_set: AuditedData
     for name, data in (("data.train", train_set), ("data.eval", eval_set)):
         if data is not None:
             check_audited(name, data.rows, data.lost, config.data.max_bad_fraction, file)
-            if own := int(data.index.own_settings_S.sum()):
-                print(f"{name}: {own} of {data.rows} rows set the frames or pixels of their videos themselves")
+            if data.own_settings:
+                print(
+                    f"{name}: {data.own_settings} of {data.rows} rows set frames or pixels of their videos themselves"
+                )
 
 
 def build_meter(engine: Accelerator, config: Config, model: Any, memory: Memory, method: Method) -> Meter:

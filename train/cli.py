@@ -95,7 +95,8 @@ def parse(schema: type[T], argv: Sequence[str] | None = None) -> T:
     for word in words:
         _check_key(word, [field.name for field in schema_fields])
     try:
-        config = OmegaConf.merge(OmegaConf.structured(schema), _values(words, schema_fields))
+        values = expand_home(OmegaConf.to_container(_values(words, schema_fields)))
+        config = OmegaConf.merge(OmegaConf.structured(schema), values)
     except OmegaConfBaseException as error:
         fail(f"{error.full_key}: {first_line(error)}")
     if missing := sorted(OmegaConf.missing_keys(config)):
@@ -104,6 +105,15 @@ def parse(schema: type[T], argv: Sequence[str] | None = None) -> T:
     with one_line_errors():
         check_values(options)
     return options
+
+
+def expand_home(value: Any) -> Any:
+    """`value` with the user's home folder for "~" at the beginning of its strings, the keys of mappings included."""
+    if isinstance(value, dict):
+        return {expand_home(key): expand_home(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [expand_home(entry) for entry in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111  raises for no user
 
 
 @contextmanager

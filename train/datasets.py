@@ -37,6 +37,11 @@ class AuditedData:
         return self.index.quarantined
 
     @property
+    def own_settings(self) -> int:
+        """Number of usable rows that set the frames or pixels of their videos themselves."""
+        return int(self.index.own_settings_S.sum())
+
+    @property
     def fingerprint(self) -> dict[str, Any]:
         """Of the samples in their order, and of what is drawn from where."""
         fingerprint: dict[str, Any] = {"samples": len(self.index), "rows": self.index.digest}

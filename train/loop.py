@@ -53,6 +53,7 @@ class Run:
     callbacks: Sequence[Callback]  # `health` among them
     evaluate: Callable[[], tuple[list[Score], list[Quarantined]]] | None  # None without evaluation data
     forecast_gib: float | None  # forecast of a rank's peak memory; None without a forecast
+    own_settings: dict[str, int]  # rows that set frames or pixels of their videos themselves, by configuration key
 
 
 def fit(run: Run) -> int:

@@ -77,16 +77,16 @@ def train(raw: DictConfig, folder: Path | None = None, restarted: bool = False) 
             watchdog.WATCHDOG.enter("end")
             run.recorder.close()
             if not status and run.engine.is_main_process:
-                print_summary(Path(config.run_dir), run.forecast_gib)
+                print_summary(Path(config.run_dir), run.forecast_gib, run.own_settings)
     if status:
         raise SystemExit(status)
 
 
-def print_summary(run_dir: Path, forecast_gib: float | None) -> None:
+def print_summary(run_dir: Path, forecast_gib: float | None, own_settings: dict[str, int]) -> None:
     """Print what the run did and the command that exports it, and write it to `summary.json`."""
     from train.reports import summary
 
-    result = summary.summarize(run_dir, forecast_gib)
+    result = summary.summarize(run_dir, forecast_gib, own_settings)
     summary.write(result, run_dir)
     print(summary.text(result, run_dir))
 
@@ -97,7 +97,7 @@ def typed(raw: DictConfig) -> Config:
         raise ValueError(f"missing {', '.join(missing)}: add {' '.join(f'{key}=...' for key in missing)}")
     schema = OmegaConf.structured(Config)
     try:  # Hydra's own merge lets `+key=value` add keys that the schema does not have
-        return cast(Config, OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.to_container(raw))))
+        return cast(Config, OmegaConf.to_object(OmegaConf.merge(schema, cli.expand_home(OmegaConf.to_container(raw)))))
     except OmegaConfBaseException as error:
         raise ValueError(cli.config_error(error, sys.argv[1:], list(cli.leaves(schema)))) from error
 

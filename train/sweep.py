@@ -104,7 +104,7 @@ class Sweep(Callback):
         with read_write(
             config.hydra.overrides
         ):  # a job of another process knows our words, but not how we resolve them
-            config.run_dir = str(config.run_dir)
+            config.run_dir = cli.expand_home(str(config.run_dir))
             config.hydra.overrides.hydra.append(cli.override("run_dir", config.run_dir))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:

@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.runs import composed, trained
+from tests.runs import composed, ended, started, trained
 from train.build import build_run
 from train.checkpoint.checkpoint import complete
 from train.faults.watchdog import WATCHDOG
 from train.loop import fit
 from train.reports.summary import summarize
+from train.run_folder import read_config
 
 pytestmark = pytest.mark.slow
 EXPERIMENTS = Path(__file__).parents[2] / "configs" / "experiment"
@@ -190,6 +191,27 @@ def test_a_resume_lists_and_counts_bad_rows_once(words, questions, tmp_path):
     assert [row["id"] for row in lost] == ["row0", "row1"]
     assert metrics(tmp_path / "run", "quarantined") == [2, 0, 0, 0]
     assert sum(summarize(tmp_path / "run").quarantined.values()) == 2
+
+
+def test_rows_that_silently_set_their_own_frames_are_counted_in_the_summary(words, questions, tmp_path):
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    rows[0]["fps"], rows[1]["nframes"] = 1.0, 4
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in rows[1:3]))
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, printed = ended(started(*words("train.steps=1", f"data.eval={held_out}", "eval.rates=[0]", "show=false")))
+    assert code == 0 and "data.train: 2 rows set frames or pixels" in printed
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["own_settings"] == {"data.train": 2, "data.eval": 1}
+
+
+def test_a_tilde_in_configured_paths_is_the_home_folder(words, questions, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths = ['data.train="~/rows.jsonl"', 'run_dir="~/run"', 'data.cache="~/cache"']
+    shutil.copy(questions, tmp_path / "rows.jsonl")
+    trained(*words("train.steps=1", *paths, "show=false"))
+    assert (tmp_path / "cache").is_dir()
+    assert read_config(tmp_path / "run").data.train == str(tmp_path / "rows.jsonl")
 
 
 def test_renamed_columns_and_a_held_out_fraction_of_one_file(words, questions, tmp_path):

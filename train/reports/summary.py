@@ -27,20 +27,24 @@ class Summary:
     rate: float  # mean of the drawn ones
     peak_memory_gib: float | None  # of the main rank
     forecast_gib: float | None  # by the preflight
+    own_settings: dict[str, int]  # rows that set frames or pixels of their videos themselves, by configuration key
     resized: int  # samples that decoded to another number of tokens than their headers promised
     quarantined: dict[str, int]  # by reason
     checkpoint: str | None
 
 
-def summarize(run_dir: Path, forecast_gib: float | None = None) -> Summary:
-    """ValueError if `run_dir` holds no metrics of a training step, or metrics that no run writes."""
+def summarize(run_dir: Path, forecast_gib: float | None = None, own_settings: dict[str, int] | None = None) -> Summary:
+    """The summary of a run folder; `forecast_gib` and `own_settings` are not in its files.
+
+    Raises ValueError if `run_dir` holds no metrics of a training step, or metrics that no run writes.
+    """
     try:
-        return _summary(run_dir, forecast_gib)
+        return _summary(run_dir, forecast_gib, own_settings or {})
     except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(f"{run_dir}/metrics.jsonl: not what a run writes ({error!r}); correct the file") from None
 
 
-def _summary(run_dir: Path, forecast_gib: float | None) -> Summary:
+def _summary(run_dir: Path, forecast_gib: float | None, own_settings: dict[str, int]) -> Summary:
     rows = [row for row in read_lines(run_dir / "metrics.jsonl") if "samples" in row]
     if not rows:
         raise ValueError(f"{run_dir} holds no metrics of a training step: give the run_dir of a training run")
@@ -59,6 +63,7 @@ def _summary(run_dir: Path, forecast_gib: float | None) -> Summary:
         rate=sum(row["rate"] * length for row, length in zip(rows, lengths)) / max(1, sum(lengths)),
         peak_memory_gib=max(peaks) if peaks else None,
         forecast_gib=forecast_gib,
+        own_settings=own_settings,
         resized=int(sum(row.get("resized", 0) for row in rows)),
         quarantined=by_reason(run_dir),
         checkpoint=str(checkpoints[-1]) if checkpoints else None,
@@ -89,6 +94,7 @@ def text(summary: Summary, run_dir: Path) -> str:
     if summary.peak_memory_gib is not None:
         forecast = f" (forecast {summary.forecast_gib:.2f})" if summary.forecast_gib is not None else ""
         lines.append(f"peak memory {summary.peak_memory_gib:.2f} GiB a rank{forecast}")
+    lines += [f"{key}: {count} rows set frames or pixels" for key, count in summary.own_settings.items() if count]
     if summary.resized:
         lines.append(f"samples that decoded to other numbers of tokens than their headers promised: {summary.resized}")
     lines += [f"quarantined {count}: {reason}" for reason, count in summary.quarantined.items()]
