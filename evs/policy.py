@@ -38,6 +38,11 @@ class Policy:
     weights: str = ""  # which checkpoint of which run was exported
     package: str = ""  # version of evs-uptrain that wrote it, whose plugin serves it
 
+    @property
+    def max_duration(self) -> float:
+        """Seconds of video that `max_frames` at `fps` last; GLM's servers are given the limit so."""
+        return self.max_frames / self.fps
+
     def write(self, folder: str | Path) -> Path:
         """Writes `folder`/evs.json, marks a config.json beside it, and returns the path of the former."""
         path = Path(folder) / FILE

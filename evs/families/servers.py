@@ -5,6 +5,7 @@ from __future__ import annotations
 NEMOTRON = "NemotronH_Omni_Reasoning_V3"
 QWEN2_5 = "Qwen2_5_VLForConditionalGeneration"
 QWEN3 = ("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration")
+GLM = ("Glm4vForConditionalGeneration", "Glm4vMoeForConditionalGeneration")
 QWEN3_5 = ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration")
 # Options of vLLM's video loaders: name, the field of Policy that gives its value, the server's default.
 LOADER = (
@@ -14,9 +15,11 @@ LOADER = (
     ("num_frames", None, 32),  # read for lists of frames only, which vLLM cuts to so many; files are sampled by fps
 )
 EVEN_LOADER = (("fps", "fps", -1), ("num_frames", "max_frames", 32))
-LOADERS = {NEMOTRON: EVEN_LOADER}  # by architecture; Qwen's have LOADER
+GLM_LOADER = (("fps", "fps", 2), ("max_duration", "max_duration", 300), ("num_frames", None, 32))
+LOADERS = {NEMOTRON: EVEN_LOADER, **dict.fromkeys(GLM, GLM_LOADER)}  # by architecture; Qwen's have LOADER
 ALL_FRAMES = -1
-# (method, prune_at) -> vLLM's --video-pruning-method and the architectures that it serves so.
+# (method, prune_at) -> vLLM's --video-pruning-method and the architectures that it serves so. GLM is not among them:
+# vLLM's class prunes by no method, and would ignore --video-pruning-rate, so such checkpoints are served unpruned.
 SERVED: dict[tuple[str, str | int], tuple[str, tuple[str, ...]]] = {
     ("evs", "merger"): ("evs", (QWEN2_5, *QWEN3, *QWEN3_5, NEMOTRON)),
     ("vidcom2", "merger"): ("vidcom2", (*QWEN3, *QWEN3_5)),

@@ -18,6 +18,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
+from evs.families.servers import GLM
 from evs.policy import FILE, LOADER, LOADERS, Policy, highest_rate, load_policy, loader_options, served_method
 from evs.serving.vllm import SUPPORTED
 
@@ -82,6 +83,11 @@ def refuse(vllm_config: Any, policy: Policy | None) -> None:
     pruning = vllm_config.model_config.multimodal_config.get_video_pruning_spec()
     if pruning is None:
         return
+    (architecture,) = vllm_config.model_config.architectures
+    if architecture in GLM:
+        raise ValueError(
+            f"--video-pruning-rate {pruning[1]:g}: vLLM prunes no video of {architecture}; leave the option out"
+        )
     if policy and policy.prune_at != "merger":
         _refuse_before_the_tower(vllm_config.model_config, policy)
     stages = vllm_config.parallel_config.pipeline_parallel_size
@@ -201,7 +207,8 @@ def _overrides(model_config: Any) -> Iterator[Mismatch]:
     if callable(overrides):
         yield Mismatch("hf_overrides", "a function", UNSET, "leave it out")
     elif overrides:
-        own = AutoConfig.from_pretrained(model_config.model, revision=model_config.revision).to_dict()
+        options = {"revision": model_config.revision, "trust_remote_code": model_config.trust_remote_code}
+        own = AutoConfig.from_pretrained(model_config.model, **options).to_dict()
         for name, value in _leaves(overrides):
             trained = reduce(lambda node, key: node.get(key, UNSET) if isinstance(node, dict) else UNSET, name, own)
             if value != trained:

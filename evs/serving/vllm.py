@@ -11,7 +11,7 @@ import os
 from functools import wraps
 from typing import Any
 
-from evs.families.servers import NEMOTRON
+from evs.families.servers import GLM, NEMOTRON
 
 SUPPORTED = ("0.31.0", "0.32.0")
 MODELS = {
@@ -42,6 +42,9 @@ def register() -> None:
         check_at_start(architecture)
         # By name: importing a model class here would touch CUDA before vLLM forks.
         vllm.ModelRegistry.register_model(architecture, target)
+    for architecture in GLM:
+        if architecture in known:
+            check_at_start(architecture)
     if NEMOTRON in known:
         from evs.serving.vllm_nemotron import NemotronOmni
 

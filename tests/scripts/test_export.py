@@ -62,7 +62,8 @@ def test_the_export_is_the_base_with_other_weights(words, checkpoint, questions,
             assert torch.equal(value, trained_weights[name].to(value.dtype)), name
     card = (out / "README.md").read_text()
     assert "| step 4 |" in card and (out / "curve.png").stat().st_size > 1000
-    assert "vllm serve" in card
+    assert "vllm serve" in card and "or later" not in card
+    assert "The plugin needs vLLM 0.31.0 or 0.32.0; it refuses other versions" in card
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
@@ -169,15 +170,22 @@ def test_an_adapter_that_no_server_takes_is_said_to_be_so(words, tmp_path, capsy
     assert "vllm serve" not in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_a_method_that_no_server_prunes_by_is_said_to_be_so(words, tmp_path, capsys):
-    trained(*words("train.steps=1", "method=random_tokens"))
+@pytest.mark.parametrize(
+    ("family", "more", "reason"),
+    [
+        ("qwen2_5_vl", ["method=random_tokens"], "Qwen2_5_VLForConditionalGeneration by random"),
+        ("glm4v", ["data.max_pixels=null"], "Glm4vForConditionalGeneration by evs"),
+    ],
+)
+def test_an_export_that_no_server_prunes_is_said_to_be_so(words, tmp_path, capsys, family, more, reason):
+    trained(*words("train.steps=1", *more, family=family))
     export.main(export.Options(run=str(tmp_path / "run"), out=str(tmp_path / "out")))
     said = capsys.readouterr().out
     card = (tmp_path / "out" / "README.md").read_text()
     for text in (said, card):
-        assert "No server prunes Qwen2_5_VLForConditionalGeneration by random" in text
+        assert f"No server prunes {reason}" in text
         assert "vllm serve" in text and "--video-pruning-rate" not in text
-    assert "or later" not in card and "needs vLLM 0.31.0 or 0.32.0; it refuses other versions" in card
+    assert "plugin" not in card
 
 
 def test_a_curve_is_added_to_an_export_that_is_there(words, checkpoint, tmp_path, capsys):

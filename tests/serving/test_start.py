@@ -12,6 +12,7 @@ from evs.policy import Policy
 from evs.serving.vllm import SUPPORTED
 from scripts.make_tiny_model import make
 from tests.serving.conftest import SERVABLE, drive
+from train.export.serving_metadata import media_io
 
 pytestmark = pytest.mark.serving
 
@@ -153,6 +154,17 @@ NEMOTRON = {
     ),
     "experts": ({"experts": 4}, {}, "on a CPU vLLM has no experts without a gate"),
 }
+
+
+def test_a_server_of_glm_refuses_to_prune_which_its_vllm_would_not_do(environment, tmp_path) -> None:
+    model = make("glm4v", tmp_path / "model")
+    Policy(max_frames=64).write(model)
+    loader = {"media_io_kwargs": media_io(Policy(max_frames=64), "Glm4vForConditionalGeneration")}
+    asked = [{"model": str(model), "dtype": "float32", **more} for more in ({"video_pruning_rate": 0.5}, loader, {})]
+    pruning, trained, defaults = drive(environment("0.32.0"), tmp_path / "job", {"configurations": asked})
+    assert "--video-pruning-rate 0.5: vLLM prunes no video of Glm4vForConditionalGeneration; leave" in pruning["error"]
+    assert trained == {"error": "", "warnings": []}
+    assert "max_duration 300, trained 32.0: --media-io-kwargs" in defaults["warnings"][0]
 
 
 def test_what_a_server_of_nemotron_cannot_do_is_refused_and_the_rest_is_told(environment, tmp_path) -> None:

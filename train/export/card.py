@@ -42,9 +42,9 @@ SERVING = Template("""\
     $install
     $serve
 
-$notes The plugin needs vLLM $versions; it refuses other versions at start. `evs.json` holds the frames, pixels, rates,
-scores and curve of the training; frame rate and limits are given on the command line, since servers read them from no
-file.""")
+$notes`evs.json` holds the frames, pixels, rates, scores and curve of the training; frame rate and limits are given on
+the command line, since servers read them from no file.""")
+PLUGIN = "{} The plugin needs vLLM {}; it refuses other versions at start. "
 WITHOUT: dict[str | int, str] = {  # by prune_at
     "merger": "Without the plugin, vLLM keeps the same tokens and puts them at other positions than in training.",
     "input": "Without the plugin, vLLM prunes other tokens, after the vision tower and by EVS.",
@@ -134,12 +134,11 @@ def _serving(policy: Policy, rate: float | None, about: About) -> str:
     model = (about.base_model or "<the base model>") if about.adapter else "<this checkpoint>"
     without = WITHOUT_PLUGIN.get(served, WITHOUT.get(policy.prune_at, ""))
     without = without if policy.scheme == "preserve" else STOCK_POSITIONS
-    return SERVING.substitute(
-        install=f"pip install vllm=={SUPPORTED[-1]} .    # the plugin, in a clone of evs-uptrain",
-        serve=serve_command(policy, model, rate, served, lora),
-        notes=not_pruned(policy, served) or without,
-        versions=" or ".join(SUPPORTED[FIRST_VERSION.get(served, 0) :]),
-    )
+    install, notes = f"pip install vllm=={SUPPORTED[-1]}", f"{not_pruned(policy, served)} "
+    if not notes.strip():
+        install += " .    # the plugin, in a clone of evs-uptrain"
+        notes = PLUGIN.format(without, " or ".join(SUPPORTED[FIRST_VERSION.get(served, 0) :]))
+    return SERVING.substitute(install=install, serve=serve_command(policy, model, rate, served, lora), notes=notes)
 
 
 def advice(curve: Curve | None, rate: float | None) -> str:
