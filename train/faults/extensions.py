@@ -19,24 +19,28 @@ def build_extension(builder_name: str, limit_s: float) -> None:
     Raise ValueError, naming the lock file, if another build holds it for more than `limit_s` seconds.
     """
     from deepspeed.accelerator import get_accelerator
-    from torch.utils.cpp_extension import _get_build_directory
+    from torch.utils import cpp_extension
 
     builder = get_accelerator().create_op_builder(builder_name)
     if builder is None or not builder.is_compatible(verbose=False):
         return
     WATCHDOG.enter(f"build of DeepSpeed's {builder.name}")
-    wait_for_lock(Path(_get_build_directory(builder.name, False)) / "lock", limit_s)
+    lock = Path(cpp_extension._get_build_directory(builder.name, False)) / "lock"
+    wait_for_lock(lock, limit_s, by_existence=hasattr(cpp_extension, "FileBaton"))
     builder.load(verbose=False)
 
 
-def wait_for_lock(lock: Path, limit_s: float) -> None:
-    """Return when no build holds torch's lock file. Removes it if the process that created it is dead.
+def wait_for_lock(lock: Path, limit_s: float, *, by_existence: bool) -> None:
+    """Return when no build holds torch's lock file. Raise ValueError after `limit_s` seconds.
 
-    Raise ValueError after `limit_s` seconds.
+    `by_existence`: torch waits as long as the file exists, as its older versions do; a dead process's is removed.
+    Otherwise torch locks the open file, which the system releases with the process, and the file stays after a build.
     """
     end = time.monotonic() + limit_s
     while lock.exists():
         holders = _holders(lock)
+        if not holders and not by_existence:
+            return
         if not holders and _is_local(lock):
             print(f"{lock}: removed, a killed build had left it")
             lock.unlink(missing_ok=True)
@@ -48,7 +52,7 @@ def wait_for_lock(lock: Path, limit_s: float) -> None:
 
 
 def _holders(lock: Path) -> list[int]:
-    """Ids of this machine's processes that have the file open; torch keeps it open during a build."""
+    """Ids of this machine's processes that have the file open, as torch keeps it during a build."""
     return [process.pid for process in psutil.process_iter() if _has_open(process, str(lock.resolve()))]
 
 
