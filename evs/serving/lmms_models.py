@@ -75,11 +75,11 @@ class Pruned(lmms):
             raise ValueError(f"--model_args {min(unknown)}= is unknown: use pretrained, {', '.join(known)}")
         self.rate, self.batch_size = check_rate(pruning_rate), int(batch_size)
         policy = load_policy(pretrained) or Policy()
-        spec_of(hf.AutoConfig.from_pretrained(pretrained))
+        spec_of(hf.AutoConfig.from_pretrained(pretrained, trust_remote_code=False))  # None would ask at the terminal
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device if self._world_size > 1 or device is None else torch.device(device)
-        self.processor = hf.AutoProcessor.from_pretrained(pretrained)
+        self.processor = hf.AutoProcessor.from_pretrained(pretrained, trust_remote_code=False)
         _configure(self.processor.video_processor, policy, frames)
         load: Any = hf.AutoModelForImageTextToText.from_pretrained
         self.model = load(pretrained, dtype=dtype, attn_implementation=attn_implementation).to(self.device).eval()

@@ -165,7 +165,7 @@ def lora_flags(adapter: Path, base: Path, policy: Policy) -> str:
 
 def _sizes(base: Path, policy: Policy) -> dict[str, Any]:
     """What the policy changes in the base's video processor, but for the frames, which the loader samples."""
-    own, entries = AutoVideoProcessor.from_pretrained(base), _entries(base, policy)
+    own, entries = load_pretrained(AutoVideoProcessor, str(base)), _entries(base, policy)
     sampling = {"fps", "num_frames", "min_frames", "max_frames"}
     return {key: value for key, value in entries.items() if key not in sampling and value != own.to_dict().get(key)}
 
