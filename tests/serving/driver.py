@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +46,17 @@ def requests(job: dict[str, Any], media: Any) -> dict[str, Any]:
     """Rounds of prompts, each round sent at once: a list of answers, or an error in place of one; and the meters."""
     llm = worker.engine(job, job["rate"], job["chunk"])
     if job.get("jitter"):
-        llm.apply_model(jitter)
+        llm.apply_model(partial(jitter, scale=job["jitter"]))
     rounds = [_round(llm, job, names, media) for names in job["rounds"]]
     meters = {metric.name: getattr(metric, "value", None) for metric in llm.get_metrics()} if job["metrics"] else {}
     return {"rounds": rounds, "meters": meters}
 
 
-def jitter(model: Any) -> None:
-    """Let the vision tower answer a little differently at every call, as kernels do in batches of other sizes."""
+def jitter(model: Any, scale: float) -> None:
+    """Add noise to what the vision tower returns, `scale` of its deviation, as kernels do in batches of other sizes."""
     import torch
 
-    model.visual.register_forward_hook(lambda tower, args, out: out + 0.1 * out.std() * torch.randn_like(out))
+    model.visual.register_forward_hook(lambda tower, args, out: out + scale * out.std() * torch.randn_like(out))
 
 
 def _round(llm: Any, job: dict[str, Any], names: list[str], media: Any) -> list[dict[str, Any]]:

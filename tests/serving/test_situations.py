@@ -80,7 +80,7 @@ def test_two_tensor_parallel_workers_answer_as_one(served, environment, tmp_path
 
 def test_a_video_that_is_encoded_again_keeps_the_same_tokens(checkpoint, environment, tmp_path) -> None:
     (prompt,) = prepare(checkpoint, {"video": CASES["16 grids"]})
-    asked = job(checkpoint, [prompt], [["first"], ["again"], ["forgotten"]], jitter=True)
+    asked = job(checkpoint, [prompt], [["first"], ["again"], ["forgotten"]], jitter=0.1)
     asked["cases"] = {
         name: {**prompt.request, "remembered": name == "again"} for name in ("first", "again", "forgotten")
     }
@@ -88,6 +88,21 @@ def test_a_video_that_is_encoded_again_keeps_the_same_tokens(checkpoint, environ
     (first,), (again,), (forgotten,) = answers["rounds"]
     assert again["kept"] == [] and again["positions"] == first["positions"]
     assert forgotten["kept"] != first["kept"]  # the scores are near enough for that
+
+
+def test_a_prefix_hit_on_a_video_that_is_encoded_again_answers_alike(checkpoint, environment, tmp_path) -> None:
+    (prompt,) = prepare(checkpoint, {"video": Case((LOOK, Video("landscape", grids=16)), chat=False)})
+    ((key, frames),) = prompt.media.items()
+    noise = np.random.default_rng(0).integers(-1, 2, frames.shape)
+    still = (np.repeat(frames[:1], len(frames), axis=0) + noise).clip(0, 255).astype(np.uint8)  # scores nearly equal
+    caching = {"enable_prefix_caching": True, "block_size": 32, "disable_log_stats": False}
+    rounds = [["first"], ["again"], ["again"]]
+    asked = job(checkpoint, [prompt], rounds, dtype="bfloat16", jitter=2e-3, metrics=True, engine=caching)
+    asked["cases"] = {name: {**prompt.request, "remembered": name == "again"} for name in ("first", "again")}
+    answers = drive(environment("0.32.0"), tmp_path / "job", asked, {key: still})
+    (first,), *later = answers["rounds"]
+    assert all(again["kept"] == [] and again["tokens"] == first["tokens"] for (again,) in later)
+    assert answers["meters"]["vllm:prefix_cache_hits"] > 0
 
 
 # name: (what the request asks of the processor, what it says of its video, what it is told)
