@@ -106,7 +106,7 @@ def _mapped(name: str, path: Path, folder: Folder, identity: str) -> TableRows:
     try:
         table = Dataset.from_file(str(path)).with_format("arrow")
     except (ValueError, NotImplementedError) as error:  # a column type that the library does not support
-        raise ValueError(f"{name}: unsupported column ({_first_line(error)}); remove it or write it as text") from None
+        raise ValueError(f"{name}: unsupported column ({first_line(error)}); remove it or write it as text") from None
     return TableRows(name, table, folder, identity)
 
 
