@@ -89,6 +89,39 @@ class Adapter(Protocol):
         ...
 
 
+def merged_grids(grid_thw: Tensor, merge: int) -> list[Grid]:
+    """Grids in tokens of grids in patches, where a token is `merge` x `merge` patches."""
+    return [Grid(t, h // merge, w // merge) for t, h, w in grid_thw.tolist()]
+
+
+def media_tokens(batch: MediaBatch, merge: int) -> Tensor:
+    """[media] tokens of every video and image, in prompt order, where a token is `merge` x `merge` patches."""
+    tokens = torch.empty(len(batch.video_M), dtype=torch.long)
+    tokens[batch.video_M] = batch.video_grid_thw_V3.prod(1) // merge**2
+    tokens[~batch.video_M] = batch.image_grid_thw_I3.prod(1) // merge**2
+    return tokens
+
+
+def embed_tokens(
+    model: Any, batch: MediaBatch, positions_PN: Tensor, visual_N: Tensor, tokens_M: Tensor
+) -> DecoderInputs:
+    """The result of `Adapter.embed_prompt`, on the model's device.
+
+    `visual_N` is True on the placeholders of media, which take `tokens_M` tokens in prompt order. ValueError if the
+    numbers of placeholders and tokens differ.
+    """
+    embeds_ND = model.get_input_embeddings()(batch.input_ids_N.to(model.device))
+    device = embeds_ND.device
+    return DecoderInputs(
+        embeds_ND=embeds_ND,
+        positions_PN=positions_PN.to(device),
+        segment_N=batch.segment_N.to(device),
+        labels_N=batch.labels_N.to(device),
+        video_N=video_index(batch, visual_N, tokens_M).to(device),
+        visual_N=visual_N.to(device),
+    )
+
+
 def rows_in_prompt_order(embedded: DecoderInputs) -> Tensor:
     """[M] for every visual token in order, its row in (all images' rows, then all videos' rows)."""
     video_M = embedded.video_N[embedded.visual_N] >= 0

@@ -15,7 +15,7 @@ from torch import Tensor
 from vllm.model_executor.layers.attention import MMEncoderAttention
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
-from evs.families.qwen.pruned_tower import Order
+from evs.families.mrope.pruned_tower import Order
 from evs.methods.pixels import PixelDelta
 from evs.selection import select
 from evs.serving.start import policy_of

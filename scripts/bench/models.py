@@ -14,7 +14,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from data.types import IGNORE, Batch
 from evs import FrameDelta, Grid, keep_count
 from evs.families import adapter_for
-from evs.families.qwen.fast_tower import normalised
+from evs.families.mrope.fast_tower import normalised
 from evs.methods import Method
 from evs.methods.pixels import PixelDelta
 from train.cost.operations import Work, batch_work, before_tower

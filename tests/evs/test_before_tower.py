@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from evs.families import adapter_for
-from evs.families.qwen.fast_tower import _rotate
-from evs.families.qwen.pruned_tower import Units, _order
+from evs.families.mrope.fast_tower import _rotate
+from evs.families.mrope.pruned_tower import Units, _order
 from tests.evs.models import GLM, QWEN, prompts
 
 LAYOUT = [

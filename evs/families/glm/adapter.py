@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evs.families.qwen.adapter import QwenVL
-from evs.families.qwen.pruned_tower import Stages
+from evs.families.mrope.adapter import MRopeAdapter
+from evs.families.mrope.pruned_tower import Stages
 from evs.positions import Box, frame_boxes
 from evs.types import Grid
 
@@ -42,7 +42,7 @@ def merge(visual: Any, hidden: Tensor) -> Tensor:
     return visual.merger(visual.downsample(units).flatten(1))
 
 
-class GlmVL(QwenVL):
+class GlmVL(MRopeAdapter):
     """Scores the merger output."""
 
     stages = Stages(embed, place, merge)

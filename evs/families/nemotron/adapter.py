@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evs.families.base import MediaBatch, rows_in_prompt_order, video_index
+from evs.families.base import MediaBatch, embed_tokens, media_tokens, merged_grids, rows_in_prompt_order
 from evs.families.spec import FamilySpec
 from evs.packing import decode_packed, index_in_segment
 from evs.types import DecoderInputs, Grid
@@ -42,20 +42,12 @@ class Nemotron:
                 layer.mixer.time_step_limit = STEP_LIMIT
 
     def grids(self, batch: MediaBatch) -> list[Grid]:
-        return self._merged(batch.video_grid_thw_V3)
+        return merged_grids(batch.video_grid_thw_V3, self._merge)
 
     def embed_prompt(self, batch: MediaBatch) -> DecoderInputs:
-        embeds_ND = self.model.get_input_embeddings()(batch.input_ids_N.to(self.model.device))
-        device = embeds_ND.device
+        tokens_M = media_tokens(batch, self._merge)
         visual_N = batch.input_ids_N == self.model.config.image_token_id
-        return DecoderInputs(
-            embeds_ND=embeds_ND,
-            positions_PN=self.positions(batch).to(device),
-            segment_N=batch.segment_N.to(device),
-            labels_N=batch.labels_N.to(device),
-            video_N=video_index(batch, visual_N, self._tokens(batch)).to(device),
-            visual_N=visual_N.to(device),
-        )
+        return embed_tokens(self.model, batch, self.positions(batch), visual_N, tokens_M)
 
     def positions(self, batch: MediaBatch, *, pruned: bool = True) -> Tensor:
         """Not used: the language model has no rotary positions."""
@@ -74,13 +66,6 @@ class Nemotron:
 
     def decode(self, x: DecoderInputs) -> Tensor:
         return decode_packed(self.model.language_model.model, x, self.spec.kernels)
-
-    def _tokens(self, batch: MediaBatch) -> Tensor:
-        """[media] tokens of every medium, in prompt order."""
-        tokens = torch.empty(len(batch.video_M), dtype=torch.long)
-        tokens[batch.video_M] = batch.video_grid_thw_V3.prod(1) // self._merge**2
-        tokens[~batch.video_M] = batch.image_grid_thw_I3.prod(1) // self._merge**2
-        return tokens
 
     def _tower(self, batch: MediaBatch) -> Tensor:
         """[rows, D] tokens of all images, then of all videos. Every module is called once, even without media."""
@@ -109,9 +94,6 @@ class Nemotron:
     @property
     def _merge(self) -> int:
         return round(1 / self.model.config.downsample_ratio)
-
-    def _merged(self, grid_thw: Tensor) -> list[Grid]:
-        return [Grid(t, h // self._merge, w // self._merge) for t, h, w in grid_thw.tolist()]
 
 
 def _encode(vision: Any, pixels: Any, *stock: Any, grids: list[tuple[int, int]] | None = None, **options: Any) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from evs.families.qwen.adapter import QwenVL
+from evs.families.mrope.adapter import MRopeAdapter
 from evs.positions import Box, image_box, stock_vllm, timed_box
 from evs.types import Grid
 
 
-class Qwen25VL(QwenVL):
+class Qwen25VL(MRopeAdapter):
     """Scores the un-windowed merger output."""
 
     def image_box(self, grid: Grid) -> Box:

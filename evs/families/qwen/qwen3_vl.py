@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from evs.families.qwen.adapter import QwenVL
+from evs.families.mrope.adapter import MRopeAdapter
 from evs.positions import Box, frame_boxes
 from evs.types import Grid
 
 
-class Qwen3VL(QwenVL):
+class Qwen3VL(MRopeAdapter):
     """Scores the merger output and every deepstack output side by side; one mask prunes them all."""
 
     def video_boxes(self, grid: Grid, second_per_grid: float) -> list[Box]:

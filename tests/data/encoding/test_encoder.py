@@ -15,7 +15,7 @@ from data.media.container import probe
 from data.media.frames import FramePolicy
 from data.media.processor import CALL
 from data.types import IGNORE, ImageRef, RowError, Sample, Turn, VideoRef, VideoSettings
-from evs.families.qwen.fast_tower import normalised
+from evs.families.mrope.fast_tower import normalised
 from scripts.make_tiny_model import make
 from tests.data import videos
 from tests.evs.models import QWEN

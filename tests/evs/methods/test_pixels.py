@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from evs import Grid
-from evs.families.qwen.fast_tower import levels_of
+from evs.families.mrope.fast_tower import levels_of
 from evs.methods.pixels import PixelDelta
 
 GRID = Grid(5, 2, 3)

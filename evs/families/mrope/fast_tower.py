@@ -1,4 +1,4 @@
-"""Faster forwards for the Qwen vision towers of transformers, with the same weights and keys.
+"""Faster forwards for the vision towers of transformers with Qwen's layout, with the same weights and keys.
 
 The patch embedding is a Conv3d whose stride is its kernel: a matrix product. Outside FlashAttention the library
 attends one window at a time in a Python loop; windows of equal length make one batched call. In half precision on a
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad, scaled_dot_product_attention
 
-from evs.families.qwen.pruned_tower import Stages, Units, borders, encode_units, on_device
+from evs.families.mrope.pruned_tower import Stages, Units, borders, encode_units, on_device
 
 GATED = ("gate_proj", "up_proj", "down_proj")
 ALIGNED = 8  # numbers of half precision in the 16 bytes that a GPU's matrix units load at once
@@ -25,7 +25,7 @@ SHORT = 256  # rows: up to here windows are attended by matrix products on a CPU
 
 
 def speed_up(visual: Any, stages: Stages) -> None:
-    """Rebind the forwards of a Qwen vision tower: same weights, same keys, equal up to rounding."""
+    """Rebind the forwards of a vision tower: same weights, same keys, equal up to rounding."""
     proj = visual.patch_embed.proj
     if tuple(proj.stride) != tuple(proj.kernel_size):
         raise ValueError(

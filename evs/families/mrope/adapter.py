@@ -1,4 +1,4 @@
-"""The adapter of the Qwen-VL families, and the base of others with the same modules and kinds of positions."""
+"""The base adapter of families with multimodal rotary positions (M-RoPE) and the modules of Qwen-VL."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from evs.families.base import MediaBatch, rows_in_prompt_order, video_index
-from evs.families.qwen.fast_tower import levels_of, normalised, speed_up
-from evs.families.qwen.pruned_tower import Stages, Units
+from evs.families.base import MediaBatch, embed_tokens, media_tokens, merged_grids, rows_in_prompt_order
+from evs.families.mrope.fast_tower import levels_of, normalised, speed_up
+from evs.families.mrope.pruned_tower import Stages, Units
 from evs.families.spec import FamilySpec
 from evs.packing import decode_packed
 from evs.positions import Box, image_box, rope_positions
@@ -20,7 +20,7 @@ from evs.types import DecoderInputs, Grid
 
 
 @dataclass(frozen=True)
-class QwenVL:
+class MRopeAdapter:
     """`model` is a Hugging Face *ForConditionalGeneration. A subclass adds the positions of its media."""
 
     model: Any
@@ -43,20 +43,11 @@ class QwenVL:
         return grid_thw
 
     def grids(self, batch: MediaBatch) -> list[Grid]:
-        return self._merged(batch.video_grid_thw_V3)
+        return merged_grids(batch.video_grid_thw_V3, self._merge)
 
     def embed_prompt(self, batch: MediaBatch) -> DecoderInputs:
-        visual_N = self._visual(batch.input_ids_N)
-        embeds_ND = self.model.get_input_embeddings()(batch.input_ids_N.to(self.model.device))
-        device = embeds_ND.device
-        return DecoderInputs(
-            embeds_ND=embeds_ND,
-            positions_PN=self.positions(batch).to(device),
-            segment_N=batch.segment_N.to(device),
-            labels_N=batch.labels_N.to(device),
-            video_N=video_index(batch, visual_N, self._tokens(batch)).to(device),
-            visual_N=visual_N.to(device),
-        )
+        visual_N, tokens_M = self._visual(batch.input_ids_N), media_tokens(batch, self._merge)
+        return embed_tokens(self.model, batch, self.positions(batch), visual_N, tokens_M)
 
     def encode_media(self, batch: MediaBatch, embedded: DecoderInputs) -> tuple[DecoderInputs, Tensor]:
         levels = self._tower(batch, embedded.embeds_ND.device)
@@ -90,7 +81,7 @@ class QwenVL:
 
     def _media(self, batch: MediaBatch) -> Iterator[list[Box]]:
         """The boxes of every medium of the batch in prompt order. ValueError at the end of the media."""
-        images = iter(self._merged(batch.image_grid_thw_I3))
+        images = iter(merged_grids(batch.image_grid_thw_I3, self._merge))
         videos = iter(zip(self.grids(batch), batch.second_per_grid_V.tolist()))
         for is_video in batch.video_M.tolist():
             yield self.video_boxes(*next(videos)) if is_video else [self.image_box(next(images))]
@@ -100,13 +91,6 @@ class QwenVL:
         """True on the placeholder tokens of images and videos."""
         config = self.model.config
         return (input_ids == config.image_token_id) | (input_ids == config.video_token_id)
-
-    def _tokens(self, batch: MediaBatch) -> Tensor:
-        """[media] tokens of every medium, in prompt order."""
-        tokens = torch.empty(len(batch.video_M), dtype=torch.long)
-        tokens[batch.video_M] = batch.video_grid_thw_V3.prod(1) // self._merge**2
-        tokens[~batch.video_M] = batch.image_grid_thw_I3.prod(1) // self._merge**2
-        return tokens
 
     def _tower(self, batch: MediaBatch, device: torch.device, units: Units | None = None) -> tuple[Tensor, ...]:
         """(merged rows of all media, images first; the same rows of every deepstack level), only of `units` if given.
@@ -139,9 +123,6 @@ class QwenVL:
             kept = kept_R.split([len(rows) for rows, _ in given])
             given = [(rows[kept_R], normal) for (rows, normal), kept_R in zip(given, kept)]
         return [normalised(rows, normal) for rows, normal in given]
-
-    def _merged(self, grid_thw: Tensor) -> list[Grid]:
-        return [Grid(t, h // self._merge, w // self._merge) for t, h, w in grid_thw.tolist()]
 
     @property
     def _merge(self) -> int:
