@@ -7,7 +7,7 @@ from typing import Any
 
 import transformers as hf
 
-from scripts.tiny.sizes import Sizes
+from scripts.tiny.sizes import Sizes, render_content
 from scripts.tiny.tokenizer import SPECIALS, tokenizer
 
 ROLES = ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
@@ -20,19 +20,7 @@ TEMPLATE = """\
     {%- if thinks and message.role == 'assistant' -%}
         {{- '<think></think>\\n' -}}
     {%- endif -%}
-    {%- if message.content is string -%}
-        {{- message.content -}}
-    {%- else -%}
-        {%- for part in message.content -%}
-            {%- if part.type == 'image' or 'image' in part or 'image_url' in part -%}
-                {{- '<|begin_of_image|><|image|><|end_of_image|>' -}}
-            {%- elif part.type == 'video' or 'video' in part or 'video_url' in part -%}
-                {{- '<|begin_of_video|><|video|><|end_of_video|>' -}}
-            {%- elif 'text' in part -%}
-                {{- part.text -}}
-            {%- endif -%}
-        {%- endfor -%}
-    {%- endif -%}
+    {{- render(message.content) -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
     {{- '<|assistant|>\\n' -}}
@@ -41,6 +29,7 @@ TEMPLATE = """\
     {%- endif -%}
 {%- endif -%}
 """
+CONTENT = render_content("<|begin_of_image|><|image|><|end_of_image|>", "<|begin_of_video|><|video|><|end_of_video|>")
 
 
 @dataclass(frozen=True)
@@ -59,33 +48,17 @@ class Glm:
     def _config(self, size: Sizes, words: Any) -> Any:
         token, head = words.convert_tokens_to_ids, size.text_width // size.text_heads
         rotary = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
-        text: dict[str, Any] = {
-            "vocab_size": size.vocabulary,
-            "hidden_size": size.text_width,
-            "intermediate_size": size.text_mlp,
-            "num_hidden_layers": size.text_layers,
-            "num_attention_heads": size.text_heads,
-            "num_key_value_heads": size.text_kv_heads,
-            "rope_parameters": rotary | {"mrope_section": [head // 16, head // 8 - head // 16, head // 8]},
-            "initializer_range": size.init,
-            "eos_token_id": token("<|user|>"),
-            "pad_token_id": token("<|endoftext|>"),
-        }
+        text = size.text(
+            rope_parameters=rotary | {"mrope_section": [head // 16, head // 8 - head // 16, head // 8]},
+            eos_token_id=token("<|user|>"),
+            pad_token_id=token("<|endoftext|>"),
+        )
         if self.mixture:
             experts = {"n_routed_experts": size.experts, "num_experts_per_tok": 2, "first_k_dense_replace": 1}
             text |= experts | {"moe_intermediate_size": size.text_mlp // 8, "head_dim": head}
-        vision = {
-            "depth": size.vision_depth,
-            "hidden_size": size.vision_width,
-            "intermediate_size": size.vision_mlp,
-            "num_heads": size.vision_heads,
-            "out_hidden_size": size.text_width,
-            "patch_size": size.patch or PATCH,
-            "initializer_range": size.init,
-        }
         return getattr(hf, f"{self.name}Config")(
             text_config=text,
-            vision_config=vision,
+            vision_config=size.vision(PATCH),
             image_token_id=token("<|image|>"),
             video_token_id=token("<|video|>"),
             image_start_token_id=token("<|begin_of_image|>"),
@@ -100,7 +73,7 @@ class Glm:
         edges = {"shortest_edge": 56 * 56, "longest_edge": 512 * 512}  # areas, of a video's frames together
         shared: dict[str, Any] = {"patch_size": patch, "temporal_patch_size": 2, "merge_size": 2, "size": edges}
         image, video = hf.Glm4vImageProcessor(**shared), hf.Glm4vVideoProcessor(**shared)
-        template = f"{{%- set thinks = {self.mixture} -%}}\n{TEMPLATE}"
+        template = f"{{%- set thinks = {self.mixture} -%}}\n{CONTENT}{TEMPLATE}"
         return hf.Glm4vProcessor(image, words, video, chat_template=template)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import transformers as hf
 
-from scripts.tiny.sizes import Sizes
+from scripts.tiny.sizes import Sizes, render_content
 from scripts.tiny.tokenizer import SPECIALS, tokenizer
 
 OWN = ("<image>", "<img>", "</img>")  # the original has no token for a video either
@@ -22,26 +22,14 @@ TEMPLATE = """\
     {%- if message.role == 'assistant' -%}
         {{- '<think></think>' -}}
     {%- endif -%}
-    {%- if message.content is string -%}
-        {{- message.content -}}
-    {%- else -%}
-        {%- for part in message.content -%}
-            {%- if part.type == 'image' or 'image' in part or 'image_url' in part -%}
-                {{- '<image>\\n' -}}
-            {%- elif part.type == 'video' or 'video' in part or 'video_url' in part -%}
-                {{- '<video>\\n' -}}
-            {%- elif 'text' in part -%}
-                {{- part.text -}}
-            {%- endif -%}
-        {%- endfor -%}
-    {%- endif -%}
-    {{- '<|im_end|>\\n' -}}
+    {{- render(message.content) + '<|im_end|>\\n' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
     {{- '<|im_start|>assistant\\n' -}}
     {{- '<think>\\n' if enable_thinking is not defined or enable_thinking else '<think></think>' -}}
 {%- endif -%}
 """
+CONTENT = render_content("<image>\\n", "<video>\\n")
 
 
 def parts(size: Sizes) -> tuple[Any, Any, Any]:
@@ -102,30 +90,25 @@ def _radio_arguments(size: Sizes) -> dict[str, Any]:
 
 def _text(size: Sizes, token: Any) -> dict[str, Any]:
     blocks = ("linear_attention", "moe" if size.experts else "mlp", "full_attention", "mlp")
-    return {
-        "model_type": "nemotron_h",
-        "vocab_size": size.vocabulary,
-        "hidden_size": size.text_width,
-        "intermediate_size": size.text_mlp,
-        "layers_block_type": [blocks[layer % len(blocks)] for layer in range(size.text_layers)],
-        "num_attention_heads": size.text_heads,
-        "num_key_value_heads": size.text_kv_heads,
-        "head_dim": size.text_width // size.text_heads,
-        "mamba_num_heads": 2 * size.text_heads,
-        "mamba_head_dim": size.text_width // size.text_heads,
-        "n_groups": size.text_kv_heads,
-        "ssm_state_size": 32,
-        "chunk_size": 64,
-        "n_routed_experts": size.experts or 1,
-        "moe_intermediate_size": size.text_mlp // 4,
-        "moe_shared_expert_intermediate_size": size.text_mlp // 4,
-        "max_position_embeddings": 32768,
-        "initializer_range": size.init,
-        "bos_token_id": token("<|endoftext|>"),
-        "eos_token_id": token("<|im_end|>"),
-        "pad_token_id": token("<|endoftext|>"),
-        "dtype": "float32",
-    }
+    head = size.text_width // size.text_heads
+    return size.text(
+        model_type="nemotron_h",
+        layers_block_type=[blocks[layer % len(blocks)] for layer in range(size.text_layers)],
+        head_dim=head,
+        mamba_num_heads=2 * size.text_heads,
+        mamba_head_dim=head,
+        n_groups=size.text_kv_heads,
+        ssm_state_size=32,
+        chunk_size=64,
+        n_routed_experts=size.experts or 1,
+        moe_intermediate_size=size.text_mlp // 4,
+        moe_shared_expert_intermediate_size=size.text_mlp // 4,
+        max_position_embeddings=32768,
+        bos_token_id=token("<|endoftext|>"),
+        eos_token_id=token("<|im_end|>"),
+        pad_token_id=token("<|endoftext|>"),
+        dtype="float32",
+    )
 
 
 def _processor(words: Any, patch: int) -> Any:
@@ -135,4 +118,4 @@ def _processor(words: Any, patch: int) -> Any:
     )
     video = hf.NemotronH_Omni_Reasoning_V3VideoProcessor(patch_size=patch, video_target_num_patches=PATCHES, **NORMAL)
     sound = hf.ParakeetFeatureExtractor()  # the processor asks for one, whether or not the model hears
-    return hf.NemotronH_Omni_Reasoning_V3Processor(image, video, words, sound, chat_template=TEMPLATE)
+    return hf.NemotronH_Omni_Reasoning_V3Processor(image, video, words, sound, chat_template=CONTENT + TEMPLATE)

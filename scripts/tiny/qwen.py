@@ -8,25 +8,10 @@ from typing import Any
 
 import transformers as hf
 
-from scripts.tiny.sizes import Sizes
+from scripts.tiny.sizes import Sizes, render_content
 from scripts.tiny.tokenizer import tokenizer
 
 CHAT_TEMPLATE = """\
-{%- macro render(content) -%}
-    {%- if content is string -%}
-        {{- content -}}
-    {%- else -%}
-        {%- for part in content -%}
-            {%- if part.type == 'image' or 'image' in part or 'image_url' in part -%}
-                {{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
-            {%- elif part.type == 'video' or 'video' in part -%}
-                {{- '<|vision_start|><|video_pad|><|vision_end|>' -}}
-            {%- elif 'text' in part -%}
-                {{- part.text -}}
-            {%- endif -%}
-        {%- endfor -%}
-    {%- endif -%}
-{%- endmacro -%}
 {%- set last = namespace(query=-1) -%}
 {%- for message in messages -%}
     {%- if message.role == 'user' -%}
@@ -64,6 +49,7 @@ CHAT_TEMPLATE = """\
     {%- endif -%}
 {%- endif -%}
 """
+CONTENT = render_content("<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><|video_pad|><|vision_end|>")
 
 
 @dataclass(frozen=True)
@@ -89,34 +75,17 @@ class Family:
 
 def _config(spec: Family, size: Sizes, words: Any) -> Any:
     token = words.convert_tokens_to_ids
-    text = {
-        "vocab_size": size.vocabulary,
-        "hidden_size": size.text_width,
-        "intermediate_size": size.text_mlp,
-        "num_hidden_layers": size.text_layers,
-        "num_attention_heads": size.text_heads,
-        "num_key_value_heads": size.text_kv_heads,
-        "max_position_embeddings": 32768,
-        "tie_word_embeddings": size.tied,
-        "initializer_range": size.init,
-        "bos_token_id": token("<|endoftext|>"),
-        "eos_token_id": token("<|im_end|>"),
-        "pad_token_id": token("<|endoftext|>"),
+    text = size.text(
+        max_position_embeddings=32768,
+        tie_word_embeddings=size.tied,
+        bos_token_id=token("<|endoftext|>"),
+        eos_token_id=token("<|im_end|>"),
+        pad_token_id=token("<|endoftext|>"),
         **spec.text(size),
-    }
-    vision = {
-        "depth": size.vision_depth,
-        "hidden_size": size.vision_width,
-        "intermediate_size": size.vision_mlp,
-        "num_heads": size.vision_heads,
-        "out_hidden_size": size.text_width,
-        "patch_size": size.patch or spec.patch,
-        "initializer_range": size.init,
-        **spec.vision(size),
-    }
+    )
     return getattr(hf, f"{spec.name}Config")(
         text_config=text,
-        vision_config=vision,
+        vision_config=size.vision(spec.patch, **spec.vision(size)),
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),
         vision_start_token_id=token("<|vision_start|>"),
@@ -137,7 +106,7 @@ def _processor(spec: Family, words: Any, patch: int) -> Any:
     image = hf.Qwen2VLImageProcessor(size=_edges(spec.image_area), **shared)
     video = getattr(hf, spec.video_processor)(size=_edges(spec.video_area), **shared)
     settings = f"{{%- set default_system = {spec.default_system!r} -%}}{{%- set thinks = {spec.thinks} -%}}"
-    template = f"{settings}\n{CHAT_TEMPLATE}"
+    template = f"{settings}\n{CONTENT}{CHAT_TEMPLATE}"
     return getattr(hf, spec.processor)(image, words, video, chat_template=template)
 
 
