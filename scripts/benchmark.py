@@ -44,7 +44,7 @@ from train.ranges import names, number, pruning_rates
 
 DATA = {"batching": bench_data.batching, "decode": bench_data.decode}
 MODEL = {"step": bench_step.step, "prefill": prefill, "mask": bench_step.mask, "profile": profile}
-OWN: dict[str, tuple[Any, Any]] = {  # what has options of its own
+OWN: dict[str, tuple[Any, Any]] = {  # benchmarks with options of their own
     "index": (bench_index.Options, bench_index.index),
     "media": (bench_media.Options, bench_media.media),
     "peers": (comparison.Options, comparison.compare),
@@ -59,20 +59,20 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 class Options:
     shape: str = "small"  # one of scripts/bench/models.py
     rates: list[float] = pruning_rates([0.0, 0.25, 0.5, 0.75, 0.9])  # pruning rates to measure
-    rounds: int = number(5, least=1)  # in each of which every contender runs once; medians over them
+    rounds: int = number(5, least=1)  # every variant runs once per round; figures are medians over rounds
     dtype: str = names("bfloat16", *DTYPES)  # of weights and activations
     attention: str = names("sdpa", *ATTENTION, pattern=".+/.+")
-    clips: int | None = number(None, least=1)  # of the batch; null: as many as the shape has
-    checkpointing: bool = False  # step: recompute activations, the library's too, as train/run.py does by default
-    compile: bool = False  # step: torch.compile of the language model's layers, the library's too
-    towers: list[str] = names(list(FROZEN), *FROZEN)  # step: measure with a frozen vision tower, a trained one, or both
-    extras: list[str] = names(list(EXTRAS), *EXTRAS)  # step, prefill: what to measure besides our own step or prefill
-    tokens: int | None = number(None, least=1)  # prefill: video tokens of its clip; null: four times the shape's
-    out: str | None = None  # JSON
+    clips: int | None = number(None, least=1)  # clips of the batch; null: those of the shape
+    checkpointing: bool = False  # step: recompute activations, as train/run.py does by default
+    compile: bool = False  # step: torch.compile of the language model's layers
+    towers: list[str] = names(list(FROZEN), *FROZEN)  # step: with a frozen vision tower, a trained one, or both
+    extras: list[str] = names(list(EXTRAS), *EXTRAS)  # step, prefill: additional measurements
+    tokens: int | None = number(None, least=1)  # prefill: video tokens of the clip; null: four times those of the shape
+    out: str | None = None  # JSON file for the figures
 
 
 def measure(what: str, options: Any) -> dict[str, Any]:
-    """The figures of one benchmark; prints them as they come."""
+    """Run one benchmark. Prints its figures and returns them."""
     if what in OWN:
         return OWN[what][1](options)
     if what in DATA:
@@ -94,7 +94,7 @@ def shape_of(options: Options) -> Shape:
 
 
 def describe(options: Options) -> dict[str, Any]:
-    """The shape in figures."""
+    """Sizes of the shape: parameters in millions, clips, and tokens of a clip."""
     shape = shape_of(options)
     with torch.device("meta"):
         model = Qwen2_5_VLForConditionalGeneration(model_config(shape))
@@ -122,16 +122,16 @@ def main() -> None:
     if what == "gpu":
         cli.run(schedule.run, schedule.Options, words)
         return
-    known = [*MODEL, *DATA, *OWN, "gpu"]
-    if what not in known:
-        cli.fail(f"{what or 'nothing'!r} cannot be measured: use one of {', '.join(known)}")
+    benchmarks = [*MODEL, *DATA, *OWN, "gpu"]
+    if what not in benchmarks:
+        cli.fail(f"{what or 'nothing'!r} is not a benchmark: use one of {', '.join(benchmarks)}")
     options: Any = cli.parse(OWN[what][0] if what in OWN else Options, words)
     with cli.one_line_errors():
-        about = {"what": what, "machine": machine(), "options": asdict(options)}
+        context = {"what": what, "machine": machine(), "options": asdict(options)}
         if what in MODEL:
-            about["shape"] = describe(options)
-        print(json.dumps(about))
-        result = about | {"result": measure(what, options)}
+            context["shape"] = describe(options)
+        print(json.dumps(context))
+        result = context | {"result": measure(what, options)}
         if options.out:
             Path(options.out).parent.mkdir(parents=True, exist_ok=True)
             Path(options.out).write_text(json.dumps(result, indent=1) + "\n")

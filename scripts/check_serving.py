@@ -4,16 +4,12 @@
         [videos=[a.mp4,b.avi]] [chunks=[0,64]] [servers=[stock,plugin]] [method=vidcom2] [scheme=vllm]
         [dtype=float32] [device=cpu]
 
-Prints one line a case and one column a rate: the largest difference of the server's top-5 log-probabilities over the
-first 8 greedy tokens, as far as both chose the same tokens, and how many tokens stand at another position. Exit
-status 1 where lengths, positions, tokens or log-probabilities differ. Where the server kept other tokens of equal
-score ("tie of 2"), its choice is taken over before the comparison; a prompt that is too long for the server is no
-difference. `chunks` are values of the server's max_num_batched_tokens: below a prompt's length its prefill comes in
-several steps; 0 is a length that all prompts fit. `engine` takes more arguments of vLLM's LLM.
+Prints one row per case and one column per rate: the largest difference of the server's top-5 log-probabilities over
+the first 8 greedy tokens, as far as both sides chose the same tokens, and the number of tokens at other positions. The
+exit status is 1 if lengths, positions, tokens or log-probabilities differ. docs/serving_check.md explains the cells.
 
-`videos` are files that both sides read themselves, the server by its own loader and started as `export.py` prints
-(server_flags=default: without its flags). Frames, times, grid and pixels are compared too, and a clip that differs is
-shown with the first stage at which it does.
+With `videos` both sides read the files themselves, the server with its own loader. Frames, times, grid and pixels are
+then compared too, and the table names the first stage at which a clip differs.
 """
 
 from __future__ import annotations
@@ -48,15 +44,15 @@ from scripts.serving.files import prepare as prepare_files
 from scripts.serving.ours import STEPS, TOP, Answer, Ours
 from scripts.serving.prompts import Prompt, without_headers
 from train import cli
-from train.export.serving_metadata import architecture, beside, filled, frames_of, media_io
+from train.export.serving_metadata import architecture, checkpoint_policy, filled, frames_of, media_io
 from train.model import encoder_of, load_pretrained
 from train.ranges import number, pruning_rates
 from train.reports.markdown import markdown_table
 
 SERVED = ("evs", "vidcom2")  # --video-pruning-method
 FLAGS = ("export", "default")
-SAID = ("error:", "Value error,")  # how lines begin that say why, the latter under a ValidationError
-SERVERS = {"plugin": "", "stock": "stock "}  # what each is called in the table
+ERROR_PREFIXES = ("error:", "Value error,")  # of lines that give the reason; the latter under a ValidationError
+SERVERS = {"plugin": "", "stock": "stock "}  # prefixes of the columns in the table
 
 Key = tuple[str, str, float, int]  # server, case, rate, chunk
 
@@ -64,23 +60,23 @@ Key = tuple[str, str, float, int]  # server, case, rate, chunk
 @dataclass(frozen=True)
 class Options:
     model: str  # a checkpoint's folder or Hub id
-    vllm_python: str = os.environ.get(
-        "EVS_VLLM_PYTHON", ""
-    )  # of an environment with vLLM and this package; default: $EVS_VLLM_PYTHON
+    # Python of an environment with vLLM and this package; default: $EVS_VLLM_PYTHON
+    vllm_python: str = os.environ.get("EVS_VLLM_PYTHON", "")
     rates: list[float] = pruning_rates([0.0, 0.5, 0.75])  # pruning rates
-    cases: list[str] = field(default_factory=lambda: list(CASES))  # of scripts/serving/cases.py
-    videos: list[str] = field(default_factory=list)  # files, in place of the cases
-    server_flags: str = "export"  # for videos: export, the frame rate and limits that `export.py` prints, or default
-    chunks: list[int] = number([0], least=0, fewest=1, unique=True)  # tokens that the server prefills at a time; 0: all
+    cases: list[str] = field(default_factory=lambda: list(CASES))  # prompts of scripts/serving/cases.py
+    videos: list[str] = field(default_factory=list)  # video files to compare instead of the cases
+    server_flags: str = "export"  # for videos: export (frame rate and limits as `export.py` prints them) or default
+    # max_num_batched_tokens of the server, which splits longer prefills; 0: no split
+    chunks: list[int] = number([0], least=0, fewest=1, unique=True)
     servers: list[str] = field(default_factory=lambda: ["plugin"])  # plugin, stock or both
-    method: str | None = None  # of both sides; this and scheme: as evs.json says
-    prune_at: str | None = None  # of our side: input, for method=pixel_delta; as evs.json says, as the server reads it
-    scheme: str | None = None  # of our side; vllm: a stock server's (Qwen2.5-VL)
-    dtype: str = "float32"  # of both sides; bfloat16 rounds differently in two implementations
-    device: str = "cpu"  # of our side: cpu or cuda
-    tolerance: float = number(1e-3, above=0)  # of log-probabilities
-    table: str | None = None  # a file to write the table to
-    engine: dict[str, Any] = field(default_factory=dict)  # as {tensor_parallel_size:2}
+    method: str | None = None  # pruning method of both sides; default: that of evs.json, also for prune_at and scheme
+    prune_at: str | None = None  # merger, or input for method=pixel_delta; as in evs.json, which the server reads
+    scheme: str | None = None  # positions on our side; vllm: those of a stock server (Qwen2.5-VL)
+    dtype: str = "float32"  # of both sides; in bfloat16 two implementations round differently
+    device: str = "cpu"  # for our side: cpu or cuda
+    tolerance: float = number(1e-3, above=0)  # largest accepted difference of log-probabilities
+    table: str | None = None  # file for the table
+    engine: dict[str, Any] = field(default_factory=dict)  # further arguments of vLLM's LLM, as {tensor_parallel_size:2}
 
 
 def main(options: Options) -> None:
@@ -99,20 +95,20 @@ def main(options: Options) -> None:
 
 
 def check(options: Options) -> dict[Key, Verdict]:
-    """A verdict on every case at every rate, for each of the server's chunk lengths."""
-    options = filled(options, beside(options.model))
+    """The verdict on every case at every rate and chunk length, for each server."""
+    options = filled(options, checkpoint_policy(options.model))
     _check(options)
     if options.videos:
         return _check_files(options)
-    prompts = {one.name: one for one in prepare(options.model, {name: CASES[name] for name in options.cases})}
+    prompts = {prompt.name: prompt for prompt in prepare(options.model, {name: CASES[name] for name in options.cases})}
     return {
         key: compare(answer, theirs, options.tolerance)
-        for key, answer, theirs in _asked(list(prompts.values()), options, options.engine)
+        for key, answer, theirs in _answers(list(prompts.values()), options, options.engine)
     }
 
 
 def _check_files(options: Options) -> dict[Key, Verdict]:
-    policy = beside(options.model)
+    policy = checkpoint_policy(options.model)
     prompts, refused = prepare_files(options.model, options.videos, frames_of(policy))
     named = {prompt.name: prompt for prompt in prompts}
     exported = options.server_flags == "export"
@@ -120,17 +116,17 @@ def _check_files(options: Options) -> dict[Key, Verdict]:
     engine = {"allowed_local_media_path": "/", **flags}
     verdicts = {
         key: compare_file(named[key[1]], answer, theirs, options.tolerance)
-        for key, answer, theirs in _asked(prompts, options, engine | options.engine)
+        for key, answer, theirs in _answers(prompts, options, engine | options.engine)
     }
     runs = [(server, rate, chunk) for server in options.servers for rate in options.rates for chunk in options.chunks]
     return verdicts | {(server, name, rate, chunk): refused[name] for server, rate, chunk in runs for name in refused}
 
 
-def _asked(
+def _answers(
     prompts: list[Prompt], options: Options, engine: dict[str, Any]
 ) -> Iterator[tuple[Key, Answer, dict[str, Any]]]:
-    """(key, our answer, the server's) to every prompt at every rate."""
-    answers = [each for server in options.servers for each in serve(prompts, options, server, engine).items()]
+    """(key, our answer, the server's answer) of every prompt at every rate."""
+    answers = [item for server in options.servers for item in serve(prompts, options, server, engine).items()]
     method = method_named(cast(str, options.method), prune_at=cast(str, options.prune_at))
     ours = Ours(options.model, method, cast(str, options.scheme), options.dtype, options.device)
     batches = {prompt.name: prompt.batch for prompt in prompts}
@@ -140,7 +136,7 @@ def _asked(
 
 
 def prepare(model: str, cases: dict[str, Case]) -> list[Prompt]:
-    """The cases at this checkpoint's patch size, encoded by the trainer's own encoder."""
+    """The cases as prompts at this checkpoint's patch size, encoded as in training."""
     template = without_headers(load_pretrained(AutoProcessor, model))
     encoders = {
         chat: encoder_of(model, FramePolicy(), chat_template=None if chat else template) for chat in (True, False)
@@ -151,7 +147,7 @@ def prepare(model: str, cases: dict[str, Case]) -> list[Prompt]:
 def serve(
     prompts: list[Prompt], options: Options, server: str, engine: dict[str, Any] | None = None
 ) -> dict[Key, dict[str, Any]]:
-    """What vLLM answers, in its own process and its own Python, with the plugin or as it comes."""
+    """The answers of vLLM, which runs in its own Python process, with or without the plugin."""
     if not prompts:
         return {}
     request = {
@@ -178,11 +174,11 @@ def serve(
         if done.returncode:
             raise ValueError(f"vLLM ended with status {done.returncode}: {_last_error(done.stderr or done.stdout)}")
         answers = json.loads(Path(folder, "answers.json").read_text())
-    return {(server, one["case"], one["rate"], one["chunk"]): one for one in answers}
+    return {(server, answer["case"], answer["rate"], answer["chunk"]): answer for answer in answers}
 
 
 def _method(name: str | None) -> dict[str, str]:
-    # evs is the server's default, and counts for pixel_delta
+    # evs is the server's default and also computes the count of pixel_delta
     return {} if name in (None, "evs", "pixel_delta") else {"video_pruning_method": name}
 
 
@@ -201,11 +197,11 @@ def _prompt(name: str, case: Case, encoder: Encoder) -> Prompt:
     vision = encoder.processor.video_processor
     cell = vision.patch_size * vision.merge_size
     clips = [clip(video, cell, seed) for seed, video in enumerate(case.videos)]
-    pictures = [picture(one.shape, cell, seed) for seed, one in enumerate(case.pictures)]
+    pictures = [picture(part.shape, cell, seed) for seed, part in enumerate(case.pictures)]
     sample = case.sample()
-    media = {f"{name}/video{i}": one.frames_THWC for i, one in enumerate(clips)}
-    videos = [{"key": key, "metadata": server_metadata(one)} for key, one in zip(media, clips)]
-    images = {f"{name}/image{i}": one for i, one in enumerate(pictures)}
+    media = {f"{name}/video{i}": video.frames_THWC for i, video in enumerate(clips)}
+    videos = [{"key": key, "metadata": server_metadata(video)} for key, video in zip(media, clips)]
+    images = {f"{name}/image{i}": image for i, image in enumerate(pictures)}
     text = encoder.chat(sample, generate=True)
     return Prompt(
         name=name,
@@ -218,22 +214,22 @@ def _prompt(name: str, case: Case, encoder: Encoder) -> Prompt:
 def _check(options: Options) -> None:
     for rate in options.rates:
         check_rate(rate)
-    for kind, asked, known in (
+    for kind, chosen, allowed in (
         ("case", options.cases, CASES),
         ("server", options.servers, SERVERS),
         ("server_flags", [options.server_flags], FLAGS),
     ):
-        for name in asked:
-            if name not in known:
-                raise ValueError(f"no {kind} {name!r}{cli.suggest(name, list(known))}")
+        for name in chosen:
+            if name not in allowed:
+                raise ValueError(f"unknown {kind} {name!r}{cli.suggest(name, list(allowed))}")
     if (options.method, options.prune_at) == ("pixel_delta", "input"):
-        if beside(options.model).prune_at != "input":
+        if checkpoint_policy(options.model).prune_at != "input":
             raise ValueError("prune_at=input: the server reads it from the checkpoint's evs.json, which says merger")
         if "stock" in options.servers:
-            raise ValueError("prune_at=input: a stock server gives its tower every token; leave servers=[stock] out")
+            raise ValueError("prune_at=input: a stock server encodes all tokens; remove stock from servers=")
     elif options.method not in SERVED or options.prune_at != "merger":
         raise ValueError(
-            f"method={options.method} prune_at={options.prune_at}: no server prunes so; use {' or '.join(SERVED)}, or "
+            f"method={options.method} prune_at={options.prune_at} is not served; use {' or '.join(SERVED)}, or "
             "pixel_delta at input"
         )
     for video in options.videos:
@@ -249,11 +245,11 @@ def _check(options: Options) -> None:
 
 
 def _last_error(output: str) -> str:
-    """The line that says why; of pydantic's, which checks vLLM's configuration, the reason without its frame."""
-    said = [re.sub(r"^\[rank\d+\]:", "", line).strip() for line in output.splitlines()]  # once torch has ranks
-    lines = [line for line in said if "Error" in line or line.startswith(SAID)]
+    """The line of vLLM's output that gives the reason, without the frame that pydantic puts around it."""
+    stripped = [re.sub(r"^\[rank\d+\]:", "", line).strip() for line in output.splitlines()]  # once torch has ranks
+    lines = [line for line in stripped if "Error" in line or line.startswith(ERROR_PREFIXES)]
     reason = (lines or output.strip().splitlines() or ["no output"])[-1]
-    return re.sub(rf"^({'|'.join(SAID)}) | \[type=value_error.*$", "", reason)
+    return re.sub(rf"^({'|'.join(ERROR_PREFIXES)}) | \[type=value_error.*$", "", reason)
 
 
 if __name__ == "__main__":

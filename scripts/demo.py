@@ -1,10 +1,10 @@
-"""The whole story in minutes on a CPU, without a network: what pruning costs a model, and how uptraining wins it back.
+"""A demonstration in minutes on a CPU, without a network: the accuracy that pruning costs and uptraining restores.
 
     python scripts/demo.py out=runs/demo
 
-Videos with known answers -> a tiny base model trained without pruning -> the base at every rate -> uptrained under
-random rates -> the same number of further steps without pruning, as control -> export, table, curve, and the page of
-the uptrained run.
+It generates videos with known answers and trains a tiny base model without pruning. From the base it trains one model
+under random rates, and one without pruning for as many steps as control. All are evaluated at every rate and exported.
+The results are a table, a curve and the report of the uptrained run.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from train import cli
 from train.ranges import number, pruning_rates
 from train.reports.curve import Curve, from_results, plot, table
 
-# Each process has one thread: two of them do more on two cores than one of two threads.
-RANKS, BATCH = 2, 16  # of the base, and the samples of its step as in configs/experiment/demo.yaml
+# Each process has one thread: on two cores, two such processes are faster than one process with two threads.
+RANKS, BATCH = 2, 16  # ranks of the base run; samples of a step, as in configs/experiment/demo.yaml
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
     "text_width": 128,
@@ -46,7 +46,7 @@ SIZES |= {"vision_width": 64, "vision_depth": 1, "vision_heads": 2, "vision_mlp"
 @dataclass
 class Options:
     out: str = "runs/demo"  # a new folder
-    train_videos: int = number(3200, least=1)  # synthetic ones, each with several questions
+    train_videos: int = number(3200, least=1)  # generated videos, each with several questions
     eval_videos: int = number(200, least=1)  # held out
     base_steps: int = number(400, least=1)  # of training without pruning
     steps: int = number(220, least=1)  # of uptraining, and of the control
@@ -69,9 +69,9 @@ def main(options: Options) -> None:
     )
     frozen = "model.freeze=[vision]"  # as in the real experiments
     logged = replace(demo, log=out / "control.log")
-    with ThreadPoolExecutor(1) as beside:
-        before = beside.submit(logged.evaluate, "base, not trained for pruning", base)
-        started = beside.submit(logged.train, "control", base, options.steps, "rate=constant", frozen)
+    with ThreadPoolExecutor(1) as background:
+        before = background.submit(logged.evaluate, "base, not trained for pruning", base)
+        started = background.submit(logged.train, "control", base, options.steps, "rate=constant", frozen)
         uptrained = demo.train("uptrained", base, options.steps, "rate=uniform", frozen)
         after = demo.evaluate("uptrained on U(0, .9)", uptrained)
         control = demo.evaluate("control, trained on at rate 0", started.result())
@@ -91,14 +91,14 @@ def main(options: Options) -> None:
 
 @dataclass(frozen=True)
 class Demo:
-    """Runs the project's own commands, each in a process of its own."""
+    """Runs the project's commands in processes of their own."""
 
     out: Path
     data: Path
     held_out: Path
     options: Options
-    log: Path | None = None  # where they write; None: to the terminal
-    ranks: int = 1  # processes of a run
+    log: Path | None = None  # file for their output; None: the terminal
+    ranks: int = 1  # ranks of a run
 
     def train(self, name: str, model: Path, steps: int, *words: str) -> Path:
         """The exported checkpoint of one run from `model`."""
@@ -110,10 +110,10 @@ class Demo:
         return self.export(name)
 
     def export(self, name: str, measured: Sequence[str] = ()) -> Path:
-        """The exported checkpoint of a run. Its card and `evs.json` get the curves of the runs in `measured`, the last
-        of which is the run itself."""
+        """The exported checkpoint of a run. Its card shows the curves of the runs `measured`, and `evs.json` holds the
+        last one, which is that of the run itself."""
         exported = self.checkpoint(name)
-        results = [f"results=[{','.join(str(self.scores(each)) for each in measured)}]"] if measured else []
+        results = [f"results=[{','.join(str(self.scores(run)) for run in measured)}]"] if measured else []
         self._python(f"export {name}", script("export"), f"run={self.out / name}", f"out={exported}", *results)
         return exported
 
@@ -134,17 +134,17 @@ class Demo:
         return from_results(result)
 
     def report(self, run: str, names: Sequence[str]) -> None:
-        """The page of one run, with the curves of all."""
+        """Write the report of one run, with the curves of all."""
         results = ",".join(str(self.scores(name)) for name in names)
         page = self.out / "report.html"
         self._python("report", script("report"), f"run={self.out / run}", f"results=[{results}]", f"out={page}")
 
-    def _python(self, about: str, *words: str) -> None:
-        """Run one of the project's scripts; its failure is ours."""
+    def _python(self, title: str, *words: str) -> None:
+        """Run one of the project's scripts. If it fails, end with its exit status."""
         quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         quiet |= {"CUDA_VISIBLE_DEVICES": ""}  # several processes run at once
         with self.log.open("a") if self.log else nullcontext() as log:
-            print(f"\n== {about}", file=log, flush=True)
+            print(f"\n== {title}", file=log, flush=True)
             environment = {"OMP_NUM_THREADS": "1", **os.environ, **quiet}
             done = subprocess.run([sys.executable, *words], env=environment, stdout=log, stderr=log)
         if done.returncode:
@@ -156,7 +156,7 @@ def script(name: str) -> str:
 
 
 def sentence(base: Curve, uptrained: Curve, control: Curve) -> str:
-    """What the curves say at the highest rate that leaves enough tokens to answer, in one sentence."""
+    """One sentence on the curves at the highest rate that leaves enough tokens to answer."""
     rate = max((r for r in base.accuracy if r <= 0.8), default=max(base.accuracy))
     a, b, c = (100 * curve.accuracy[rate] for curve in (base, uptrained, control))
     return (

@@ -1,10 +1,11 @@
-"""Accuracy by pruning rate of a checkpoint, and by kind of question, with 95 % intervals, from one look at each video.
+"""Accuracy of a checkpoint by pruning rate and by kind of question, with 95 % intervals.
 
 python scripts/evaluate.py model=DIR_OR_HUB_ID data=FILE rates=[0,0.5,0.75,0.9] [out=FILE.json] [compare=BASE.json]
-torchrun --nproc-per-node 8 scripts/evaluate.py ...                            shares the samples out
+torchrun --nproc-per-node 8 scripts/evaluate.py ...                            splits the samples over 8 processes
 
-Frames, pixels and positions default to those of the checkpoint's training (evs.json next to its weights).
-Answers are appended to NAME.jsonl next to out=NAME.json, so a run that was killed continues where it stopped.
+Every video is decoded and encoded once for all rates. Frames, pixels and positions default to those of the
+checkpoint's training (evs.json next to its weights). Answers are appended to NAME.jsonl next to out=NAME.json, so that
+the same command continues a run that was killed.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from train.evaluation.answers import Answer, Answers
 from train.evaluation.evaluation import Evaluation, Outcome
 from train.evaluation.report import answers_of, words, write
 from train.evaluation.scores import Difference, differences, scores
-from train.export.serving_metadata import beside, filled
+from train.export.serving_metadata import checkpoint_policy, filled
 from train.model import load_pretrained
 from train.ranges import names, number, pruning_rates
 from train.task import UptrainTask
@@ -48,22 +49,22 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Options:
     model: str  # a checkpoint's folder or Hub id
     data: str  # JSON, JSONL or Parquet, as for training
-    rates: list[float] = pruning_rates(EvalConfig().rates)  # pruning rates
-    out: str | None = None  # JSON
-    compare: str | None = None  # another model's JSON on the same data
-    name: str | None = None  # of the curve; default: the model's folder
-    dtype: str = names("bfloat16", *DTYPES)  # the server's, for weights and scores
+    rates: list[float] = pruning_rates(EvalConfig().rates)  # pruning rates to evaluate
+    out: str | None = None  # JSON file for the scores
+    compare: str | None = None  # JSON file of another model, evaluated on the same data
+    name: str | None = None  # name of the curve; default: the model's folder
+    dtype: str = names("bfloat16", *DTYPES)  # of weights and scores, as in the server
     attention: str = names("sdpa", *ATTENTION, pattern=".+/.+")
-    method: str | None = names(None, *METHODS)  # which tokens survive; this to times: as evs.json says
+    method: str | None = names(None, *METHODS)  # pruning method; default: that of evs.json, also for prune_at to times
     prune_at: Any = None  # merger, input or a block of the tower
-    scheme: str | None = names(None, *SCHEMES)  # positions under pruning
+    scheme: str | None = names(None, *SCHEMES)  # rule of positions under pruning
     batch_size: int = number(1, least=1)
-    limit: int | None = number(None, least=1)  # samples
-    new_tokens: int = number(64, least=1)  # of an answer that is written, for rows that name a metric
-    allow_missing: bool = False  # evaluate the rest where some samples' media are missing or broken
+    limit: int | None = number(None, least=1)  # largest number of samples
+    new_tokens: int = number(64, least=1)  # longest generated answer, for rows that name a metric
+    allow_missing: bool = False  # evaluate the other samples if media are missing or broken
     format: str = "auto"
     media_root: str | None = None
-    columns: Columns = field(default_factory=Columns)  # their names in the data
+    columns: Columns = field(default_factory=Columns)  # names of the data's columns
     fps: float | None = number(None, above=0)
     min_frames: int | None = number(None, least=2)
     max_frames: int | None = number(None, least=2)
@@ -75,25 +76,25 @@ class Options:
 
 
 def main(options: Options) -> None:
-    options = filled(options, beside(options.model))
+    options = filled(options, checkpoint_policy(options.model))
     base = answers_of(Path(options.compare)) if options.compare else None
     engine = Accelerator(cpu=not torch.cuda.is_available())
     evaluation = build(engine, options)
     outcome = run(engine, evaluation, options)
     check_all_asked(options, [lost.reason for lost in outcome.lost], len(evaluation.samples))
-    found = scores(outcome.answers, evaluation.by_key)
+    by_rate = scores(outcome.answers, evaluation.by_key)
     changes = compared(options, outcome.answers, base, evaluation) if base is not None else []
     if engine.is_main_process:
         name = options.name or Path(options.model).name
-        print(words(name, found, changes, options.compare))
+        print(words(name, by_rate, changes, options.compare))
         if options.out:
-            about = {"name": name, "model": options.model, "data": options.data, "left_out": len(outcome.lost)}
-            write(Path(options.out), about, found, changes)
+            context = {"name": name, "model": options.model, "data": options.data, "left_out": len(outcome.lost)}
+            write(Path(options.out), context, by_rate, changes)
             print(f"scores: {options.out}")
 
 
 def build(engine: Accelerator, options: Options) -> Evaluation:
-    """The questions, once all of their media are known to open."""
+    """The questions, after all of their media have been opened."""
     data = DataConfig(
         format=options.format,
         media_root=options.media_root,
@@ -106,18 +107,18 @@ def build(engine: Accelerator, options: Options) -> Evaluation:
     )
     encoder = build_encoder(model_config(options), data)
     collection, index = read_index(engine, "data", options.data, data, encoder)
-    check_all_asked(options, [each.reason for each in index.quarantined], len(collection.samples))
+    check_all_asked(options, [lost.reason for lost in index.quarantined], len(collection.samples))
     return ask_about(engine, encoder, usable(collection, index).samples, data=data, config=config)
 
 
 def run(engine: Accelerator, evaluation: Evaluation, options: Options) -> Outcome:
-    """Ask what the answers beside `out` do not hold yet."""
+    """Ask the questions that the answers next to `out` do not include yet."""
     log = Answers(engine, Path(options.out).with_suffix(".jsonl"), setting(options)) if options.out else None
-    there = log.begin() if log else []
-    missing = evaluation.missing({answer.key for answer in there})
-    if there:
-        engine.print(f"{len(there)} answers are there already; {sum(map(len, missing.values()))} samples to ask")
-    outcome = evaluation.ask(task(engine, options), there, log) if missing else evaluation.recall(there)
+    answered = log.begin() if log else []
+    missing = evaluation.missing({answer.key for answer in answered})
+    if answered:
+        engine.print(f"{len(answered)} answers are there already; {sum(map(len, missing.values()))} samples to ask")
+    outcome = evaluation.ask(task(engine, options), answered, log) if missing else evaluation.recall(answered)
     if log:
         log.finish(outcome.answers)
     return outcome
@@ -141,7 +142,7 @@ def task(engine: Accelerator, options: Options) -> UptrainTask:
 
 
 def check_all_asked(options: Options, reasons: Sequence[str], samples: int) -> None:
-    """ValueError, or with allow_missing=true a line, where samples could not be used."""
+    """Raise ValueError if samples could not be used; with allow_missing=true print a line."""
     if reasons and not options.allow_missing:
         raise ValueError(
             f"{len(reasons)} of {samples} samples of {options.data} cannot be used (the first: {reasons[0]}): "
@@ -152,13 +153,13 @@ def check_all_asked(options: Options, reasons: Sequence[str], samples: int) -> N
 
 
 def setting(options: Options) -> dict[str, Any]:
-    """What answers depend on besides the question and the rate."""
-    chosen = ("dtype", "attention", "method", "prune_at", "scheme", "new_tokens")
-    return {"weights": weights(options.model)} | {key: getattr(options, key) for key in chosen} | frames(options)
+    """Everything that an answer depends on in addition to its question and rate."""
+    keys = ("dtype", "attention", "method", "prune_at", "scheme", "new_tokens")
+    return {"weights": weights(options.model)} | {key: getattr(options, key) for key in keys} | frames(options)
 
 
 def weights(model: str) -> str:
-    """What distinguishes checkpoints, wherever they lie: their files' checksums, or their commit on the Hub."""
+    """An identifier of the weights, independent of their path: checksums of the files, or the commit on the Hub."""
     files = sorted(Path(model).glob("*.safetensors"))
     return " ".join(map(checksum, files)) or str(load_pretrained(AutoConfig, str(model))._commit_hash)
 
@@ -168,7 +169,7 @@ def model_config(options: Options) -> ModelConfig:
 
 
 def frames(options: Options) -> dict[str, Any]:
-    return {each.name: getattr(options, each.name) for each in fields(FramePolicy)}
+    return {field.name: getattr(options, field.name) for field in fields(FramePolicy)}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""A run's checkpoint as a stock Hugging Face folder: the base model's files and keys, the trained weights, a card.
+"""Export a run's checkpoint as a stock Hugging Face folder with the base model's files and keys, and a model card.
 
     python scripts/export.py run=DIR out=DIR [checkpoint=DIR] [results=[base.json,own.json]] [push=user/name]
 
-Beside the weights `evs.json` says what was trained and the processor's configuration the sizes; what is printed, how
-to serve. Given again for an export that is there, the command rewrites its card and curve, and pushes: not the weights.
+`evs.json` next to the weights holds the settings of the training, and the processor's configuration its frame sizes.
+The command prints how to serve the checkpoint. Run it again on an existing export to update the card and the curve, or
+to push; the weights are then left as they are.
 """
 
 from __future__ import annotations
@@ -37,26 +38,26 @@ from train.run_folder import read_config
 class Options:
     run: str  # the run_dir of a training run
     out: str  # a new folder, or an earlier export of this checkpoint
-    checkpoint: str | None = None  # default: the run's newest
-    results: list[str] = field(default_factory=list)  # JSON of scripts/evaluate.py for the card, this checkpoint's last
-    adapter: bool = False  # of a LoRA run the adapter alone, where it would be merged
-    method: str | None = None  # of several that the run drew from, which it is served by; null: the first
-    ema: bool = False  # the average of the weights that train.ema has kept, not the weights themselves
-    push: str | None = None  # user/name on the Hub
-    private: bool = False  # of a repository that is pushed to
-    base_model: str | None = None  # Hub id for the card; default: model.path, where it is one
-    license: str | None = None  # default: the base model's
-    datasets: list[str] = field(default_factory=list)  # Hub ids of what was trained on
+    checkpoint: str | None = None  # a checkpoint's folder; default: the newest of the run
+    results: list[str] = field(default_factory=list)  # JSON files of scripts/evaluate.py for the card, own one last
+    adapter: bool = False  # export the LoRA adapter alone instead of merging it
+    method: str | None = None  # pruning method for serving, if the run drew from several; null: the first
+    ema: bool = False  # export the average of the weights (train.ema)
+    push: str | None = None  # Hub repository to push to, user/name
+    private: bool = False  # create the pushed repository as private
+    base_model: str | None = None  # Hub id for the card; default: model.path, if it is one
+    license: str | None = None  # for the card; default: that of the base model
+    datasets: list[str] = field(default_factory=list)  # for the card: Hub ids of the training data
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What an export is made from."""
+    """The source of an export."""
 
     config: Config
     checkpoint: Path
-    weights: Path  # in it, or their average
-    base: Path  # folder of the model that was trained
+    weights: Path  # folder of the weights in it, or of their average
+    base: Path  # folder of the base model
 
 
 def main(options: Options) -> None:
@@ -80,28 +81,28 @@ def main(options: Options) -> None:
 
 
 def check(options: Options) -> None:
-    """Raise ValueError for what can be known before anything is read."""
-    named: dict[str, Sequence[str | None]] = {
+    """Raise ValueError for options that are wrong whatever the run holds."""
+    ids_by_key: dict[str, Sequence[str | None]] = {
         "push": [options.push],
         "base_model": [options.base_model],
         "datasets": options.datasets,
     }
-    for key, ids in named.items():
-        if wrong := [each for each in ids if each is not None and not is_hub_id(each)]:
-            raise ValueError(f"{key}={wrong[0]} is no Hub id: give user/name")
+    for key, ids in ids_by_key.items():
+        if wrong := [id for id in ids if id is not None and not is_hub_id(id)]:
+            raise ValueError(f"{key}={wrong[0]} is not a Hub id: give user/name")
     if options.private and options.push is None:
         raise ValueError("private=true has no effect without push=user/name: give both")
 
 
 def newest(run: Path) -> Path:
-    found = complete(run / "checkpoints")
-    if not found:
+    checkpoints = complete(run / "checkpoints")
+    if not checkpoints:
         raise ValueError(f"run={run} holds no complete checkpoint: let it reach train.save_every steps")
-    return found[-1]
+    return checkpoints[-1]
 
 
 def weights_of(checkpoint: Path, ema: bool) -> Path:
-    """The folder of what is exported. ValueError where no average was kept."""
+    """The folder of the exported weights. ValueError if the average is requested and the checkpoint has none."""
     folder = checkpoint / ("ema" if ema else "model")
     if not folder.is_dir():
         raise ValueError(f"ema=true: {checkpoint} holds no average of the weights: train with train.ema=0.999")
@@ -109,21 +110,23 @@ def weights_of(checkpoint: Path, ema: bool) -> Path:
 
 
 def measured_by(run: Path, checkpoint: Path, options: Options) -> Measured:
-    """What was measured on request, else during the run: at its beginning and at the checkpoint, never its average."""
+    """The curves in `results`; without them, the run's own at its beginning and at the checkpoint (not of the
+    average)."""
     if options.results:
         curves = [from_results(Path(path)) for path in options.results]
         return Measured(curves, curves[-1])
-    found, step = evaluations(run), -1 if options.ema else step_of(checkpoint)
-    return Measured([found[each] for each in sorted({*list(found)[:1], step} & found.keys())], found.get(step))
+    by_step, step = evaluations(run), -1 if options.ema else step_of(checkpoint)
+    shown = sorted({*list(by_step)[:1], step} & by_step.keys())
+    return Measured([by_step[shown_step] for shown_step in shown], by_step.get(step))
 
 
 def by_rate(measured: Measured) -> dict[str, float]:
-    """The checkpoint's curve as `evs.json` holds it."""
+    """The checkpoint's accuracy by rate, in the form of `evs.json`."""
     return {f"{rate:g}": value for rate, value in sorted(measured.own.accuracy.items())} if measured.own else {}
 
 
 def identity(checkpoint: Path, options: Options) -> str:
-    """Other for every checkpoint of every run, for an adapter and for an average."""
+    """An identifier that differs between checkpoints, runs, adapters and averages."""
     manifest = checkpoint / NAME
     if not manifest.is_file():
         raise ValueError(f"checkpoint={checkpoint} holds no {NAME}: give a finished one, .../checkpoints/step_NNNNNNNN")
@@ -132,10 +135,10 @@ def identity(checkpoint: Path, options: Options) -> str:
 
 
 def exported(out: Path, policy: Policy) -> bool:
-    """Whether the folder holds these weights. ValueError where it holds anything else."""
+    """True if the folder holds these weights, False if it is new or empty. ValueError if it holds anything else."""
     if not out.exists() or not any(out.iterdir()):
         return False
-    there = read(out)  # written last, so that the rest is whole
+    there = read(out)  # written last, so that all other files are complete
     if there is None or there.weights != policy.weights:
         held = f"holds {there.weights or 'another export'}" if there else "is not empty"
         raise ValueError(f"out={out} {held}: give a new folder")
@@ -149,7 +152,7 @@ def base_folder(config: Config) -> Path:
 
 
 def write(trained: Trained, policy: Policy, out: Path, about: About) -> None:
-    """All but the card and `evs.json`."""
+    """Write all files except the card and `evs.json`."""
     out.mkdir(parents=True, exist_ok=True)
     if about.adapter:
         write_adapter(trained.weights, out, about.base_model or trained.base.resolve().name)
@@ -162,7 +165,7 @@ def write(trained: Trained, policy: Policy, out: Path, about: About) -> None:
 
 
 def about_of(options: Options, trained: Trained, policy: Policy) -> About:
-    """What is known of the base, and what was given in its place."""
+    """Metadata of the base model, replaced by the options that are given."""
     known = about_base(trained.base, trained.config.model.path)
     about = replace(known, datasets=tuple(options.datasets), adapter=options.adapter)
     if options.adapter:
@@ -173,9 +176,9 @@ def about_of(options: Options, trained: Trained, policy: Policy) -> About:
 
 
 def adapter_flags(trained: Trained, policy: Policy) -> str:
-    """vLLM's flags for the adapter; empty, with the reason printed, if it cannot be served as one."""
+    """vLLM's flags for the adapter. If it cannot be served, the reason is printed and the result is empty."""
     if not (trained.weights / ADAPTER).is_file():
-        raise ValueError("adapter=true: this run trained without LoRA (model.lora.r): leave it out")
+        raise ValueError("adapter=true: this run trained without LoRA (model.lora.r): remove adapter=true")
     try:
         return lora_flags(trained.weights, trained.base, policy)
     except ValueError as error:
@@ -184,7 +187,7 @@ def adapter_flags(trained: Trained, policy: Policy) -> str:
 
 
 def explain(policy: Policy, measured: Measured, options: Options, trained: Trained, about: About) -> None:
-    """Print what is there, how to serve it, and what is missing."""
+    """Print the export's folder, how to serve it, and what is missing."""
     out, rate = shlex.quote(options.out), measured.recommended
     print(f"checkpoint: {options.out} (from {trained.checkpoint})")
     if not about.adapter:

@@ -1,11 +1,11 @@
-"""Ask a model about videos and images, its video tokens pruned as a server would prune them.
+"""Ask a model about videos and images, with its video tokens pruned as in a server.
 
     python scripts/generate.py model=DIR_OR_HUB_ID video=FILE prompt="What happens?" rate=0.5
         [video=[a.mp4,b.mp4]] [image=[c.png]] [fps=2] [max_frames=768] [method=evs] [dtype=float32]
         [sample=true temperature=0.7 top_p=0.8 seed=1] [logprobs=5] [json=true]
 
 Frames, pixels and positions default to those of the checkpoint's training (evs.json next to its weights).
-Media precede the prompt, images first; to place them, name them: prompt="First <video>, then <video>: the difference?"
+Images and then videos precede the prompt, unless it places them: prompt="First <video>, then <video>: what changed?"
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from evs.pipeline import check_place
 from evs.selection import check_rate
 from train import cli
 from train.config import CELL
-from train.export.serving_metadata import beside, filled
+from train.export.serving_metadata import checkpoint_policy, filled
 from train.model import encoder_of, load_pretrained
 from train.ranges import number
 
@@ -44,12 +44,12 @@ from train.ranges import number
 @dataclass(frozen=True)
 class Options:
     model: str  # a checkpoint's folder or Hub id
-    prompt: str  # the question; <video> and <image> say where media stand
+    prompt: str  # the question; <video> and <image> mark the places of media
     rate: float = number(0.0, least=0, below=1)  # pruning rate: the fraction of video tokens to remove
     video: Any = None  # a file or a list of files
     image: Any = None  # a file or a list of files
-    method: str | None = None  # these: as the checkpoint's evs.json says
-    prune_at: Any = None  # of the vision tower: merger, input or the number of a block
+    method: str | None = None  # pruning method; default: that of evs.json, also for prune_at to times
+    prune_at: Any = None  # merger, input or a block of the vision tower
     scheme: str | None = None
     scorer_dtype: str | None = None
     fps: float | None = number(None, above=0)
@@ -59,30 +59,30 @@ class Options:
     max_pixels: int | None = number(None, least=CELL)
     total_pixels: int | None = number(None, least=CELL)
     times: str | None = None
-    dtype: str = "auto"  # the checkpoint's own
+    dtype: str = "auto"  # of the weights; auto: the checkpoint's own
     device: str = "cuda" if torch.cuda.is_available() else "cpu"  # cpu or cuda
     attention: str = "sdpa"
     max_new_tokens: int = number(128, least=1)  # the longest answer
-    sample: bool = False  # draw tokens; false: take the likeliest
+    sample: bool = False  # sample tokens; false: greedy decoding
     temperature: float = number(1.0, above=0)  # of sampling
-    top_k: int = number(0, least=0)  # 0 = off
+    top_k: int = number(0, least=0)  # sample among so many likeliest tokens; 0: all
     top_p: float = number(1.0, above=0, most=1)  # sample among the likeliest tokens of this total probability
-    repetition_penalty: float = number(1.0, above=0)  # above 1: tokens that have occurred get less likely
+    repetition_penalty: float = number(1.0, above=0)  # above 1: tokens that have occurred become less likely
     seed: int = number(0, least=0, below=2**63)  # of sampling
-    logprobs: int = number(0, least=0)  # show the log-probabilities of so many likeliest tokens
+    logprobs: int = number(0, least=0)  # print the log-probabilities of so many likeliest tokens per step
     json: bool = False  # print everything as one JSON object
 
 
 def main(options: Options) -> None:
     check_rate(options.rate)
-    options = filled(options, beside(options.model))
+    options = filled(options, checkpoint_policy(options.model))
     method = method_named(cast(str, options.method), options.scorer_dtype, options.prune_at)
     encoder = encoder_of(
-        options.model, FramePolicy(**{each.name: getattr(options, each.name) for each in fields(FramePolicy)})
+        options.model, FramePolicy(**{field.name: getattr(options, field.name) for field in fields(FramePolicy)})
     )
     batch, processor = read(options, encoder), encoder.processor
-    how = {"dtype": options.dtype, "attn_implementation": options.attention}
-    model: Any = load_pretrained(hf.AutoModelForImageTextToText, options.model, **how)
+    load_options = {"dtype": options.dtype, "attn_implementation": options.attention}
+    model: Any = load_pretrained(hf.AutoModelForImageTextToText, options.model, **load_options)
     adapter = adapter_for(model.to(options.device).eval(), cast(str, options.scheme))
     check_place(adapter, method)
     torch.manual_seed(options.seed)
@@ -101,7 +101,8 @@ def main(options: Options) -> None:
 
 
 def read(options: Options, encoder: Encoder) -> Batch:
-    """The prompt and its media as the trainer encodes them. RowError or MediaError if they do not fit or open."""
+    """The prompt and its media, encoded as in training. RowError if they do not match, MediaError if one cannot be
+    read."""
     videos, images = _listed(options.video), _listed(options.image)
     text = options.prompt
     if not MARK.search(text):

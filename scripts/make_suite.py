@@ -1,10 +1,10 @@
-"""The graded suite: real video files with questions whose kind says what pruning does to them.
+"""Write the graded suite: video files with questions, whose kind says how pruning affects their answer.
 
     python scripts/make_suite.py out=DIR split=train videos=4000 [seed=0]
     python scripts/make_suite.py out=DIR split=held_out videos=500 backgrounds=[texture,bikes] cameras=[fixed,moving] \\
         qualities=[clean,normal,rough] grids=[8,16,32,64]
 
-Writes DIR/data.jsonl: for training all questions of a video in a row, held out one a row with its kind and conditions.
+Writes DIR/data.jsonl. A training row has all questions of a video; a held-out row has one, its kind and conditions.
 The two splits share no scene, no seed and no part of a clip.
 """
 
@@ -26,16 +26,16 @@ from train.ranges import names, number
 @dataclass
 class Options:
     out: str  # a new folder
-    split: str = names("train", *SPLITS)  # train and eval share no scene
-    videos: int = number(1000, least=1)  # how many
+    split: str = names("train", *SPLITS)  # train or held_out, which share no scene
+    videos: int = number(1000, least=1)  # number of videos
     seed: int = number(0, least=0, below=2**32)  # of the scenes
     kinds: list[str] = names(list(KINDS), *KINDS)  # of questions
-    items: int = number(4, least=1)  # of different kinds in one video
-    backgrounds: list[str] = field(default_factory=lambda: ["texture"])  # or clips that packages carry
+    items: int = number(4, least=1)  # questions per video, each of another kind
+    backgrounds: list[str] = field(default_factory=lambda: ["texture"])  # texture, or clips of installed packages
     cameras: list[str] = names(["fixed"], *CAMERAS)  # fixed or moving
-    qualities: list[str] = names(["normal"], *QUALITY)  # of the picture: noise and compression
+    qualities: list[str] = names(["normal"], *QUALITY)  # levels of noise and compression
     grids: list[int] = number([16], least=1, fewest=1, unique=True)  # temporal grids, of two frames each
-    lettered: bool = False  # four lettered options, not the answer itself
+    lettered: bool = False  # ask for the letter of one of four options
     workers: int = number(2, least=1)  # processes
 
 

@@ -1,9 +1,9 @@
-"""A small random checkpoint of a supported family: a stock Hugging Face folder with tokenizer and processor.
+"""Write a small random checkpoint of a supported family: a stock Hugging Face folder with tokenizer and processor.
 
     python scripts/make_tiny_model.py family=qwen2_5_vl out=DIR [seed=0] [sizes.text_layers=3 ...]
 
-It has in small what the hub's originals have: windowed and full attention in the vision tower, deepstack
-levels, gated DeltaNet layers, grouped key-value heads, the special tokens, the chat template.
+It has the same parts as the originals on the Hub: windowed and full attention in the vision tower, deepstack levels,
+gated DeltaNet layers, grouped key-value heads, special tokens and chat template.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Options:
 
 
 def make(family: str, out: Path, seed: int = 0, **sizes: Any) -> Path:
-    """The folder `out`, holding the checkpoint; `sizes` are fields of Sizes. ValueError: bad family or size."""
+    """Write a checkpoint and return its folder. `sizes` are fields of Sizes. ValueError for a bad family or size."""
     if family not in FAMILIES:
         raise ValueError(f"unsupported model family {family!r}; supported: {', '.join(FAMILIES)}")
     size = Sizes(**sizes)

@@ -1,9 +1,9 @@
-"""Make the index of a run's data beforehand, on a node without a GPU: what a run then reads at its start.
+"""Build the index of a run's data in advance, for example on a node without a GPU. The run then only reads it.
 
 python scripts/prepare.py +experiment=qwen_evs_uptrain model.path=DIR_OR_HUB_ID data.train=DATA [data.workers=16 ...]
 
-The words are those of train/run.py. Several of these at once, on any machines that see the same data.cache, share the
-work; one that is stopped is continued by the next.
+The arguments are those of train/run.py. Several processes, on any machines that see the same data.cache, share the
+work. If one is stopped, the next one continues.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from train.run import help_text, register, typed
 
 
 def prepare(config: Config) -> None:
-    """Read all rows that the configuration names, and print how many can be used."""
-    from train.build import build_encoder  # slow to import, and useless where a word is wrong
+    """Build the index of all data files in the configuration, and print how many rows can be used."""
+    from train.build import build_encoder  # slow imports, not needed to report a wrong argument
     from train.datasets import read_index, usable
 
     encoder = build_encoder(config.model, config.data)
@@ -37,8 +37,8 @@ def prepare(config: Config) -> None:
         collection, index = read_index(None, key, files, config.data, encoder)
         usable(collection, index)
         print(f"{key}: {len(index)} of {len(collection.samples)} rows can be used")
-        for reason in index.quarantined[:10]:
-            print(f"  quarantined: {reason.id}: {reason.reason}")
+        for lost in index.quarantined[:10]:
+            print(f"  quarantined: {lost.id}: {lost.reason}")
 
 
 def main() -> None:

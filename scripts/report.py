@@ -1,9 +1,9 @@
-"""A run as one HTML page; accuracy by pruning rate as a picture, one line a model; a sweep as a table.
+"""Reports: a run as one HTML page, accuracy by pruning rate as a picture, a sweep as a table.
 
 python scripts/report.py run=DIR [results=[base.json,uptrained.json]] [prefill=prefill.json]    writes DIR/report.html
-python scripts/report.py results=[base.json,uptrained.json] out=curve.png      of scripts/evaluate.py's JSON
-python scripts/report.py run=DIR out=curve.png                                 of a run, before and after
-python scripts/report.py sweep=DIR [out=table.md]                              one row a job of `train/run.py -m`
+python scripts/report.py results=[base.json,uptrained.json] out=curve.png      from JSON files of scripts/evaluate.py
+python scripts/report.py run=DIR out=curve.png                                 first and last evaluation of a run
+python scripts/report.py sweep=DIR [out=table.md]                              one row per job of `train/run.py -m`
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from train.reports.sweep_table import rows, table
 
 @dataclass
 class Options:
-    out: str | None = None  # what is written: .html, .png, or .md of a sweep; default: the run's report.html
-    results: list[str] = field(default_factory=list)  # JSON of scripts/evaluate.py, one curve each
+    out: str | None = None  # output file: .html, .png, or .md for a sweep; default: report.html in the run's folder
+    results: list[str] = field(default_factory=list)  # JSON files of scripts/evaluate.py, one curve each
     run: str | None = None  # the run_dir of a training run
     sweep: str | None = None  # the folder of a sweep
-    prefill: str | None = None  # JSON of `benchmark.py prefill`, for the page: time to first token by rate
+    prefill: str | None = None  # JSON file of `benchmark.py prefill`, for the page: time to first token by rate
     title: str = "Accuracy by pruning rate"  # of the picture
 
 

@@ -1,9 +1,9 @@
-"""What pruning drops from a video: frames with dropped tokens greyed, over a strip of kept tokens per frame.
+"""Show what pruning drops from a video: frames with dropped tokens in grey, and a chart of kept tokens per frame.
 
     python scripts/show_pruning.py video=FILE [model=DIR_OR_HUB_ID] [rates=[0.5,0.75,0.9]] [out=runs/pruning]
 
-Writes one PNG a rate and a GIF of all rates. With a model, its vision tower scores the tokens, on the frames and pixels
-that its evs.json names; without one, pixel differences are used instead, which the title of every picture says.
+Writes one PNG per rate and a GIF of all rates. With a model, its vision tower scores the tokens, on the frames and
+pixels of its evs.json. Without a model, pixel differences are used instead, as the title of every picture says.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from train.ranges import number, pruning_rates
 
 @dataclass
 class Options:
-    video: str  # a file
-    model: str | None = None  # a checkpoint's folder or Hub id; null: differences of pixels
+    video: str  # video file
+    model: str | None = None  # a checkpoint's folder or Hub id; null: use pixel differences
     rates: list[float] = pruning_rates([0.5, 0.75, 0.9])  # pruning rates to show
-    out: str = "runs/pruning"  # a folder for the pictures
-    fps: float = number(2.0, above=0, most=30)  # frames taken per second, without a model
-    max_frames: int = number(64, least=2)  # that are taken, without a model
+    out: str = "runs/pruning"  # folder for the pictures
+    fps: float = number(2.0, above=0, most=30)  # without a model: sampled frames per second
+    max_frames: int = number(64, least=2)  # without a model: largest number of sampled frames
 
 
 def main(options: Options) -> None:

@@ -1,12 +1,12 @@
-"""Which recipe holds best under pruning: every one at equal compute, measured on the graded suite, over seeds.
+"""Compare recipes of uptraining at equal compute on the graded suite, over several seeds.
 
     python scripts/study.py preset=quick [seeds=[0]] [out=runs/study]      two CPU cores
     python scripts/study.py preset=full [recipes=[uniform,beta]]
 
-For every seed: videos with known answers, a tiny base trained without pruning, and from that base every recipe of
-scripts/recipes/table.py for as many operations as `uniform` takes, and the control for as many steps. Two runs stand
-side by side. A study that was killed continues with its unfinished runs. Writes its tables between the markers of
-`page`, and a figure next to it.
+For every seed it generates videos with known answers and trains a tiny base without pruning. From the base it trains
+every recipe of scripts/recipes/table.py with as many operations as `uniform` takes, and the control with as many steps.
+Two runs are trained in parallel. Run the command again to continue a study that was stopped. The tables are written
+between the markers of `page`, with a figure next to it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from data.synthetic.suite import CAMERAS, QUALITY, Suite, generate
 from scripts.make_tiny_model import make
 from scripts.recipes.compute import steps_of
 from scripts.recipes.page import write
-from scripts.recipes.runs import Job, Seed, do_all, whole
+from scripts.recipes.runs import Job, Seed, complete, do_all
 from scripts.recipes.table import BASE, named
 from train import cli
 from train.ranges import names, number, pruning_rates
@@ -50,20 +50,20 @@ class Preset:
 
 @dataclass
 class Options:
-    preset: str = names("quick", "quick", "full")  # how much of everything
+    preset: str = names("quick", "quick", "full")  # size of the study
     seeds: list[int] = number([0], least=0, below=2**32, fewest=1, unique=True)  # of data, weights and runs
-    recipes: list[str] = field(default_factory=list)  # by name; []: all of them
-    suite: str | None = None  # a folder with train/ and held_out/ by make_suite.py, for all seeds; null: made
-    train_videos: int | None = number(None, least=1)  # of a seed; null: the preset's, as for the next three
-    held_out_videos: int | None = number(None, least=1)  # of a seed
-    base_steps: int | None = number(None, least=1)  # of training without pruning
-    steps: int | None = number(None, least=1)  # of uniform, whose operations are everyone's
-    blocks: int = number(1, least=1)  # of the vision tower
-    rates: list[float] = pruning_rates([0.0, 0.5, 0.75, 0.85, 0.9])  # at which all models are measured
-    out: str = "runs/study"  # folder of data and runs
+    recipes: list[str] = field(default_factory=list)  # names of recipes; []: all
+    suite: str | None = None  # folder with train/ and held_out/ of make_suite.py, for all seeds; null: generate them
+    train_videos: int | None = number(None, least=1)  # per seed; null: as in the preset, as for the next three
+    held_out_videos: int | None = number(None, least=1)  # per seed
+    base_steps: int | None = number(None, least=1)  # training steps without pruning
+    steps: int | None = number(None, least=1)  # of `uniform`; all other recipes take as many operations
+    blocks: int = number(1, least=1)  # blocks of the vision tower
+    rates: list[float] = pruning_rates([0.0, 0.5, 0.75, 0.85, 0.9])  # pruning rates of the evaluations
+    out: str = "runs/study"  # folder for data and runs
     page: str = "docs/recipes.md"  # Markdown file to update, with a figure of the same name next to it
-    parallel: int = number(2, least=1)  # runs side by side
-    threads: int | None = number(None, least=1)  # of each; null: the cores shared out
+    parallel: int = number(2, least=1)  # runs that are trained in parallel
+    threads: int | None = number(None, least=1)  # threads of a run; null: the cores divided by `parallel`
 
 
 def main(options: Options) -> None:
@@ -75,9 +75,9 @@ def main(options: Options) -> None:
     do_all([Job(seed, BASE, base, rates) for seed in seeds], options.parallel, options.threads)
     steps = steps_of(recipes, preset.steps, seeds[0].checkpoint(BASE), seeds[0].train)
     jobs = [
-        Job(seed, each.name, tuple(each.spelt(steps[each.name])), rates, each.export)
+        Job(seed, recipe.name, tuple(recipe.arguments(steps[recipe.name])), rates, recipe.export)
         for seed in seeds
-        for each in recipes
+        for recipe in recipes
     ]
     do_all(jobs, options.parallel, options.threads)
     write(Path(options.page), seeds, recipes, command(options), options.blocks)
@@ -86,13 +86,13 @@ def main(options: Options) -> None:
 
 def chosen(options: Options) -> Preset:
     """The preset, with its values replaced by those in `options`."""
-    mine = quick() if options.preset == "quick" else full()
+    preset = quick() if options.preset == "quick" else full()
     overrides = {name: getattr(options, name) for name in ("train_videos", "held_out_videos", "base_steps", "steps")}
-    return replace(mine, **{name: value for name, value in overrides.items() if value is not None})
+    return replace(preset, **{name: value for name, value in overrides.items() if value is not None})
 
 
 def quick() -> Preset:
-    kinds = ("static", "late", "state", "count", "small", "fade")  # the others take a tiny model longer to learn
+    kinds = ("static", "late", "state", "count", "small", "fade")  # a tiny model takes longer to learn the others
     return Preset(3000, 100, 600, 160, Suite(kinds=kinds, items=len(kinds)))
 
 
@@ -115,31 +115,31 @@ def seed_of(options: Options, number: int) -> Seed:
 
 
 def prepared(seed: Seed, preset: Preset, options: Options) -> Seed:
-    """The seed, once its videos and the random model that its base starts from are there."""
+    """Generate the videos of a seed and the random model from which its base starts, unless they exist."""
     if options.suite is None:
         for split, videos in (("train", preset.train_videos), ("held_out", preset.held_out_videos)):
             suite = replace(preset.suite, split=split, seed=seed.number)
-            whole(seed.videos / split, partial(generate, videos=videos, suite=suite))
+            complete(seed.videos / split, partial(generate, videos=videos, suite=suite))
     for data in (seed.train, seed.held_out):
         if not data.is_file():
-            raise ValueError(f"suite={seed.videos} holds no {data}: make it with scripts/make_suite.py")
-    whole(seed.random, lambda folder: make("qwen2_5_vl", folder, seed.number, **sizes(options)))
+            raise ValueError(f"suite={seed.videos}: {data} does not exist: write it with scripts/make_suite.py")
+    complete(seed.random, lambda folder: make("qwen2_5_vl", folder, seed.number, **sizes(options)))
     return seed
 
 
 def check_same(out: Path, options: Options, preset: Preset) -> None:
-    """ValueError where `out` holds runs of another study; else what this one's are made with is noted there."""
-    mine = json.loads(
+    """Raise ValueError if `out` holds runs of another study; otherwise write the settings of this one to it."""
+    settings = json.loads(
         json.dumps({"preset": asdict(preset), "sizes": sizes(options), "suite": options.suite, "rates": options.rates})
     )
-    note = out / "study.json"
-    if note.is_file() and (theirs := json.loads(note.read_text())) != mine:
-        differing = ", ".join(key for key in mine if theirs.get(key) != mine[key])
+    path = out / "study.json"
+    if path.is_file() and (earlier := json.loads(path.read_text())) != settings:
+        differing = ", ".join(key for key in settings if earlier.get(key) != settings[key])
         raise ValueError(
-            f"out={out} holds runs of another study (other {differing}): remove it, or give another folder"
+            f"out={out} holds runs of another study, with a different {differing}: remove it, or give another folder"
         )
     out.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(mine, indent=1) + "\n")
+    path.write_text(json.dumps(settings, indent=1) + "\n")
 
 
 def command(options: Options) -> str:

@@ -1,4 +1,4 @@
-"""Planning by budget over 1,000 steps, and sparse frames out of a long video."""
+"""Planning 1,000 steps by budget, and decoding a few frames of a long video."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ KEYFRAMES = (2, 5, 10)  # seconds; 10 is x264's default at 25 frames a second
 
 
 def mixture(samples: int = 50_000, seed: int = 0) -> Sizes:
-    """Clips of 4 to 128 frames at five sizes of frame, pictures and plain text, 3 : 1 : 1; 40 to 400 text tokens."""
+    """Samples of 40 to 400 text tokens: clips of 4 to 128 frames in five frame sizes, pictures and plain text, 3 : 1 :
+    1."""
     random = np.random.default_rng(seed)
     kinds = random.choice(3, samples, p=[0.6, 0.2, 0.2])
     return gather(_row(int(kind), random) for kind in kinds)
@@ -42,16 +43,17 @@ def mixture(samples: int = 50_000, seed: int = 0) -> Sizes:
 def _row(kind: int, random: np.random.Generator) -> SampleSize:
     text = int(random.integers(40, 400))
     if kind == 0:
-        grids, each = int(random.integers(2, 65)), int(random.choice([48, 64, 96, 128, 192]))
-        return SampleSize(text, ((grids, each),), 4 * grids * each, 2 * grids, text // 2, grids * (4 * each) ** 2)
+        grids, tokens = int(random.integers(2, 65)), int(random.choice([48, 64, 96, 128, 192]))
+        return SampleSize(text, ((grids, tokens),), 4 * grids * tokens, 2 * grids, text // 2, grids * (4 * tokens) ** 2)
     image = int(random.integers(64, 1500)) if kind == 1 else 0
     return SampleSize(text + image, (), 4 * image, 0, text // 2, (4 * image) ** 2)
 
 
 def batching(rounds: int) -> dict[str, Any]:
-    """Fill and equality over ranks of planned micro-batches at rates from [0, .9], and processor time of planning.
+    """Used share of the budget, spread of cost over ranks, and milliseconds of planning per step, at rates from [0,
+    .9].
 
-    Equal in cost of a Qwen2.5-VL-7B whose tower is frozen, then in tokens as before.
+    Micro-batches are planned for equal cost of a Qwen2.5-VL-7B with a frozen tower, then for equal numbers of tokens.
     """
     sizes, config = mixture(), model_config(build_shape("qwen2_5_vl_7b"))
     price = cost.sample_cost(config, sizes, frozen=("vision",), recomputed=("vision", "language"))
@@ -61,8 +63,8 @@ def batching(rounds: int) -> dict[str, Any]:
         for world in WORLDS
         for name, budget, of in (("cost", Budget(TOKENS, cost=allowed), price), ("tokens", Budget(TOKENS), None))
     }
-    header = ("budget", "fill", "spread of cost: mean", "worst", "ms a step")
-    rows = [(name, *(f"{value:.4f}" for value in each.values())) for name, each in results.items()]
+    header = ("budget", "fill", "spread of cost: mean", "worst", "ms per step")
+    rows = [(name, *(f"{value:.4f}" for value in result.values())) for name, result in results.items()]
     print(f"{STEPS} steps, {TOKENS} tokens, {allowed / TERA:.0f} TFLOP\n{table(header, rows)}")
     return results
 
@@ -77,14 +79,14 @@ def _planned(plan: BudgetPlan, price: SampleCost) -> dict[str, float]:
     for number in range(STEPS):
         plan.micro_batches(number)
     seconds = time.process_time() - begin
-    whole, world = replace(plan, world=1), plan.world
+    global_plan, world = replace(plan, world=1), plan.world
     costs, fills = np.empty((2, STEPS, world))
     for number in range(STEPS):
-        for place, (batch, rates) in enumerate(zip(whole.micro_batches(number), plan.rates(number))):
+        for rank, (batch, rates) in enumerate(zip(global_plan.micro_batches(number), plan.rates(number))):
             samples = np.array(batch)
             tokens = plan.sizes.in_views(samples, rates, KEPT)
-            costs[number, place] = price(samples, tokens).sum()
-            fills[number, place] = tokens.sum() / plan.budget.tokens
+            costs[number, rank] = price(samples, tokens).sum()
+            fills[number, rank] = tokens.sum() / plan.budget.tokens
     between = np.ptp(costs, axis=1) / costs.mean(1)
     return {
         "fill": float((costs / plan.budget.cost if plan.budget.cost else fills).mean()),
@@ -95,10 +97,11 @@ def _planned(plan: BudgetPlan, price: SampleCost) -> dict[str, float]:
 
 
 def decode(rounds: int) -> dict[str, Any]:
-    """16 frames out of ten minutes: ours, every frame decoded, and the library's loader, by keyframe interval."""
+    """Seconds to decode 16 frames of a video of ten minutes, by keyframe interval: ours, decoding every frame, and the
+    loader of transformers."""
     results: dict[str, Any] = {}
     rows = []
-    load: Any = load_video  # its annotations leave out paths
+    load: Any = load_video  # its annotations do not allow paths
     for seconds in KEYFRAMES:
         with TemporaryDirectory() as folder:
             path = str(_long_video(Path(folder) / "long.mp4", keyframes=seconds))
@@ -114,7 +117,7 @@ def decode(rounds: int) -> dict[str, Any]:
         rows.append(
             (
                 seconds,
-                *(f"{each.median:.3f}" for each in times.values()),
+                *(f"{timed.median:.3f}" for timed in times.values()),
                 *("{:.1f} ({:.1f}..{:.1f})".format(*ratio_to(times[name])) for name in ("every frame", "transformers")),
             )
         )

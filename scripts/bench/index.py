@@ -44,7 +44,7 @@ class Options:
     files: int = number(2000, least=1)  # videos
     ranks: int = number(2, least=1)  # processes that start together
     workers: int = number(1, least=0)  # of each rank
-    out: str | None = None  # JSON
+    out: str | None = None  # JSON file for the figures
 
 
 def index(options: Options) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Named shapes with random weights, batches of synthetic clips for them, ours and the stock training step."""
+"""Qwen2.5-VL models of named shapes with random weights, and batches of synthetic clips for them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WORDS = 8  # ids from here on are text
 
 @dataclass(frozen=True)
 class Shape:
-    """A Qwen2.5-VL in numbers, and the batch it is timed on."""
+    """The sizes of a Qwen2.5-VL, and of the batch on which it is timed."""
 
     text: tuple[int, int, int, int, int]  # layers, width, heads, key-value heads, MLP
     vision: tuple[int, int, int, int]  # layers, width, heads, MLP
@@ -54,7 +54,7 @@ KERNELS = {  # the module of each attention implementation that is installed sep
     "flash_attention_3": "flash_attn_interface",
     "flash_attention_4": "flash_attn.cute",
 }
-PROMPT, ANSWER = 32, 32  # text tokens of every sample; the answer is what is learned
+PROMPT, ANSWER = 32, 32  # text tokens of every sample; those of the answer are labelled
 
 
 def build_shape(name: str) -> Shape:
@@ -110,16 +110,16 @@ def build_model(shape: Shape, device: torch.device, dtype: torch.dtype, attentio
 
 
 def build_batch(shape: Shape, seed: int = 0) -> Batch:
-    """Clips in which every grid differs a little from the one before it, with a prompt and an answer each, as data
-    workers give them: in uint8, and in pinned memory where there is a GPU."""
+    """Clips with a prompt and an answer each, whose grids change little over time. As from data workers, pixels are
+    uint8, in pinned memory if there is a GPU."""
     random = torch.Generator().manual_seed(seed)
     clips, (t, h, w) = shape.clips, shape.grid
-    each = t * h * w
+    tokens = t * h * w
     ids, labels, pixels = [], [], []
     for _ in range(clips):
         prompt, answer = torch.randint(WORDS, shape.vocabulary, (2, PROMPT - 2), generator=random)
         answer = torch.cat([answer, answer[:2]])
-        row = torch.cat([torch.tensor([1]), torch.full((each,), 4), torch.tensor([2]), prompt, answer])
+        row = torch.cat([torch.tensor([1]), torch.full((tokens,), 4), torch.tensor([2]), prompt, answer])
         ids.append(row)
         labels.append(torch.cat([torch.full((len(row) - ANSWER,), IGNORE), answer]))
         still = torch.randn(1, 4 * h * w, 1176, generator=random)
@@ -142,7 +142,7 @@ def build_batch(shape: Shape, seed: int = 0) -> Batch:
 
 
 def stock_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """The same batch as rows of equal length, as the library's own processor and collator would give it."""
+    """The same batch as padded rows, in the form of the processor and collator of transformers."""
     rows = len(batch.ids)
     ids = batch.input_ids_N.view(rows, -1).to(device)
     assert batch.pixel_values_videos is not None
@@ -158,14 +158,15 @@ def stock_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
 
 
 def work(shape: Shape, rate: float, before: int | None = None) -> Work:
-    """What the cost model needs to know of the batch at `rate`, dropped before that block of the tower if at all."""
+    """The batch at `rate` as the cost model needs it. `before`: the block of the tower before which tokens are
+    dropped."""
     t, h, w = shape.grid
     kept = keep_count(Grid(t, h, w), rate)
     lengths = [PROMPT + ANSWER + kept] * shape.clips
-    whole = batch_work([(t, 2 * h, 2 * w)] * shape.clips, lengths, ANSWER * shape.clips)
-    return (
-        whole if before is None else before_tower(model_config(shape), whole, shape.clips * (t * h * w - kept), before)
-    )
+    after_tower = batch_work([(t, 2 * h, 2 * w)] * shape.clips, lengths, ANSWER * shape.clips)
+    if before is None:
+        return after_tower
+    return before_tower(model_config(shape), after_tower, shape.clips * (t * h * w - kept), before)
 
 
 def our_task(model: Any, method: Method = PLACES["after"]) -> UptrainTask:
@@ -173,5 +174,5 @@ def our_task(model: Any, method: Method = PLACES["after"]) -> UptrainTask:
 
 
 def stock_twin(model: Any) -> Any:
-    """The same weights in a model that nothing has been done to."""
+    """A copy of a model, made before its forwards are replaced by faster ones."""
     return copy.deepcopy(model)

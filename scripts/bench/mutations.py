@@ -1,4 +1,4 @@
-"""Media broken in the ways that files are: mutations of real video files and pictures, and extremes that are valid."""
+"""Broken media: mutations of small video files and pictures, and valid but extreme files."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ CODECS = {"mp4": "libx264", "webm": "libvpx-vp9", "avi": "mpeg4"}
 
 
 def rows(folder: Path, count: int) -> Path:
-    """A data file of `count` media, one a row: each of the extremes, the rest mutated, written to `folder`."""
-    whole = originals(folder)
+    """The path of a data file in `folder` with `count` media, one per row: the extremes, and mutated files."""
+    intact = originals(folder)
     made = [make(folder / name) for name, make in EXTREMES.items()]
     for number in range(count - len(made)):
-        source = whole[number % len(whole)]
+        source = intact[number % len(intact)]
         made.append(folder / f"{number}{source.suffix}")
         made[-1].write_bytes(mutated(source.read_bytes(), number))
     path = folder / "rows.jsonl"
-    path.write_text("".join(json.dumps(_row(each)) + "\n" for each in made))
+    path.write_text("".join(json.dumps(_row(path)) + "\n" for path in made))
     return path
 
 
 def originals(folder: Path) -> list[Path]:
-    """Small files of the five formats, whole."""
+    """Small intact files of the five formats."""
     made = [_film(128, 96, 50, codec, g="10")(folder / f"whole.{suffix}") for suffix, codec in CODECS.items()]
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8))
     for suffix in ("png", "jpg"):
@@ -40,13 +40,14 @@ def originals(folder: Path) -> list[Path]:
 
 
 def mutated(content: bytes, number: int) -> bytes:
-    """Mutation `number`, in turn: bits flipped anywhere or in the header, cut off, of a foreign beginning."""
-    rng, found = np.random.default_rng(number), np.frombuffer(content, np.uint8).copy()
+    """Mutation `number` of a file, in turn: flipped bits anywhere or in the header, truncation, another format's
+    header."""
+    rng, mutated_bytes = np.random.default_rng(number), np.frombuffer(content, np.uint8).copy()
     match number // 5 % 4:
         case 0 | 1 as head:
-            places = rng.integers(0, 600 if head else len(found), rng.integers(1, 30))
-            found[places % len(found)] ^= (1 << rng.integers(0, 8, len(places))).astype(np.uint8)
-            return found.tobytes()
+            places = rng.integers(0, 600 if head else len(mutated_bytes), rng.integers(1, 30))
+            mutated_bytes[places % len(mutated_bytes)] ^= (1 << rng.integers(0, 8, len(places))).astype(np.uint8)
+            return mutated_bytes.tobytes()
         case 2:
             return content[: rng.integers(0, len(content))]
         case _:
@@ -63,7 +64,7 @@ def _picture(width: int, height: int, mode: str = "RGB") -> Callable[[Path], Pat
 
 
 def _bomb(path: Path) -> Path:
-    """A picture whose header promises 400 megapixels."""
+    """A picture whose header announces 400 megapixels."""
     _picture(20, 20)(path)
     content = path.read_bytes()
     header = b"IHDR" + (20_000).to_bytes(4, "big") * 2 + content[24:29]

@@ -1,4 +1,4 @@
-"""Time to the first token, tower and language model apart, pruned after the tower and before it."""
+"""Time to the first token, for vision tower and language model separately, pruned after or before the tower."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from train.cost import operations as cost
 
 @torch.no_grad()
 def prefill(setting: Setting) -> dict[str, Any]:
-    """One clip: the vision tower on all units and on those that each rate leaves, the language model at every rate."""
+    """Seconds for one clip: the vision tower on all tokens and on the kept tokens of each rate, the language model at
+    each rate."""
     model = setting.model().eval()
     stock = models.stock_twin(model) if "stock" in setting.extras else None
     adapter = models.our_task(model).eval().adapter
@@ -31,7 +32,7 @@ def prefill(setting: Setting) -> dict[str, Any]:
     full, features = adapter.encode_media(batch, embedded)
 
     def language(rate: float) -> Callable[[], Any]:
-        """From features on: the choice, the language model, the head."""
+        """Selection, language model and head, from the features of the tower."""
 
         def run() -> None:
             keep_N = keep_mask(full, features, grids, [rate], models.PLACES["after"])
@@ -40,7 +41,7 @@ def prefill(setting: Setting) -> dict[str, Any]:
         return run
 
     def tower(rate: float) -> Callable[[], Any]:
-        """From patches on: the choice, the tower on what is kept."""
+        """Selection, and the tower on kept tokens, from patches."""
 
         def run() -> None:
             keep_N = keep_mask(embedded, adapter.pixels(batch), grids, [rate], models.PLACES["before"])
@@ -48,43 +49,43 @@ def prefill(setting: Setting) -> dict[str, Any]:
 
         return run
 
-    things = {f"language {rate:g}": language(rate) for rate in setting.rates}
-    things |= {f"tower {rate:g}": tower(rate) for rate in setting.rates if rate > 0}
-    things["tower"] = lambda: adapter.encode_media(batch, embedded)
+    variants = {f"language {rate:g}": language(rate) for rate in setting.rates}
+    variants |= {f"tower {rate:g}": tower(rate) for rate in setting.rates if rate > 0}
+    variants["tower"] = lambda: adapter.encode_media(batch, embedded)
     if stock is not None:
         inputs = {k: v for k, v in models.stock_inputs(batch, setting.device).items() if k != "labels"}
-        things["stock"] = partial(stock, **inputs, use_cache=False, logits_to_keep=1)
-    times = alternate(things, setting.rounds)
+        variants["stock"] = partial(stock, **inputs, use_cache=False, logits_to_keep=1)
+    times = alternate(variants, setting.rounds)
     print(f"prefill of {shape.grid} tokens and {models.PROMPT + models.ANSWER} of text, seconds")
     print(_table(setting, times))
     if stock is not None:
-        print(f"stock in all {times['stock'].median:.3f}\n\n{_counted(setting.rates)}")
-    return {name: {"seconds": each.median, "rounds": each.seconds} for name, each in times.items()}
+        print(f"stock, tower and language model: {times['stock'].median:.3f}\n\n{_counted(setting.rates)}")
+    return {name: {"seconds": timed.median, "rounds": timed.seconds} for name, timed in times.items()}
 
 
 def _table(setting: Setting, times: dict[str, Timed]) -> str:
-    whole = times["tower"].median
-    first = times[f"language {setting.rates[0]:g}"].median + whole
+    full = times["tower"].median
+    first = times[f"language {setting.rates[0]:g}"].median + full
     rows = []
     for rate in setting.rates:
         language = times[f"language {rate:g}"].median
-        kept = times[f"tower {rate:g}"].median if rate > 0 else whole
-        after, before = language + whole, language + kept
-        figures = [f"{seconds:.3f}" for seconds in (language, whole, after, kept, before)]
-        faster = [f"{first / after:.2f}", f"{whole / kept:.2f}", f"{first / before:.2f}"]
+        kept = times[f"tower {rate:g}"].median if rate > 0 else full
+        after, before = language + full, language + kept
+        figures = [f"{seconds:.3f}" for seconds in (language, full, after, kept, before)]
+        faster = [f"{first / after:.2f}", f"{full / kept:.2f}", f"{first / before:.2f}"]
         rows.append((f"{rate:g}", *figures[:3], faster[0], figures[3], faster[1], figures[4], faster[2]))
-    header = ("rate", "language model", "tower", "after it: in all", "faster", "before it: tower", "faster", "in all")
+    header = ("rate", "language model", "tower", "pruned after: sum", "faster", "pruned before: tower", "faster", "sum")
     return table((*header, "faster"), rows)
 
 
 def _counted(rates: Sequence[float]) -> str:
-    """The operations of whole prefills by the cost model, as multiples of rate 0's."""
+    """How many times fewer operations a prefill takes than at rate 0, by the cost model."""
     rows = []
     for name, shape in models.SHAPES.items():
-        whole = _operations(shape, 0.0, None)
+        unpruned = _operations(shape, 0.0, None)
         for place, method in models.PLACES.items():
-            fewer = [whole / _operations(shape, rate, depth(method)) for rate in rates]
-            rows.append((name, place, *(f"{each:.2f}" for each in fewer)))
+            fewer = [unpruned / _operations(shape, rate, depth(method)) for rate in rates]
+            rows.append((name, place, *(f"{ratio:.2f}" for ratio in fewer)))
     header = ("times fewer operations", "pruned", *(f"{rate:g}" for rate in rates))
     return table(header, rows)
 

@@ -1,4 +1,4 @@
-"""A command in a process of its own, with a time limit, that leaves nothing running; and why it failed."""
+"""Commands that run in their own process with a time limit, and the reason why one failed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ LIBC = ctypes.CDLL(None)
 def run_limited(
     words: Sequence[str], log: Path, seconds: float | None, folder: Path, environment: Mapping[str, str] | None = None
 ) -> int | None:
-    """The exit status of a command that runs in `folder` and writes its output to `log`; None if it was killed after
-    `seconds`. Whatever it started in its session ends with it, and it ends with this process, even on SIGKILL."""
+    """Run a command in `folder`, with its output in `log`. Its exit status, or None if it was killed after `seconds`.
+
+    The processes of its session end with it, and it ends with this process, even on SIGKILL.
+    """
     with log.open("w") as file:
         process = subprocess.Popen(
             list(words),
@@ -55,5 +57,5 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def reason(log: str) -> str:
     """The last error of a log, or its last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    found = [line for line in lines if ERROR.match(line)]
-    return (found or lines or ["it printed nothing"])[-1][:300]
+    errors = [line for line in lines if ERROR.match(line)]
+    return (errors or lines or ["it printed nothing"])[-1][:300]

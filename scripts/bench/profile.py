@@ -1,4 +1,4 @@
-"""The most expensive operations of a training step, and where it makes the host wait for the device."""
+"""The most expensive operations of a training step, and the lines at which the host waits for the device."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 
 
 def profile(setting: Setting) -> dict[str, Any]:
-    """One step at the first of the rates, update included: kernels on a GPU and operators on a CPU, longest first, and
-    every call within the step that waits for the GPU, by the line of Python that makes it (None on a CPU)."""
+    """Profile one step at the first rate, with the optimizer's update: kernels on a GPU and operators on a CPU, longest
+    first, and the number of waits for the GPU by line of Python (None on a CPU)."""
     frozen = FROZEN[setting.towers[0]]
     check_memory(setting, frozen)
     model = setting.trained(frozen)
@@ -46,7 +46,7 @@ def profile(setting: Setting) -> dict[str, Any]:
 
 
 def _waits(step: Callable[[], None]) -> dict[str, int]:
-    """How often each line of Python makes the host wait for the device."""
+    """How often the host waits for the device, by line of Python."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -54,8 +54,8 @@ def _waits(step: Callable[[], None]) -> dict[str, int]:
             step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    lines = [each for each in caught if "synchroniz" in str(each.message)]
-    return dict(Counter(f"{_relative(each.filename)}:{each.lineno}" for each in lines).most_common())
+    waits = [warning for warning in caught if "synchroniz" in str(warning.message)]
+    return dict(Counter(f"{_relative(warning.filename)}:{warning.lineno}" for warning in waits).most_common())
 
 
 def _relative(name: str) -> str:
@@ -63,12 +63,12 @@ def _relative(name: str) -> str:
 
 
 def _longest(events: Any, device: DeviceType) -> tuple[list[dict[str, Any]], float]:
-    """The operations that take most of the device's time, and seconds of all of them."""
-    own = "self_cpu_time_total" if device == DeviceType.CPU else "self_device_time_total"
+    """The operations that take most of the device's time, and the seconds of all operations."""
+    self_time = "self_cpu_time_total" if device == DeviceType.CPU else "self_device_time_total"
     events = [e for e in events if e.device_type == device and not getattr(e, "is_user_annotation", False)]
-    total = sum(getattr(event, own) for event in events) / 1e6
-    events = sorted(events, key=lambda event: -getattr(event, own))[:LONGEST]
-    rows = [{"name": e.key, "calls": e.count, "seconds": getattr(e, own) / 1e6} for e in events]
+    total = sum(getattr(event, self_time) for event in events) / 1e6
+    events = sorted(events, key=lambda event: -getattr(event, self_time))[:LONGEST]
+    rows = [{"name": e.key, "calls": e.count, "seconds": getattr(e, self_time) / 1e6} for e in events]
     return [row | {"share": row["seconds"] / total} for row in rows], total
 
 

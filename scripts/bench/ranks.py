@@ -1,7 +1,7 @@
-"""Step times of two ranks whose micro-batches are equal in modelled cost: two processes of one thread each.
+"""Step times of two ranks, in processes of one thread each, whose micro-batches have equal modelled cost.
 
-Both take the steps of one plan over clips of 4 to 64 frames at rates from [0, .9], forward and backward, and wait for
-each other before every step; nothing is exchanged. On a busy machine look at the processor's seconds only.
+Both run forward and backward for the steps of one plan, with clips of 4 to 64 frames at rates from [0, .9]. They wait
+for each other before every step and exchange nothing. On a busy machine only processor seconds are meaningful.
 """
 
 from __future__ import annotations
@@ -37,34 +37,34 @@ KEPT = partial(kept_counts, FrameDelta())
 @dataclass
 class Options:
     shape: str = "small"  # one of scripts/bench/models.py
-    steps: int = number(20, least=1)
-    tokens: int = number(2048, least=2048)  # a micro-batch's at most, as train.token_budget
-    out: str | None = None  # JSON
+    steps: int = number(20, least=1)  # timed, after one that warms up
+    tokens: int = number(2048, least=2048)  # largest number of tokens of a micro-batch, as train.token_budget
+    out: str | None = None  # JSON file for the figures
 
 
 def ranks(options: Options) -> dict[str, Any]:
-    """Seconds of every step on each rank, and how far apart they are beside how far the cost model says they are."""
+    """Seconds of every step on each rank; the relative difference between ranks in seconds and in modelled cost."""
     context = get_context("spawn")
-    found, together = context.SimpleQueue(), context.Barrier(RANKS)
-    processes = [context.Process(target=_steps, args=(options, rank, together, found)) for rank in range(RANKS)]
+    results, barrier = context.SimpleQueue(), context.Barrier(RANKS)
+    processes = [context.Process(target=_steps, args=(options, rank, barrier, results)) for rank in range(RANKS)]
     for process in processes:
         process.start()
-    of = dict(found.get() for _ in processes)
+    by_rank = dict(results.get() for _ in processes)
     for process in processes:
         process.join()
     result = {}
-    for place, name in enumerate(("seconds", "processor seconds", "modelled cost")):
-        values_TR = np.array([of[rank][place] for rank in range(RANKS)]).T
+    for index, name in enumerate(("seconds", "processor seconds", "modelled cost")):
+        values_TR = np.array([by_rank[rank][index] for rank in range(RANKS)]).T
         between, sums = np.ptp(values_TR, axis=1) / values_TR.mean(1), values_TR.sum(0)
         result[name] = {"mean": between.mean(), "worst": between.max(), "of_sums": np.ptp(sums) / sums.mean()}
         result[name] = {key: float(value) for key, value in result[name].items()} | {"steps": values_TR.tolist()}
-    rows = [(name, *(f"{each[key]:.4f}" for key in ("mean", "worst", "of_sums"))) for name, each in result.items()]
+    rows = [(name, *(f"{spread[key]:.4f}" for key in ("mean", "worst", "of_sums"))) for name, spread in result.items()]
     print(f"{options.steps} steps\n{table(('ranks differ in', 'mean', 'worst', 'sum over steps'), rows)}")
     return result
 
 
-def _steps(options: Options, rank: int, together: Any, found: Any) -> None:
-    """One rank: its seconds, its processor's and the modelled cost of every step."""
+def _steps(options: Options, rank: int, barrier: Any, results: Any) -> None:
+    """Run by each rank: put seconds, processor seconds and modelled cost of every step into `results`."""
     torch.set_num_threads(1)
     shape = models.build_shape(options.shape)
     task = models.our_task(models.build_model(shape, torch.device("cpu"), torch.float32))
@@ -72,13 +72,13 @@ def _steps(options: Options, rank: int, together: Any, found: Any) -> None:
     rows = []
     for step in progress_bar(range(-1, options.steps), unit="step", disable=bool(rank)):  # one to warm up
         (samples,), rates = plan.micro_batches(max(step, 0)), plan.rates(max(step, 0))[rank]
-        batch = collate([_encoding(shape, grids[each], each) for each in samples], filler_token=models.WORDS)
-        together.wait()
+        batch = collate([_encoding(shape, grids[sample], sample) for sample in samples], filler_token=models.WORDS)
+        barrier.wait()
         begin, busy = time.perf_counter(), time.process_time()
         task(batch, TrainRequest((rates[0],))).loss_sum.backward()
         rows.append((time.perf_counter() - begin, time.process_time() - busy, _cost(plan, samples, rates)))
         task.zero_grad()
-    found.put((rank, list(zip(*rows[1:]))))
+    results.put((rank, list(zip(*rows[1:]))))
 
 
 def _cost(plan: BudgetPlan, samples: Sequence[int], rates: Views) -> float:
@@ -87,7 +87,7 @@ def _cost(plan: BudgetPlan, samples: Sequence[int], rates: Views) -> float:
 
 
 def _plan(shape: models.Shape, tokens: int, rank: int) -> tuple[list[tuple[int, int, int]], BudgetPlan]:
-    """Grids of the clips in merged tokens, and which of them share a step."""
+    """The grids of the clips in merged tokens, and the plan of their steps."""
     random = np.random.default_rng(0)
     grids = [(int(random.integers(2, 33)), int(random.choice([4, 6])), 6) for _ in range(SAMPLES)]
     text = models.PROMPT + models.ANSWER
@@ -102,4 +102,4 @@ def _plan(shape: models.Shape, tokens: int, rank: int) -> tuple[list[tuple[int, 
 
 def _encoding(shape: models.Shape, grid: tuple[int, int, int], seed: int) -> Encoding:
     batch = models.build_batch(replace(shape, clips=1, grid=grid), seed)
-    return Encoding(id=str(seed), **{each.name: getattr(batch, each.name) for each in fields(Encoding)[1:]})
+    return Encoding(id=str(seed), **{field.name: getattr(batch, field.name) for field in fields(Encoding)[1:]})

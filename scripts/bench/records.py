@@ -1,4 +1,4 @@
-"""Figures kept in JSON files, and the code that they depend on."""
+"""JSON files of results, and a digest of the code that results depend on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scripts.bench.timing import ROOT
 
 @lru_cache
 def fingerprint(*paths: str) -> str:
-    """A digest of the Python and YAML files at or below `paths` of the repository, which need not be under git."""
+    """A digest of the Python and YAML files at or below `paths` of the repository."""
     digest = hashlib.sha256()
     for path in sorted({file for name in paths for file in [ROOT / name, *(ROOT / name).rglob("*")]}):
         if path.suffix in (".py", ".yaml") and path.is_file():
@@ -23,7 +23,7 @@ def fingerprint(*paths: str) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a file at once, so that it is never seen half-written."""
+    """Replace a file atomically."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w") as file:
         file.write(json.dumps(value, indent=1) + "\n")
@@ -33,7 +33,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file; None if there is none or it cannot be read."""
+    """The value of a JSON file; None if the file is missing or invalid."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -41,7 +41,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """What `write_json` has kept of a job, its `status` among it; None if it has not kept anything."""
+    """The record of a job, which has a `status`; None without a valid record."""
     record = read_json(path)
     return record if isinstance(record, dict) and "status" in record else None
 

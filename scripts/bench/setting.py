@@ -1,4 +1,4 @@
-"""What the cases of a benchmark of models have in common, and their training steps."""
+"""The settings of a benchmark of models, and training steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXTRAS = ("stock", "views", "memory", "mixed")
 
 @dataclass(frozen=True)
 class Setting:
-    """What the cases have in common."""
+    """The settings that all variants of a benchmark share."""
 
     shape: models.Shape
     rates: Sequence[float]
@@ -30,7 +30,7 @@ class Setting:
     device: torch.device
     dtype: torch.dtype
     attention: str
-    checkpointing: bool = False  # activations are recomputed
+    checkpointing: bool = False  # recompute activations
     compile: bool = False
     towers: Sequence[str] = tuple(FROZEN)
     extras: Sequence[str] = EXTRAS
@@ -40,15 +40,15 @@ class Setting:
         return models.build_model(self.shape, self.device, self.dtype, self.attention)
 
     def trained(self, frozen: tuple[str, ...]) -> Any:
-        """A model as train/run.py fits it for training."""
+        """A model prepared for training as in train/run.py."""
         return fit_for_training(self.model(), self.training(frozen))
 
     def training(self, frozen: tuple[str, ...], checkpointing: bool | None = None) -> ModelConfig:
-        again = self.checkpointing if checkpointing is None else checkpointing
-        return ModelConfig(freeze=list(frozen), gradient_checkpointing=again, compile=self.compile)
+        recompute = self.checkpointing if checkpointing is None else checkpointing
+        return ModelConfig(freeze=list(frozen), gradient_checkpointing=recompute, compile=self.compile)
 
     def counted(self, frozen: tuple[str, ...]) -> dict[str, Any]:
-        """How it is trained, in the terms of the cost model."""
+        """Arguments of the cost model for a step with these frozen parts."""
         return {"frozen": frozen, "recomputed": self.training(frozen).recomputed}
 
 

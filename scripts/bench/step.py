@@ -1,4 +1,4 @@
-"""The training step, the prefill and the choice of survivors, ours beside the library's own."""
+"""The training step and the selection of kept tokens, timed together with the step of transformers."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ Case: TypeAlias = tuple[str, float]  # where tokens are pruned (of models.PLACES
 
 
 def step(setting: Setting) -> dict[str, Any]:
-    """Forward + backward with the vision tower frozen and trained, pruned after it and before it: seconds of each part,
-    utilization and peak memory. `setting.extras` adds the library's own step, two views, memory in processes of their
-    own and mixed rates. Raises ValueError if the step does not fit the device's memory."""
+    """Seconds of forward and backward by part of the model, utilization and peak memory, with frozen and trained vision
+    tower, pruned after and before it. `setting.extras` adds the step of transformers, two views, memory in separate
+    processes and mixed rates. ValueError if the step does not fit the device's memory."""
     result: dict[str, Any] = {}
     for name in setting.towers:
         frozen = FROZEN[name]
@@ -87,7 +87,7 @@ def _step_times(setting: Setting, frozen: tuple[str, ...]) -> dict[str, Any]:
 def _updates(
     setting: Setting, model: Any, memory: Memory, forwards: dict[Case, Callable[[], Any]]
 ) -> dict[Case, dict[str, Any]]:
-    """One whole step of every case, with the optimizer's update: seconds by part, and GiB at the peak."""
+    """One step of every case with the optimizer's update: seconds by part of the model, and peak GiB."""
     meter, optimizer = Meter(setting.device, model.config, memory), build_optimizer(model)
     for name, tower in zip(("vision", "language_model", "head"), towers_of(model)):
         meter.watch(tower, name)
@@ -97,48 +97,48 @@ def _updates(
             optimizer.step()
         optimizer.zero_grad()
 
-    found = {}
+    results = {}
     for case, forward in [*list(forwards.items())[:1], *forwards.items()]:  # the first one makes the optimizer's states
-        anew = watch(setting.device)
+        watched = watch(setting.device)
         meter.restart()
         run_step(forward, update, meter)
         _, spans = meter.read()
         parts = {name.removeprefix("time/"): seconds for name, seconds in spans.items() if name != "time/step"}
-        found[case] = {"spans_s": parts, "peak_gib": replace(anew, base=memory.base).peak()}
-    return found
+        results[case] = {"spans_s": parts, "peak_gib": replace(watched, base=memory.base).peak()}
+    return results
 
 
 def _utilization(
     setting: Setting, frozen: tuple[str, ...], place: str, rate: float, row: dict[str, Any]
 ) -> dict[str, float | None]:
-    """Tokens a second, and shares of the device's peak of which recomputed operations are no part: of the step, and of
-    the language model with its head (only if the tower is frozen, so that all of the backward pass is theirs)."""
+    """Tokens per second, and the utilization (MFU, without recomputed operations) of the step and of the language model
+    with its head. The latter is None for a trained tower, whose backward pass is not timed separately."""
     work = models.work(setting.shape, rate, depth(models.PLACES[place]))
     done = cost.training(models.model_config(setting.shape), work, frozen=frozen)
     peak, spans = peak_operations(setting.device), row["spans_s"]
     share = None if peak is None else done.total / row["seconds"] / peak
     language = sum(spans[name] for name in ("language_model", "head", "backward"))
-    own = None if peak is None or "vision" not in frozen else (done.language + done.head) / language / peak
-    return {"tokens_per_s": work.tokens / row["seconds"], "mfu": share, "language_mfu": own}
+    language_share = None if peak is None or "vision" not in frozen else (done.language + done.head) / language / peak
+    return {"tokens_per_s": work.tokens / row["seconds"], "mfu": share, "language_mfu": language_share}
 
 
 def _against(setting: Setting, frozen: tuple[str, ...], times: dict[Case, Timed], place: str) -> dict[str, Any]:
-    """Every rate's time beside the stock's and beside what the operations that remain let one hope for."""
+    """Seconds of every rate, relative to the step of transformers and to the share of operations that remains."""
     config, before = models.model_config(setting.shape), depth(models.PLACES[place])
     works = {rate: models.work(setting.shape, rate, before) for rate in setting.rates}
     operations = {rate: cost.training(config, work, **setting.counted(frozen)).total for rate, work in works.items()}
     first, stock = setting.rates[0], times.get(("stock", 0.0))
     rows: dict[str, Any] = {}
     for rate in setting.rates:
-        mine = times[place, rate]
+        timed = times[place, rate]
         ideal = times[place, first].median * operations[rate] / operations[first]
         rows[f"{rate:g}"] = {
-            "seconds": mine.median,
-            **({} if stock is None else {"stock_over_ours": mine.ratio_to(stock)}),
+            "seconds": timed.median,
+            **({} if stock is None else {"stock_over_ours": timed.ratio_to(stock)}),
             "ideal_s": ideal,
-            "over_ideal": mine.median / ideal,
+            "over_ideal": timed.median / ideal,
             "tera_operations": operations[rate] / 1e12,
-            "rounds": mine.seconds,
+            "rounds": timed.seconds,
         }
     return rows
 
@@ -160,18 +160,18 @@ def _step_table(rates: dict[str, Any]) -> str:
 
 
 def _views(setting: Setting, frozen: tuple[str, ...]) -> dict[str, Any]:
-    """One step that reads what it has seen at two rates, beside a step for each: times, and their ratio by the cost
-    model. Decoding, which views share too, is left out."""
+    """Seconds of one step with two views and of a step for each rate, and their ratio by the cost model. Video
+    decoding, which views also share, is not timed."""
     task, batch = models.our_task(setting.trained(frozen)), models.build_batch(setting.shape)
     apart = [our_step(task, batch, rate) for rate in VIEWS]
     steps = {"views": our_step(task, batch, *VIEWS), "apart": lambda: [run() for run in apart]}
     times = alternate(steps, setting.rounds)
     works, config = [models.work(setting.shape, rate) for rate in VIEWS], models.model_config(setting.shape)
     together = cost.training_in_views(config, works, cost.ONE_VIEW, **setting.counted(frozen)).total
-    each = [cost.training(config, work, **setting.counted(frozen)).total for work in works]
+    separate = [cost.training(config, work, **setting.counted(frozen)).total for work in works]
     saved = times["views"].ratio_to(times["apart"])
     rounds = {name: timed.seconds for name, timed in times.items()}
-    return {"apart_over_views": saved, "cost_model": sum(each) / together, "rounds": rounds} | {
+    return {"apart_over_views": saved, "cost_model": sum(separate) / together, "rounds": rounds} | {
         f"{name}_s": timed.median for name, timed in times.items()
     }
 
@@ -184,7 +184,7 @@ def _views_table(result: dict[str, Any]) -> str:
 
 
 def _mixed_rates(setting: Setting) -> dict[str, Any]:
-    """Seconds of a step at a freshly drawn rate, and of the same step again: the price of changing shapes."""
+    """Seconds of steps at newly drawn rates and of the same steps repeated: the cost of changing shapes."""
     task, batch = models.our_task(setting.trained(("vision",))), models.build_batch(setting.shape)
     our_step(task, batch, 0.5)()
     fresh, again, rates = [], [], []
@@ -198,22 +198,20 @@ def _mixed_rates(setting: Setting) -> dict[str, Any]:
 
 
 def mask(setting: Setting) -> dict[str, Any]:
-    """Scoring and selection for 16 videos of 32 grids of 256 tokens against the rate-0 step of the same batch.
-
-    The step is timed on one such video and taken 16 times: on a CPU the batch would not fit.
-    """
+    """Seconds of scoring and selection for 16 videos of 32 grids of 256 tokens, relative to the step of that batch at
+    rate 0. The step is timed for one video and multiplied by 16, because the batch would not fit a CPU's memory."""
     grid, videos = Grid(32, 16, 16), 16
     width = setting.shape.text[1]
     features = torch.randn(videos, grid.tokens, width, dtype=setting.dtype, device=setting.device)
     method = FrameDelta("bfloat16")
 
     def choose() -> None:
-        for each in features:
-            method.keep(each, grid, 0.75)
+        for features_MC in features:
+            method.keep(features_MC, grid, 0.75)
 
     shape = replace(setting.shape, clips=1, grid=(grid.T, grid.H, grid.W))
-    whole = our_step(models.our_task(setting.trained(("vision",))), models.build_batch(shape), 0.0)
-    times = alternate({"mask": choose, "step": whole}, setting.rounds)
+    step_of_one = our_step(models.our_task(setting.trained(("vision",))), models.build_batch(shape), 0.0)
+    times = alternate({"mask": choose, "step": step_of_one}, setting.rounds)
     share = times["mask"].median / (videos * times["step"].median)
     print(f"mask of {videos} videos {times['mask'].median:.3f} s, rate-0 step of one {times['step'].median:.3f} s: ")
     print(f"{100 * share:.2f} % of the step of all {videos}")

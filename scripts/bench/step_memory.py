@@ -27,17 +27,17 @@ def check_memory(setting: Setting, frozen: tuple[str, ...]) -> None:
 
 
 def step_memory(setting: Setting, frozen: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
-    """GiB at the peak of a step that starts from weights and optimizer states, and what the preflight forecasts of it.
+    """Peak GiB of a step that starts with weights and optimizer states, and the preflight's forecast of it.
 
-    Each contender runs in a fresh process, with gradient checkpointing as asked, and once with it.
+    Every variant runs in a new process: as `setting` says, and once with gradient checkpointing.
     """
-    as_asked = setting.training(frozen)
-    ours = {f"{rate:g}": (rate, as_asked, "after") for rate in (setting.rates[0], 0.75)}
+    as_set = setting.training(frozen)
+    ours = {f"{rate:g}": (rate, as_set, "after") for rate in (setting.rates[0], 0.75)}
     ours["0.75 checkpointed"] = (0.75, setting.training(frozen, checkpointing=True), "after")
-    ours["0.75 before the tower"] = (0.75, as_asked, "before")
+    ours["0.75 before the tower"] = (0.75, as_set, "before")
     release()
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        measured = pool.starmap(partial(_peak_of, setting), [(None, as_asked, "after"), *ours.values()], chunksize=1)
+        measured = pool.starmap(partial(_peak_of, setting), [(None, as_set, "after"), *ours.values()], chunksize=1)
     return {
         "measured": dict(zip(("stock", *ours), measured)),
         "forecast": {name: forecast_gib(setting, *each) for name, each in ours.items()},
@@ -50,7 +50,7 @@ def memory_table(memory: dict[str, dict[str, float | None]]) -> str:
 
 
 def _peak_of(setting: Setting, rate: float | None, config: ModelConfig, place: str) -> float | None:
-    """Of the stock step where `rate` is None."""
+    """Peak GiB of a step at `rate`; None: of the step of transformers."""
     batch = models.build_batch(setting.shape)
     memory = watch(setting.device)
     model = fit_for_training(setting.model(), config)
@@ -66,7 +66,7 @@ def _peak_of(setting: Setting, rate: float | None, config: ModelConfig, place: s
 
 
 def forecast_gib(setting: Setting, rate: float, config: ModelConfig, place: str) -> float:
-    """GiB that `train/run.py` forecasts before such a step."""
+    """Peak GiB that `train/run.py` forecasts for such a step."""
     with torch.device("meta"):
         model = fit_for_training(Qwen2_5_VLForConditionalGeneration(models.model_config(setting.shape)), config)
     work = models.work(setting.shape, rate, depth(models.PLACES[place]))

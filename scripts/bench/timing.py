@@ -1,4 +1,4 @@
-"""Timing of several things side by side in one process."""
+"""Timing several functions in turn in one process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds of every round, the same rounds for all things timed together."""
+    """Seconds of every round. Functions that are timed together have the same rounds."""
 
     seconds: tuple[float, ...]
 
@@ -26,28 +26,29 @@ class Timed:
     def median(self) -> float:
         return statistics.median(self.seconds)
 
-    def ratio_to(self, other: Timed) -> tuple[float, float, float]:
-        """How many times longer `other` takes: median, least and most over the rounds."""
-        ratios = [b / a for a, b in zip(self.seconds, other.seconds)]
+    def ratio_to(self, slower: Timed) -> tuple[float, float, float]:
+        """How many times longer `slower` takes: median, smallest and largest ratio over the rounds."""
+        ratios = [b / a for a, b in zip(self.seconds, slower.seconds)]
         return statistics.median(ratios), min(ratios), max(ratios)
 
 
-def alternate(things: Mapping[K, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[K, Timed]:
-    """Each thing once a round, in turn, so that what else the machine does falls on all of them alike."""
-    for thing in list(things.values()) * warmup:
-        thing()
-    seconds: dict[K, list[float]] = {name: [] for name in things}
+def alternate(functions: Mapping[K, Callable[[], Any]], rounds: int) -> dict[K, Timed]:
+    """Time every function once per round, so that other load of the machine affects all of them alike. Each runs once
+    before the first round."""
+    for function in functions.values():
+        function()
+    seconds: dict[K, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
-        for name, thing in things.items():
-            seconds[name].append(timed(thing))
-    return {name: Timed(tuple(each)) for name, each in seconds.items()}
+        for name, function in functions.items():
+            seconds[name].append(timed(function))
+    return {name: Timed(tuple(of_rounds)) for name, of_rounds in seconds.items()}
 
 
-def timed(thing: Callable[[], Any]) -> float:
-    """Seconds, until the device is done."""
+def timed(function: Callable[[], Any]) -> float:
+    """Seconds until the function has returned and the device is idle."""
     synchronize()
     begin = time.perf_counter()
-    thing()
+    function()
     synchronize()
     return time.perf_counter() - begin
 
@@ -58,14 +59,15 @@ def synchronize() -> None:
 
 
 def release() -> None:
-    """Give a GPU back what models hold that nothing refers to any more: rebound forwards make circles of references."""
+    """Free the GPU memory of deleted models. Rebound forwards make reference cycles, so this needs the garbage
+    collector."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Columns flush right."""
+    """A table for a terminal, with right-aligned columns."""
     cells = [list(header), *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in cells)

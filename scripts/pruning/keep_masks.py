@@ -1,4 +1,4 @@
-"""Which tokens of a video are kept at some pruning rates, by a model's scores or by pixel differences."""
+"""Kept tokens of a video at several pruning rates, by a model's scores or by pixel differences."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from evs.methods import method_named
 from evs.methods.evs import FIRST_FRAME
 from evs.selection import select
 from evs.types import Grid
-from train.export.serving_metadata import beside, frames_of
+from train.export.serving_metadata import checkpoint_policy, frames_of
 from train.model import encoder_of, load_pretrained
 
-CELL = 28  # pixels of a token's side in the size that the picture is pruned at
+CELL = 28  # side of a token in pixels, after resizing the frame to WIDTH
 WIDTH = 448
 
 
@@ -41,8 +41,8 @@ class PrunedVideo:
 
 
 def keep_by_features(video: Path, model: str, rates: Sequence[float]) -> PrunedVideo:
-    """Tokens that the checkpoint keeps, by the method, frames and dtype of its evs.json."""
-    policy = beside(model)
+    """The tokens that the checkpoint keeps, by the method, frames and dtype of its evs.json."""
+    policy = checkpoint_policy(model)
     encoder = encoder_of(model, frames_of(policy))
     sample = Sample("video", (Turn("user", (VideoRef(str(video)), "?")),))
     clips, _ = encoder.read(sample)

@@ -1,4 +1,4 @@
-"""How many steps of a recipe cost as many operations as the reference's (train/cost/operations.py)."""
+"""The number of steps with which a recipe takes as many operations as the reference (train/cost/operations.py)."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from train.model import build_empty_model
 from train.plugins import build_step_methods, build_step_rates
 from train.run import register, typed
 
-ROUNDS = 3  # words may name the number of steps that they are to give
+ROUNDS = 3  # arguments of a recipe may depend on the number of steps, so it is computed repeatedly
 
 
 def steps_of(recipes: Sequence[Recipe], steps: int, model: Path, data: Path) -> dict[str, int]:
-    """Of each recipe, by name, where the reference takes `steps`."""
+    """Steps of each recipe, by name, if the reference takes `steps`."""
     start = [cli.override("model.path", model), cli.override("data.train", data)]
     sizes = _sizes(_composed(start))
 
     def price(recipe: Recipe, steps: int) -> float:
-        return operations(_composed([*start, *recipe.spelt(steps)]), sizes)
+        return operations(_composed([*start, *recipe.arguments(steps)]), sizes)
 
     reference = next(recipe for recipe in RECIPES if recipe.name == REFERENCE)
     budget, steps_by_recipe = steps * price(reference, steps), dict.fromkeys((recipe.name for recipe in recipes), steps)
-    for each in (recipe for recipe in recipes if not recipe.equal_steps):
+    for recipe in (recipe for recipe in recipes if not recipe.equal_steps):
         for _ in range(ROUNDS):
-            steps_by_recipe[each.name] = max(1, round(budget / price(each, steps_by_recipe[each.name])))
+            steps_by_recipe[recipe.name] = max(1, round(budget / price(recipe, steps_by_recipe[recipe.name])))
     return steps_by_recipe
 
 
 def operations(config: Config, sizes: Sizes) -> float:
-    """Of one training step, the mean over the rates that the run draws."""
+    """Operations of one training step, averaged over the rates that the run draws."""
     methods, everything = build_step_methods(config), np.arange(len(sizes))
-    rates = replace(build_step_rates(config, 1), per_video=False)  # on average the same
+    rates = replace(build_step_rates(config, 1), per_video=False)  # the same on average
     empty, kept = build_empty_model(config.model, torch.float32), build_kept(methods.first, rates)
-    prices = {each: build_sample_cost(config, empty, sizes, each) for each in methods.methods}
+    prices = {method: build_sample_cost(config, empty, sizes, method) for method in methods.methods}
     drawn = [(prices[methods(step)], views) for step in range(config.train.steps) for views in rates(step)]
     costs = [price(everything, sizes.in_views(everything, views, kept)).mean() for price, views in drawn]
     return float(np.mean(costs)) * config.train.batch_size * config.train.accumulation

@@ -1,4 +1,5 @@
-"""A study's runs through the project's own commands, each whole or repeated: data, base, uptraining, evaluation."""
+"""The runs of a study through the project's commands: base, uptraining, export, evaluation. Unfinished ones are
+repeated."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ class Seed:
 
 @dataclass(frozen=True)
 class Job:
-    """One model of one seed, trained with `words` and measured."""
+    """One model of one seed, trained with the arguments `words` and evaluated at `rates`."""
 
     seed: Seed
     name: str
@@ -60,21 +61,21 @@ class Job:
         return self.seed.result(self.name).is_file()
 
     def do(self, threads: int) -> None:
-        """What is there already is not made again. ValueError, with the last line of its log, where a command fails."""
+        """Run the steps that are not done yet. ValueError, with the last line of the log, if a command fails."""
         folder = self.seed.folder / self.name
         folder.mkdir(parents=True, exist_ok=True)
         start = self.seed.random if self.name == BASE else self.seed.checkpoint(BASE)
         paths = {"model.path": start, "data.train": self.seed.train, "run_dir": folder / "run"}
-        about = (*(cli.override(key, path) for key, path in paths.items()), f"seed={self.seed.number}")
+        shared = (*(cli.override(key, path) for key, path in paths.items()), f"seed={self.seed.number}")
 
         def command(script: str, *words: str) -> None:
             _python(folder / "log.txt", threads, script, *words)
 
         def export(out: Path) -> None:
-            command("train/run.py", "+experiment=study", *about, "resume=auto", *self.words)
+            command("train/run.py", "+experiment=study", *shared, "resume=auto", *self.words)
             command("scripts/export.py", f"run={folder / 'run'}", f"out={out}", *self.export)
 
-        whole(self.seed.checkpoint(self.name), export)
+        complete(self.seed.checkpoint(self.name), export)
         rates = f"rates=[{','.join(f'{rate:g}' for rate in self.rates)}]"
         out = (f"out={self.seed.result(self.name)}", f"name={self.name}", "batch_size=20", "dtype=float32", "workers=0")
         command(
@@ -83,8 +84,8 @@ class Job:
         shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
 
 
-def whole(folder: Path, make: Callable[[Path], object]) -> Path:
-    """`folder`, made under another name first, so that it is there whole or not at all."""
+def complete(folder: Path, make: Callable[[Path], object]) -> Path:
+    """`folder`, created by `make` under a temporary name, so that it exists only if it is complete."""
     if not folder.exists():
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -94,14 +95,14 @@ def whole(folder: Path, make: Callable[[Path], object]) -> Path:
 
 
 def do_all(jobs: Sequence[Job], parallel: int, threads: int | None) -> None:
-    """So many side by side, of so many threads each; a line for each that ends, with the time left."""
+    """Run the jobs, `parallel` at a time with `threads` each. Prints a line with the time left after each."""
     missing = [job for job in jobs if not job.done]
     if len(missing) < len(jobs):
         print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are done already", flush=True)
     workers = max(1, min(parallel, len(missing)))
-    share, begin = max(1, len(os.sched_getaffinity(0)) // workers), time.monotonic()
+    cores, begin = max(1, len(os.sched_getaffinity(0)) // workers), time.monotonic()
     with ThreadPoolExecutor(workers) as pool:
-        ends = [(job, pool.submit(job.do, threads or share)) for job in missing]
+        ends = [(job, pool.submit(job.do, threads or cores)) for job in missing]
         for done, (job, end) in enumerate(ends, 1):
             try:
                 end.result()
@@ -114,7 +115,7 @@ def do_all(jobs: Sequence[Job], parallel: int, threads: int | None) -> None:
 
 
 def _python(log: Path, threads: int, script: str, *words: str) -> None:
-    """Run one of the project's scripts; what it prints is appended to `log`."""
+    """Run one of the project's scripts, with its output appended to `log`."""
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     env = {**os.environ, **quiet, "OMP_NUM_THREADS": str(threads)}
     with log.open("a") as file:
@@ -122,5 +123,5 @@ def _python(log: Path, threads: int, script: str, *words: str) -> None:
     if done.returncode:
         last = log.read_text().strip().splitlines()[-1]
         raise ValueError(
-            f"{script} ended with status {done.returncode} ({last}): see {log}; the same command continues"
+            f"{script} ended with status {done.returncode} ({last}): see {log}, and run the same command to continue"
         )

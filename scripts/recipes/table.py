@@ -22,7 +22,7 @@ class Recipe:
     export: tuple[str, ...] = ()  # arguments of scripts/export.py
     block: int = 0  # block of the vision tower before which tokens are dropped; 0: before or after the whole tower
 
-    def spelt(self, steps: int) -> list[str]:
+    def arguments(self, steps: int) -> list[str]:
         """The arguments of a run of this many steps."""
         return [f"train.steps={steps}", *FROZEN, *(word.replace("{steps}", str(steps)) for word in self.words)]
 
@@ -69,11 +69,11 @@ def named(names: list[str], blocks: int) -> tuple[Recipe, ...]:
 
     ValueError if a recipe is unknown or needs a deeper tower.
     """
-    known = {recipe.name: recipe for recipe in RECIPES}
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"recipes={unknown[0]} is unknown: use {', '.join(known)}")
-    if late := [name for name in names if known[name].block >= blocks]:
+    by_name = {recipe.name: recipe for recipe in RECIPES}
+    if unknown := [name for name in names if name not in by_name]:
+        raise ValueError(f"recipes={unknown[0]} is unknown: use {', '.join(by_name)}")
+    if late := [name for name in names if by_name[name].block >= blocks]:
         raise ValueError(
-            f"recipes={late[0]}: the tower has no such block: give blocks={known[late[0]].block + 1} or more"
+            f"recipes={late[0]}: the tower has no such block: give blocks={by_name[late[0]].block + 1} or more"
         )
-    return tuple(known[name] for name in names or known if known[name].block < blocks)
+    return tuple(by_name[name] for name in names or by_name if by_name[name].block < blocks)

@@ -1,4 +1,4 @@
-"""The prompts of check_serving: every shape, speed and order of media that moves positions, as synthetic clips."""
+"""The prompts of check_serving: synthetic clips of all shapes, frame rates and orders that affect positions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Part = str | Video | Picture
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt; `chat` puts it into the checkpoint's chat template, otherwise it stands bare."""
+    """A prompt, in the checkpoint's chat template if `chat` is true."""
 
     parts: tuple[Part, ...]
     chat: bool = True
@@ -44,57 +44,58 @@ class Case:
         return [part for part in self.parts if isinstance(part, Picture)]
 
     def sample(self) -> Sample:
-        """The prompt as one user turn; its media are handed over decoded, so their paths say nothing."""
-        return Sample("case", (Turn("user", tuple(_stand_in(part) for part in self.parts)),))
+        """The prompt as one user turn. Its media are passed decoded, so their paths are placeholders."""
+        return Sample("case", (Turn("user", tuple(_placeholder(part) for part in self.parts)),))
 
 
-LOOK = "Here is a video. Watch closely what happens, then answer with the option letter."
-ASK = " What is the color at the end?"
+BEFORE = "Here is a video. Watch closely what happens, then answer with the option letter."
+AFTER = " What is the color at the end?"
 
 
-def _stand_in(part: Part) -> str | VideoRef | ImageRef:
+def _placeholder(part: Part) -> str | VideoRef | ImageRef:
     if isinstance(part, str):
         return part
     return VideoRef("clip") if isinstance(part, Video) else ImageRef("picture")
 
 
-def _asked(video: Video) -> Case:
-    return Case((LOOK, video, ASK))
+def _case(video: Video) -> Case:
+    return Case((BEFORE, video, AFTER))
 
 
 CASES = {
-    "square": _asked(Video("square")),
-    "landscape": _asked(Video("landscape")),
-    "portrait": _asked(Video("portrait")),
-    "1 fps": _asked(Video("landscape", fps=1.0)),
-    "4 fps": _asked(Video("landscape", fps=4.0, grids=9)),
-    "4 grids": _asked(Video("portrait", grids=4)),
-    "16 grids": _asked(Video("landscape", grids=16)),
-    "64 grids": _asked(Video("small", grids=64)),
-    "no text before": Case((Video("landscape"), ASK)),
-    "no text after": Case((LOOK, Video("landscape")), chat=False),
-    "starts with the video": Case((Video("landscape"), ASK), chat=False),
-    "two videos": Case((LOOK, Video("landscape"), " and ", Video("portrait", grids=5, fps=4.0), ASK)),
-    "image then video": Case((LOOK, Picture(), Video("portrait"), ASK)),
-    "video then image": Case((LOOK, Video("landscape"), Picture("portrait"), ASK)),
+    "square": _case(Video("square")),
+    "landscape": _case(Video("landscape")),
+    "portrait": _case(Video("portrait")),
+    "1 fps": _case(Video("landscape", fps=1.0)),
+    "4 fps": _case(Video("landscape", fps=4.0, grids=9)),
+    "4 grids": _case(Video("portrait", grids=4)),
+    "16 grids": _case(Video("landscape", grids=16)),
+    "64 grids": _case(Video("small", grids=64)),
+    "no text before": Case((Video("landscape"), AFTER)),
+    "no text after": Case((BEFORE, Video("landscape")), chat=False),
+    "starts with the video": Case((Video("landscape"), AFTER), chat=False),
+    "two videos": Case((BEFORE, Video("landscape"), " and ", Video("portrait", grids=5, fps=4.0), AFTER)),
+    "image then video": Case((BEFORE, Picture(), Video("portrait"), AFTER)),
+    "video then image": Case((BEFORE, Video("landscape"), Picture("portrait"), AFTER)),
 }
 
 
 def clip(video: Video, cell: int, seed: int) -> Clip:
-    """Noise that changes little here and much there, `cell` pixels to a token; its frames lie evenly in a source."""
+    """Noise with `cell` pixels per token that changes little in some tokens and much in others, sampled evenly over
+    time."""
     random = np.random.default_rng(seed)
     rows, columns = SHAPES[video.shape]
     duration = 2 * video.grids / video.fps
     frames = round(duration * SOURCE_FPS)
-    places = np.linspace(0, frames - 1, 2 * video.grids).round().astype(np.int64)
+    indices = np.linspace(0, frames - 1, 2 * video.grids).round().astype(np.int64)
     still = random.integers(0, 256, (rows, columns, cell, cell, 3))
 
     def frame() -> np.ndarray:
         change = random.uniform(0, 90, (rows, columns, 1, 1, 1))
         return _tiled(np.clip(still + change * random.uniform(-1, 1, still.shape), 0, 255).astype(np.uint8))
 
-    pictures = np.stack([frame() for _ in places])
-    return Clip(pictures, places / SOURCE_FPS, places, SOURCE_FPS, frames, duration)
+    pictures = np.stack([frame() for _ in indices])
+    return Clip(pictures, indices / SOURCE_FPS, indices, SOURCE_FPS, frames, duration)
 
 
 def picture(shape: str, cell: int, seed: int) -> np.ndarray:
@@ -104,7 +105,7 @@ def picture(shape: str, cell: int, seed: int) -> np.ndarray:
 
 
 def server_metadata(clip: Clip) -> dict[str, object]:
-    """What a server knows of the frames that it has sampled from a file."""
+    """The metadata of frames that a server has sampled from a file."""
     return {
         "fps": clip.fps,
         "duration": clip.duration,

@@ -1,4 +1,4 @@
-"""Clips from files: the same path to the trainer's encoder and to vLLM's own loader, compared stage by stage."""
+"""Video files, read by the encoder of training and by vLLM's own loader, and compared stage by stage."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from scripts.serving.prompts import Prompt
 from train.model import encoder_of
 
 QUESTION = "What happens in the video?"
-PIXELS = 1  # of 255: two versions of a library may round apart
+MAX_PIXEL_GAP = 1  # of 255: two versions of a library may round differently
 
 
 def prepare(model: str, videos: Sequence[str], policy: FramePolicy) -> tuple[list[Prompt], dict[str, Verdict]]:
-    """(a prompt for every file, and a verdict on those that training would put aside)."""
+    """(a prompt for every file that training can use, a verdict on every other file)."""
     encoder = encoder_of(model, policy)
     prompts, refused = [], {}
     for path in videos:
@@ -50,12 +50,12 @@ def _prompt(path: str, encoder: Encoder) -> Prompt:
 
 
 def compare_file(prompt: Prompt, ours: Answer, theirs: dict[str, Any], tolerance: float) -> Verdict:
-    """The verdict on one clip; where it does not agree, its text begins with the first stage that departs."""
+    """The verdict on one clip. If it differs, the text begins with the first stage that does."""
     verdict = compare(ours, theirs, tolerance)
     if "seen" not in theirs:
         return verdict
     assert prompt.clip is not None
-    if fault := _departure(prompt.clip, prompt.batch.video_grid_thw_V3.tolist(), theirs["seen"]):
+    if fault := _mismatch(prompt.clip, prompt.batch.video_grid_thw_V3.tolist(), theirs["seen"]):
         return replace(verdict, text=fault, agrees=False)
     if verdict.agrees or verdict.error:
         return verdict
@@ -65,15 +65,15 @@ def compare_file(prompt: Prompt, ours: Answer, theirs: dict[str, Any], tolerance
     return replace(verdict, text=f"{stage}: {verdict.text}")
 
 
-def _departure(clip: Clip, grids: list[list[int]], seen: dict[str, Any]) -> str:
-    """The first of frames, times, grid and pixels that differs; empty where none does."""
-    places = clip.frame_indices_T.tolist()
-    if seen["indices"] != places:
+def _mismatch(clip: Clip, grids: list[list[int]], seen: dict[str, Any]) -> str:
+    """The first of frames, times, grid and pixels that differs; empty if all are equal."""
+    indices = clip.frame_indices_T.tolist()
+    if seen["indices"] != indices:
         theirs = seen["indices"]
-        first = next((i for i, (a, b) in enumerate(zip(places, theirs)) if a != b), min(len(places), len(theirs)))
-        return f"frames: {len(theirs)}, not {len(places)}; first other one at {first}"
+        first = next((i for i, (a, b) in enumerate(zip(indices, theirs)) if a != b), min(len(indices), len(theirs)))
+        return f"frames: {len(theirs)}, not {len(indices)}; the first that differs is number {first}"
     if (seen["fps"], seen["frames"]) != (clip.fps, clip.frames):
         return f"times: {seen['frames']} frames at {seen['fps']:g} fps, not {clip.frames} at {clip.fps:g}"
     if seen["grids"] != grids:
         return f"grid: {seen['grids']}, not {grids}"
-    return f"pixels: up to {seen['pixels']:g} of 255 apart" if seen["pixels"] > PIXELS else ""
+    return f"pixels: differ by up to {seen['pixels']:g} of 255" if seen["pixels"] > MAX_PIXEL_GAP else ""

@@ -1,7 +1,4 @@
-"""The server's side of clips from files: asks through vLLM's chat, and notes what its loader and its tower were given.
-
-Runs under vLLM's Python.
-"""
+"""Recording what vLLM's loader and vision tower receive for a video file. Runs in vLLM's Python."""
 
 from __future__ import annotations
 
@@ -15,14 +12,14 @@ import torch
 
 
 def messages(case: dict[str, Any]) -> list[dict[str, Any]]:
-    """One user turn, as an API's client writes it."""
+    """One user turn in the format of the chat API."""
     video = {"type": "video_url", "video_url": {"url": case["url"]}}
     return [{"role": "user", "content": [video, {"type": "text", "text": case["question"]}]}]
 
 
 @contextmanager
-def loader_noted() -> Iterator[list[dict[str, Any]]]:
-    """The metadata of every video that vLLM's loader reads meanwhile."""
+def record_loader() -> Iterator[list[dict[str, Any]]]:
+    """A list to which the metadata of every video that vLLM's loader reads are appended."""
     from vllm.multimodal.media.video import VideoMediaIO
 
     loads, stock = [], VideoMediaIO.load_bytes
@@ -40,29 +37,30 @@ def loader_noted() -> Iterator[list[dict[str, Any]]]:
 
 
 def watch_tower(model: Any) -> None:
-    """Note the patches and grids of every video on its way to the vision tower, which may be given a part of them."""
+    """Record patches and grids of every video before the vision tower, which may receive only a part of them."""
     model.tower_calls = calls = []
     if hasattr(model, "visual"):
         process = model._process_video_input
 
-        def noted(video: Any) -> Any:
+        def recorded(video: Any) -> Any:
             calls.append((video["pixel_values_videos"].cpu().numpy(), video["video_grid_thw"].tolist()))
             return process(video)
 
-        model._process_video_input = noted
+        model._process_video_input = recorded
         model.unwatch = partial(delattr, model, "_process_video_input")
     else:
 
-        def see(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             (frames, *_) = [*args, *kwargs.values()]
             rows, grids = patches_of(frames, model.patch_size, model.video_temporal_patch_size)
             calls.append((rows.cpu().numpy(), grids))
 
-        model.unwatch = model.vision_model.register_forward_pre_hook(see, with_kwargs=True).remove
+        model.unwatch = model.vision_model.register_forward_pre_hook(hook, with_kwargs=True).remove
 
 
 def patches_of(frames: Any, side: int, step: int) -> tuple[Any, list[list[int]]]:
-    """[frames, 3, H, W] as a tower takes them that is given no patches -> (rows as the trainer has them, grids)."""
+    """[frames, 3, H, W], for a tower that takes frames instead of patches -> (rows of patches as in training,
+    grids)."""
     frames = torch.cat([frames, frames[-1:].repeat(-len(frames) % step, 1, 1, 1)]).float()
     t, h, w = len(frames) // step, frames.shape[2] // side, frames.shape[3] // side
     rows = frames.reshape(t, step * 3, h, side, w, side).permute(0, 2, 4, 1, 3, 5)
@@ -77,7 +75,8 @@ def unwatch_tower(model: Any) -> list[tuple[np.ndarray, list[list[int]]]]:
 def seen(
     loaded: dict[str, Any], calls: list[tuple[np.ndarray, list[list[int]]]], case: dict[str, Any], media: Any
 ) -> dict[str, Any]:
-    """What one clip became, and by how many levels of 255 its pixels are away from the trainer's."""
+    """Frame indices, rate, count and grids of one clip, and the largest difference of its pixels from those of
+    training, in levels of 255."""
     rows, grids = calls[0]
     theirs, ours = to_bytes(rows, **case["normal"]), media[case["pixels"]]
     gap = int(np.abs(theirs.astype(np.int16) - ours).max()) if theirs.shape == ours.shape else 255
@@ -91,7 +90,7 @@ def seen(
 
 
 def to_bytes(rows_RP: np.ndarray, mean: list[float], std: list[float]) -> np.ndarray:
-    """[R, patch] uint8 of patches as they are before normalisation; a server that normalises later gives them so."""
+    """[R, patch] uint8 of normalised patches; uint8 patches are returned as they are."""
     if rows_RP.dtype == np.uint8:
         return rows_RP
     channels_RCP = rows_RP.astype(np.float32).reshape(len(rows_RP), 3, -1)

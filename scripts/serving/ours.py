@@ -1,4 +1,4 @@
-"""Our side of check_serving: evs.generate on the checkpoint, at every rate, and where its tokens stand."""
+"""Our side of check_serving: answers of evs.generate at every rate, and the positions of the tokens."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ TOP, STEPS = 5, 8
 @dataclass(frozen=True)
 class Answer:
     generation: Generation
-    positions: list[list[int]]  # [3][tokens] of the survivors and of all but the last generated token
+    positions: list[list[int]]  # [3][tokens] of kept tokens and of all generated tokens but the last
     choice: ServersChoice
 
 
 class Ours:
-    """A checkpoint, loaded once and asked once for the same prompt, rate and choice of the server's."""
+    """A checkpoint that is loaded once and answers every combination of prompt, rate and kept tokens once."""
 
     def __init__(self, model: str, method: Method, scheme: str, dtype: str, device: str) -> None:
         loaded: Any = load_pretrained(AutoModelForImageTextToText, model, dtype=getattr(torch, dtype))
@@ -38,11 +38,11 @@ class Ours:
         self._answers: dict[tuple[str, float, str], Answer] = {}
 
     def answer(self, name: str, batch: Batch, rate: float, kept: Sequence[Sequence[int]]) -> Answer:
-        """The answer to the prompt `name`, with the server's choice between tokens of equal score."""
+        """The answer to the prompt `name`. Between tokens of equal score it keeps those that the server kept."""
         key = name, rate, repr(kept)
         if key not in self._answers:
             choice = ServersChoice(kept, self.method)
-            # More log-probabilities than the server gives, to hold all of its own.
+            # More log-probabilities than the server's, so that they include all tokens of the server.
             settings: dict[str, Any] = {"logprobs": 4 * TOP, "max_new_tokens": STEPS, "eos_token_id": None}
             (said,) = generate(self.model, self.adapter, batch, rate, method=choice, **settings)
             self._answers[key] = Answer(said, self._positions(batch, rate, kept), choice)

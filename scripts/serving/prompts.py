@@ -1,4 +1,4 @@
-"""What check_serving asks both sides: a batch for ourselves, a request and its arrays for the server."""
+"""A prompt of check_serving: a batch for our side, a request with its arrays for the server."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Prompt:
     batch: Batch
     request: dict[str, Any]  # as scripts/serving/worker.py reads it
     media: dict[str, np.ndarray] = field(default_factory=dict)  # that the request refers to
-    clip: Clip | None = None  # where the server reads the file itself: what training saw of it
+    clip: Clip | None = None  # of a file that the server reads itself: the clip as read in training
 
 
 def without_headers(processor: Any) -> str:
-    """A chat template of a prompt as it is written, its media as the checkpoint's own template marks them."""
+    """A chat template that writes a prompt without headers, with media marked as in the checkpoint's own template."""
     marks = ("<|vision_start|>", "<|vision_end|>") if "<|vision_start|>" in processor.chat_template else ("", "\\n")
     image, video = (marks[0] + token + marks[1] for token in (processor.image_token, processor.video_token))
     return (

@@ -1,4 +1,4 @@
-"""Tokens that two implementations choose differently because their scores are equal but for rounding."""
+"""Ties: tokens that two implementations choose differently because their scores are equal up to rounding."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ UNITS = 4  # in the last place of 1 - cosine, by which the scores of two impleme
 
 @dataclass
 class ServersChoice:
-    """A method's choice, and between tokens at the cut whose scores are equal but for rounding, the server's.
+    """A pruning method that breaks ties as the server did: between tokens whose scores are equal up to rounding.
 
-    For one prompt at one rate: its videos come in order, `kept` holds what the server kept of each. Only a method that
-    ranks floating-point scores has such ties.
+    It serves one prompt at one rate, whose videos come in order. `kept` holds the tokens that the server kept of each
+    video. Only methods that rank floating-point scores have ties.
     """
 
     kept: Sequence[Sequence[int]]
     method: Method
-    ties: int = 0  # tokens that the server kept in place of ours
-    gap: float = 0.0  # the largest between its tokens and ours, where its choice was no tie
-    others: int = 0  # tokens that it kept and ours did not, where its choice was no tie
+    ties: int = 0  # tokens that the server kept instead of ours
+    gap: float = 0.0  # largest difference of score between the server's tokens and ours that was not a tie
+    others: int = 0  # tokens that the server kept and ours did not, without a tie
     _videos: Iterator[Sequence[int]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -56,7 +56,7 @@ class ServersChoice:
         ours = self.method.keep(inputs_MC, grid, rate)
         if (kept := next(self._videos, None)) is None:
             return ours
-        if len(kept) != ours.sum() or max(kept) >= ours.numel():  # of another grid: the lengths will say so
+        if len(kept) != ours.sum() or max(kept) >= ours.numel():  # another grid: lengths differ too
             return ours
         theirs = torch.zeros_like(ours)
         theirs.view(-1)[torch.tensor(kept, device=theirs.device)] = True

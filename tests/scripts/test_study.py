@@ -26,7 +26,7 @@ def result(name: str, seed: int, right: float, rates: tuple[float, ...] = (0.5,)
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_every_recipe_is_a_run(recipe):
-    config = composed("+experiment=study", "model.path=m", "data.train=d", *recipe.spelt(40))
+    config = composed("+experiment=study", "model.path=m", "data.train=d", *recipe.arguments(40))
     assert config.train.steps == 40 and config.model.freeze == ["vision"]
 
 
@@ -109,5 +109,5 @@ def test_a_study_continues_where_it_was_killed_and_repeats_nothing(tmp_path, cap
     capsys.readouterr()
     study.main(options)
     assert "1 of 2 runs are done already" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"runs of another study \(other preset\)"):
+    with pytest.raises(ValueError, match=r"runs of another study, with a different preset"):
         study.main(study.Options(out=options.out, page=options.page, rates=[0.0, 0.75], **small | {"steps": 3}))

@@ -73,7 +73,7 @@ def test_nemotron_is_served_within_the_noise_of_rate_zero(environment, tmp_path)
             "nemotron_h_omni",
             "0.31.0",
             {},
-            "transformers .* beside vLLM 0.31.0 has no nemotron_h_omni: give vllm_python=",
+            "transformers .* of vLLM 0.31.0 has no nemotron_h_omni: give vllm_python=",
         ),
     ],
 )

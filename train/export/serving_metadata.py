@@ -62,7 +62,7 @@ def frames_of(policy: Policy) -> FramePolicy:
     return FramePolicy(**{each.name: getattr(policy, each.name) for each in fields(FramePolicy)})
 
 
-def beside(model: str) -> Policy:
+def checkpoint_policy(model: str) -> Policy:
     """The policy in a checkpoint's folder or on the Hub; without one, which is said in one line, the defaults."""
     policy = load_policy(model)
     if policy is None:

@@ -1,1 +1,1 @@
-"""Everything worth measuring on a GPU that is at hand for minutes: jobs in order of value, until the time is up."""
+"""Benchmarks for a GPU that is available for minutes: jobs in order of value, until the time is up."""

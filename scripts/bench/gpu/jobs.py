@@ -1,4 +1,4 @@
-"""The jobs of the GPU benchmark, each a command of scripts/benchmark.py, in order of value."""
+"""The jobs of the GPU benchmark in order of value. Each is a command of scripts/benchmark.py."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ KERNELS = ("flash_attention_3", "flash_attention_2", "flex_attention")
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement. `missing`: what this machine lacks for it, in one line; None if nothing."""
+    """One measurement."""
 
     part: str
     name: str
     words: tuple[str, ...]
-    seconds: float  # that it may take
-    missing: str | None = None
+    seconds: float  # time limit
+    missing: str | None = None  # what this machine lacks for it, in one line
 
 
 def jobs(shape: str | None, gpu: bool, folder: Path) -> Iterator[Job]:
-    """Most valuable first. `shape`: the only one to measure; None: those of the 7B and the 3B. `folder`: for data that
-    later jobs use again."""
+    """The jobs, most valuable first, for one shape or, if `shape` is None, for those of the 7B and the 3B. Jobs keep
+    data that later jobs use again in `folder`."""
     shapes, large = (shape,) if shape else SHAPES, shape is None
     first, last = shapes[0], shapes[-1]
     no_gpu = None if gpu else "the tests need a CUDA device"
@@ -68,7 +68,8 @@ def _prefill(shape: str, tokens: int) -> Job:
 
 
 def _peers(large: bool, folder: Path) -> Job:
-    """transformers' Trainer needs nothing besides; the other frameworks are installed if pip is told of wheels."""
+    """transformers' Trainer needs no installation; the other frameworks are installed if pip knows a folder of
+    wheels."""
     names = [*PEERS] if os.environ.get("PIP_FIND_LINKS") else ["trainer"]
     modes, samples = ("[batch 1,batch 2]", 20) if large else ("[batch 1]", 2)
     words = ("peers", f"peers=[{','.join(names)}]", f"modes={modes}", "rounds=1", f"samples={samples}")

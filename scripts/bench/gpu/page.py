@@ -20,13 +20,13 @@ SPANS = ("vision", "language_model", "head", "backward", "optimizer")
 
 def write_page(folder: Path, planned: Sequence[Job]) -> None:
     """Write page.md in `folder` from the JSONs of the jobs there."""
-    known = {job: read_record(folder / f"{job.name}.json") for job in planned}
-    lines = ["# GPU benchmark", "", *_machines([record for record in known.values() if record])]
+    records = {job: read_record(folder / f"{job.name}.json") for job in planned}
+    lines = ["# GPU benchmark", "", *_machines([record for record in records.values() if record])]
     for part, (title, text) in SECTIONS.items():
-        done = {job.name: record for job, record in known.items() if record and is_done(record) and job.part == part}
+        done = {job.name: record for job, record in records.items() if record and is_done(record) and job.part == part}
         if done:
             lines += ["", f"## {title}", "", *text(done)]
-    missing = [(job.name, *_state(record)) for job, record in known.items() if not is_done(record)]
+    missing = [(job.name, *_state(record)) for job, record in records.items() if not is_done(record)]
     if missing:
         lines += ["", "## Not measured", "", *_table(("job", "state", "reason"), missing)]
     (folder / "page.md").write_text("\n".join(lines) + "\n")
@@ -37,15 +37,15 @@ def _state(record: Any) -> tuple[str, str]:
 
 
 def _machines(records: Sequence[Any]) -> list[str]:
-    """One line for every machine and commit that results come from."""
+    """One line for every machine and commit with results."""
     counted = Counter(json.dumps(record["machine"]) for record in records)
     lines = []
     for text, count in counted.items():
-        about = json.loads(text)
+        machine = json.loads(text)
         versions = (
-            f"torch {about['torch']}, transformers {about['transformers']}, commit {about['commit'] or 'unknown'}"
+            f"torch {machine['torch']}, transformers {machine['transformers']}, commit {machine['commit'] or 'unknown'}"
         )
-        lines.append(f"{count} jobs on {about['device']}: {versions}.")
+        lines.append(f"{count} jobs on {machine['device']}: {versions}.")
     return lines
 
 
@@ -67,12 +67,12 @@ def _step_rows(record: dict[str, Any]) -> Iterator[list[str]]:
     for tower, result in record["result"].items():
         for place in PLACES:
             for rate, row in result[place].items():
-                whole, peak = sum(row["spans_s"].values()), row["peak_gib"]
+                step_seconds, peak = sum(row["spans_s"].values()), row["peak_gib"]
                 yield [
                     *(options["shape"], tower, attention, f"{place} the tower", rate),
                     *(f"{row['seconds']:.3f}", f"{row['over_ideal']:.2f}"),
                     *(_percent(row["mfu"]), _percent(row["language_mfu"]), f"{row['tokens_per_s']:.0f}"),
-                    *(_percent(row["spans_s"][name] / whole) for name in SPANS),
+                    *(_percent(row["spans_s"][name] / step_seconds) for name in SPANS),
                     *(("", "") if not peak else (f"{peak:.2f}", f"{row['forecast_gib'] / peak:.2f}")),
                 ]
 
@@ -86,14 +86,14 @@ def _prefill(records: Records) -> list[str]:
     rows = []
     for record in records.values():
         options, result = record["options"], record["result"]
-        whole = result["tower"]["seconds"]
+        full = result["tower"]["seconds"]
         for rate in options["rates"]:
             language = result[f"language {rate:g}"]["seconds"]
-            kept = result[f"tower {rate:g}"]["seconds"] if rate else whole
-            seconds = (language, whole, language + whole, kept, language + kept)
-            rows.append((options["shape"], options["tokens"], f"{rate:g}", *(f"{each:.3f}" for each in seconds)))
+            kept = result[f"tower {rate:g}"]["seconds"] if rate else full
+            seconds = (language, full, language + full, kept, language + kept)
+            rows.append((options["shape"], options["tokens"], f"{rate:g}", *(f"{value:.3f}" for value in seconds)))
     header = ("shape", "video tokens", "rate", "language model", "tower", "first token, pruned after the tower")
-    return _table((*header, "tower on what is kept", "first token, pruned before the tower"), rows)
+    return _table((*header, "tower on kept tokens", "first token, pruned before the tower"), rows)
 
 
 def _train(records: Records) -> list[str]:
@@ -101,8 +101,8 @@ def _train(records: Records) -> list[str]:
     for record in records.values():
         run, options = record["result"], record["options"]
         halves = " + ".join(f"{seconds:.0f}" for seconds in run["wall_s"])
-        about = (options["shape"], run["steps"], run["resumed_at"], options["workers"], f"{run['samples_per_s']:.2f}")
-        rows.append((*about, f"{run['seconds']['step']:.3f}", _percent(run["wait_share"]), halves))
+        cells = (options["shape"], run["steps"], run["resumed_at"], options["workers"], f"{run['samples_per_s']:.2f}")
+        rows.append((*cells, f"{run['seconds']['step']:.3f}", _percent(run["wait_share"]), halves))
     header = ("shape", "steps", "resumed at", "workers", "samples/s", "seconds a step", "waits for the loader")
     return _table((*header, "seconds of both processes"), rows)
 
@@ -147,7 +147,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Records], list[str]]]] = {
     "tests": ("GPU tests", _tests),
     "step": ("Training step: seconds of forward and backward; shares and peak of a whole step", _step),
     "prefill": ("Prefill of one clip, seconds", _prefill),
-    "peers": ("Next to other frameworks", _peers),
+    "peers": ("Other frameworks", _peers),
     "train": ("A training run", _train),
     "profile": ("Profile of a step at rate 0.75", _profile),
 }

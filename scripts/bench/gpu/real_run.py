@@ -24,20 +24,20 @@ TIMES = ("data", "vision", "language_model", "backward", "optimizer")
 @dataclass
 class Options:
     shape: str = "small"  # one of scripts/bench/models.py
-    steps: int = number(200, least=2)  # of the run, which is resumed after half of them
-    workers: int = number(4, least=0)  # processes that decode
+    steps: int = number(200, least=2)  # of the run, which is stopped and resumed after half of them
+    workers: int = number(4, least=0)  # data workers
     folder: str = "runs/benchmark/real_run"  # model, clips and the run
-    out: str | None = None  # JSON
+    out: str | None = None  # JSON file for the figures
 
 
 def real_run(options: Options) -> dict[str, Any]:
-    """Samples a second, the share of a step that waits for the loader, and what the resumed half did."""
+    """Samples per second, the share of a step spent waiting for the loader, and seconds of both halves."""
     folder = Path(options.folder).resolve() / options.shape
     run, half = folder / "run", options.steps // 2
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    made = prepare(folder / "data", device, **_sizes(models.build_shape(options.shape)))
+    data = prepare(folder / "data", device, **_sizes(models.build_shape(options.shape)))
     shutil.rmtree(run, ignore_errors=True)
-    wall = [_train(options, made.model, made.ours, run, steps) for steps in (half, options.steps)]
+    wall = [_train(options, data.model, data.ours, run, steps) for steps in (half, options.steps)]
     rows = [row for row in read_lines(run / "metrics.jsonl") if "time/step" in row]
     summary = summarize(run)
     steady = rows[1:] or rows  # the first report includes the warm-up
@@ -48,7 +48,7 @@ def real_run(options: Options) -> dict[str, Any]:
         "seconds": seconds,
         "steps": summary.steps,
         "resumed_at": half,
-        "wall_s": wall,  # of each half, start and saving included
+        "wall_s": wall,  # of each half, with start and saving
         "peak_gib": summary.peak_memory_gib,
         "quarantined": summary.quarantined,
     }
@@ -57,7 +57,7 @@ def real_run(options: Options) -> dict[str, Any]:
 
 
 def _sizes(shape: models.Shape) -> dict[str, Any]:
-    """The shape in the terms of scripts/make_tiny_model.py."""
+    """The shape as sizes of scripts/make_tiny_model.py."""
     text = ("text_layers", "text_width", "text_heads", "text_kv_heads", "text_mlp")
     vision = ("vision_depth", "vision_width", "vision_heads", "vision_mlp")
     sizes = dict(zip(text, shape.text)) | dict(zip(vision, shape.vision))
@@ -65,7 +65,8 @@ def _sizes(shape: models.Shape) -> dict[str, Any]:
 
 
 def _train(options: Options, model: Path, rows: Path, run: Path, steps: int) -> float:
-    """Seconds of the run up to `steps`. With LoRA a large model fits one GPU, and its checkpoints are small."""
+    """Seconds of the run up to `steps`. It trains with LoRA, so that a large model fits one GPU and checkpoints are
+    small."""
     words = [
         *("+experiment=qwen_evs_uptrain", "engine=none", f"model.path={model}", f"data.train={rows}", f"run_dir={run}"),
         *(f"train.steps={steps}", "train.batch_size=2", "train.accumulation=1", "model.lora.r=64", "resume=auto"),

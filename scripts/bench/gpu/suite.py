@@ -1,4 +1,4 @@
-"""The tests that need a GPU, counted."""
+"""The outcome of the tests that need a GPU."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from train.ranges import number
 
 @dataclass
 class Options:
-    folder: str = "tests"  # whose files that mention the marker `gpu` are run
+    folder: str = "tests"  # files in it that use the marker `gpu` are run
     marks: str = "gpu"  # pytest's -m
-    processes: int = number(1, least=1)  # that share the tests, with pytest-xdist
-    out: str | None = None  # JSON
+    processes: int = number(1, least=1)  # of pytest-xdist
+    out: str | None = None  # JSON file for the figures
 
 
 def suite(options: Options) -> dict[str, Any]:
-    """How many passed, failed and were skipped, and the names of those that failed. ValueError: pytest did not run."""
+    """Numbers of passed, failed and skipped tests, and names of failed ones. ValueError if pytest did not run."""
     files = [str(path) for path in sorted(Path(options.folder).rglob("test_*.py")) if "mark.gpu" in path.read_text()]
     words = [sys.executable, "-m", "pytest", "-q", "-m", options.marks, *files]
     words += ["-n", str(options.processes)] if options.processes > 1 else []
@@ -37,9 +37,9 @@ def suite(options: Options) -> dict[str, Any]:
 
 
 def _counted(report: ElementTree.Element) -> dict[str, Any]:
-    found: dict[str, list[str]] = {"passed": [], "failed": [], "skipped": []}
+    by_outcome: dict[str, list[str]] = {"passed": [], "failed": [], "skipped": []}
     for case in report.iter("testcase"):
         kinds = {child.tag for child in case}
-        state = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
-        found[state].append(f"{case.get('classname')}::{case.get('name')}")
-    return {state: len(names) for state, names in found.items()} | {"failures": found["failed"]}
+        outcome = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
+        by_outcome[outcome].append(f"{case.get('classname')}::{case.get('name')}")
+    return {outcome: len(names) for outcome, names in by_outcome.items()} | {"failures": by_outcome["failed"]}
