@@ -39,7 +39,8 @@ class Options:
     run: str  # the run_dir of a training run
     out: str  # a new folder, or an earlier export of this checkpoint
     checkpoint: str | None = None  # a checkpoint's folder; default: the newest of the run
-    results: list[str] = field(default_factory=list)  # JSON files of scripts/evaluate.py for the card, own one last
+    # JSON files of scripts/evaluate.py for the card; the last one is of this checkpoint
+    results: list[str] = field(default_factory=list)
     adapter: bool = False  # export the LoRA adapter alone instead of merging it
     method: str | None = None  # pruning method for serving, if the run drew from several; null: the first
     ema: bool = False  # export the average of the weights (train.ema)

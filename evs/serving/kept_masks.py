@@ -1,8 +1,8 @@
-"""Which tokens of each video survived, so that a video that is encoded again keeps the same ones.
+"""A cache of keep masks, so that a video that is encoded again keeps the same tokens.
 
-vLLM drops encoded videos from its cache while the KV cache of their tokens lives on. A later request that finds a part
-of a prompt there encodes the video again for the rest, in another batch, where kernels may round otherwise and tokens
-of nearly equal score change places: the rest would not fit the part that is there.
+vLLM may drop an encoded video from its cache while the KV cache of its tokens remains. A later request that hits a part
+of the prompt then encodes the video again for the rest, in another batch, in which kernels may round differently and
+tokens of nearly equal score may change places. The rest would not fit the cached part.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 REMEMBERED = 2**14  # videos; one of 20,000 tokens takes 2.5 KB
-WORDS, ROWS = 2**16, 128  # int64 words that are summed at once: 64 MB
+WORDS, ROWS = 2**16, 128  # int64 words per row, rows that are summed at a time: 64 MB
 
 
 class KeptMasks:
-    """Masks by the content of their video, at most `limit` of them; the one used longest ago is forgotten first."""
+    """A least-recently-used cache of at most `limit` masks, by the content of their video."""
 
     def __init__(self, limit: int = REMEMBERED) -> None:
         self.limit = limit
@@ -33,7 +33,7 @@ class KeptMasks:
         self._masks.clear()
 
     def recall(self, video: Tensor, shape: tuple[int, ...], choose: Callable[[], Tensor]) -> Tensor:
-        """The bool mask of `shape` that `choose` gave for this content and shape, asked only if it is not known."""
+        """The cached bool mask for this content and `shape`; `choose` computes it on a miss."""
         key = fingerprint(video) + repr(shape).encode()
         if (packed := self._masks.get(key)) is not None:
             self._masks.move_to_end(key)
@@ -47,7 +47,7 @@ class KeptMasks:
 
 
 def fingerprint(content: Tensor) -> bytes:
-    """16 bytes that follow from a tensor's bytes alone, summed on its own device in integers, which never round."""
+    """A 16-byte digest of a tensor's bytes. Integers are summed on the tensor's device, so that it is exact."""
     data = content.contiguous().view(torch.uint8).flatten()
     data = torch.nn.functional.pad(data, (0, -len(data) % (8 * WORDS)))
     generator = torch.Generator().manual_seed(0)

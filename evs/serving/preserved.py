@@ -1,9 +1,8 @@
-"""Positions for a server that learns which rows of a medium survive only when its prefill reaches them.
+"""Positions for a server that computes the kept rows of a medium only when its prefill reaches them.
 
-All but the kept rows is known before the mask. So a request's text is placed for good when it arrives, its media's
-slots stay open, and every row that leaves the encoder carries its number and its position relative to its medium.
-Whatever rows a step brings go to the slots of their numbers: neither the order of media nor chunks matter, and a step
-that is run again writes what it wrote before.
+Everything except the kept rows is known in advance. The text of a request is placed when it arrives, and the slots of
+its media stay open. Every encoded row carries its number and its position relative to its medium, and is written to the
+slot of that number. The order of media and chunks does not matter, and a repeated step writes the same values.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from evs.positions import Box, rope_positions
 
 DIGITS = 3  # base 256, so that every digit is exact in bfloat16 and float16: positions up to 16.7 million
 CHANNELS = 4 * DIGITS
-REMEMBERED = 2**16  # prompts: far more than any server has in flight, and no more than a few megabytes
+REMEMBERED = 2**16  # prompts: more than a server has in flight, in a few megabytes
 
 
 @dataclass(frozen=True)
 class Slots:
-    """One medium's place in a pruned prompt, and the positions that its rows take."""
+    """The tokens of one medium in a pruned prompt, and the number of positions that it takes."""
 
     offset: int
     length: int
-    extent: int  # positions that the unpruned medium takes: text continues at its base + extent
+    extent: int  # positions of the unpruned medium: text continues at its base + extent
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,11 @@ class Prompt:
 
 
 class Prompts:
-    """The prompts that a process has placed, found again by what a runner brings back of them.
+    """The prompts that a process has placed, identified by the positions that a runner passes back.
 
-    vLLM's first runner keeps the very tensor of positions, which carries its prompt. The second keeps its values: an
-    open slot holds its prompt's number, which is negative as no position is, and when no slot is open any more, the
-    prompt is the one that was last found in the same row of the runner's store.
+    vLLM's first runner keeps the tensor of positions itself, to which its prompt is attached. The second keeps its
+    values: an open slot holds the number of its prompt, which is negative, unlike any position. Once no slot is open,
+    the prompt is the last one identified in the same row of the runner's buffer.
     """
 
     def __init__(self) -> None:
@@ -74,8 +73,8 @@ class Prompts:
     ) -> tuple[list[Tensor], Tensor, int]:
         """(the chunk's rows without their channels, all positions with its slots filled, what to add to an index).
 
-        `chunk` holds the rows of the media, one after another, that a prefill from token `start` on comes upon; a
-        drafter's begins a token later (media of one token excepted). `row` is where the runner keeps the request.
+        `chunk` holds the rows of the media that a prefill reaches from token `start` on. A drafter starts one token
+        later, except for media of one token. `row` identifies the request in the runner.
         """
         prompt = self._find(positions_PN, row)
         if prompt is None:
@@ -103,7 +102,7 @@ class Prompts:
 
 
 def carry(rows_MD: Tensor, positions_PM: Tensor) -> Tensor:
-    """[M, D + CHANNELS] the rows, each with its number and its relative position beside it."""
+    """[M, D + CHANNELS] the rows, followed by the digits of their relative positions and numbers."""
     return torch.cat([rows_MD, to_channels(positions_PM).to(rows_MD)], dim=1)
 
 

@@ -1,7 +1,7 @@
-"""What a server must be to keep a checkpoint's promise, checked once, where vLLM has its configuration complete.
+"""Checks of a server's configuration against a checkpoint's training, run once when vLLM's configuration is complete.
 
-What the plugin cannot serve as trained is refused with a ValueError; what the server only sees otherwise than in
-training (`evs.json` beside the weights) is one warning with the flags to give instead.
+A server that cannot serve the checkpoint as trained is refused with a ValueError. Other differences from the training
+(`evs.json` next to the weights) are one warning, with the flags to give instead.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from evs.families.servers import GLM
 from evs.policy import FILE, LOADER, LOADERS, Policy, highest_rate, load_policy, loader_options, served_method
 from evs.serving.vllm import SUPPORTED
 
-logger = init_logger("vllm.plugins.evs")  # below vllm's own, whose handlers it takes
+logger = init_logger("vllm.plugins.evs")  # a child of vllm's logger, whose handlers it uses
 
 UNSET = "unset"
 LOADER_DEFAULTS = {
@@ -36,7 +36,7 @@ SIZES = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 
 @dataclass(frozen=True)
 class Mismatch:
-    """A value of the server that is not the trained one, and what to say to the server instead."""
+    """A value of the server that differs from the training, and the flag that corrects it."""
 
     name: str
     served: Any
@@ -45,20 +45,20 @@ class Mismatch:
 
 
 class Checked(VerifyAndUpdateConfig):
-    """vLLM's hook for one architecture's configuration, after its own where it has one."""
+    """vLLM's hook for the configuration of an architecture, run after vLLM's own hook."""
 
     @classmethod
     def verify_and_update_config(cls, vllm_config: Any) -> None:
         super().verify_and_update_config(vllm_config)
         policy = policy_of(vllm_config.model_config)
         refuse(vllm_config, policy)
-        if policy and (found := list(departures(vllm_config.model_config, policy))):
-            each = "; ".join(f"{one.name} {one.served}, trained {one.trained}: {one.remedy}" for one in found)
-            logger.warning("evs: this server differs from the training of %s: %s", vllm_config.model_config.model, each)
+        if policy and (found := list(mismatches(vllm_config.model_config, policy))):
+            text = "; ".join(f"{one.name} {one.served}, trained {one.trained}: {one.remedy}" for one in found)
+            logger.warning("evs: this server differs from the training of %s: %s", vllm_config.model_config.model, text)
 
 
 def check_at_start(architecture: str, hook: type[VerifyAndUpdateConfig] | None = None) -> None:
-    """Run the checks behind vLLM's hook for the architecture, or behind `hook` where vLLM has none."""
+    """Run the checks after vLLM's hook for the architecture, or after `hook` if vLLM has none."""
     stock = MODELS_CONFIG_MAP.get(architecture, hook)
     if stock is None:
         MODELS_CONFIG_MAP[architecture] = Checked
@@ -72,8 +72,7 @@ def policy_of(model_config: Any) -> Policy | None:
 
 
 def refuse(vllm_config: Any, policy: Policy | None) -> None:
-    """ValueError for a pruning server that would answer at wrong positions or with a mask that training never saw, and
-    for one that cannot answer at all."""
+    """Raise ValueError for a server that prunes with other positions or masks than in training, or cannot answer."""
     hybrid = "linear_attention" in (getattr(vllm_config.model_config.hf_text_config, "layer_types", None) or ())
     if hybrid and current_platform.is_cpu() and vllm_config.model_config.dtype != torch.bfloat16:
         raise ValueError(
@@ -93,8 +92,8 @@ def refuse(vllm_config: Any, policy: Policy | None) -> None:
     stages = vllm_config.parallel_config.pipeline_parallel_size
     if stages > 1:
         raise ValueError(
-            f"--pipeline-parallel-size {stages}: with --video-pruning-rate only the first stage learns the positions "
-            "of what is left; use --tensor-parallel-size instead, or EVS_VLLM_PLUGIN=0 for stock positions"
+            f"--pipeline-parallel-size {stages}: with --video-pruning-rate only the first stage receives the positions "
+            "of kept tokens; use --tensor-parallel-size instead, or EVS_VLLM_PLUGIN=0 for stock positions"
         )
     method, trained = pruning[0], policy.method if policy else "evs"
     if method not in ("evs", trained):
@@ -106,7 +105,7 @@ def refuse(vllm_config: Any, policy: Policy | None) -> None:
 
 
 def _refuse_before_the_tower(model_config: Any, policy: Policy) -> None:
-    """ValueError where the server's tower cannot be given the survivors that the checkpoint has learned from."""
+    """Raise ValueError if the server's tower cannot encode the kept tokens alone, as the checkpoint was trained."""
     place, multimodal = f"this checkpoint was trained with prune_at={policy.prune_at}", model_config.multimodal_config
     (architecture,) = model_config.architectures
     if served_method(policy, architecture) is None:
@@ -127,8 +126,8 @@ def _refuse_before_the_tower(model_config: Any, policy: Policy) -> None:
         raise ValueError(f"{place}, which scores pixels before normalisation: leave --mm-device-do-normalize on")
 
 
-def departures(model_config: Any, policy: Policy) -> Iterator[Mismatch]:
-    """What the server's command line changes of the training: tokens, frames, the processor and the model's config."""
+def mismatches(model_config: Any, policy: Policy) -> Iterator[Mismatch]:
+    """Differences between the server's command line and the training: tokens, frames, processor and configuration."""
     multimodal = model_config.multimodal_config
     (architecture,) = model_config.architectures
     if pruning := multimodal.get_video_pruning_spec():

@@ -1,8 +1,8 @@
-"""The vLLM plugin: install this package next to vLLM, and a served checkpoint sees the positions of its training.
+"""The vLLM plugin: install this package in vLLM's environment to serve checkpoints at the positions of their training.
 
 Entry point `evs` of the group `vllm.general_plugins`; `EVS_VLLM_PLUGIN=0` turns it off. At `--video-pruning-rate`
-0 or none it changes nothing. Written against vLLM 0.31.0 and 0.32.0; others are refused rather than guessed at,
-unless `EVS_VLLM_PLUGIN=any` asks for it (in 0.33.0 all that it touches is the same as in 0.32.0, by reading).
+0 or none it changes nothing. It is written for vLLM 0.31.0 and 0.32.0 and refuses other versions unless
+`EVS_VLLM_PLUGIN=any` is set (by reading, everything that it uses is the same in 0.33.0 as in 0.32.0).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def register() -> None:
 
     known = vllm.ModelRegistry.get_supported_archs()
     for architecture, target in MODELS.items():
-        if architecture not in known:  # vLLM then says so itself, with those it has
+        if architecture not in known:  # vLLM then reports it, with the architectures it has
             continue
         check_at_start(architecture)
         # By name: importing a model class here would touch CUDA before vLLM forks.

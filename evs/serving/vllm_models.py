@@ -31,7 +31,8 @@ from evs.types import Grid
 
 
 class PreservedPositions:
-    """A mixin before a vLLM model; a family adds what its videos take. With pruning off the model is the stock one."""
+    """A mixin for vLLM models. A family adds the positions of its videos. Without pruning the model is the stock
+    one."""
 
     is_multimodal_pruning_enabled: bool
     video_pruning_rate: float
@@ -43,7 +44,8 @@ class PreservedPositions:
         self.kept_masks = KeptMasks()
 
     def _video(self, data: Any) -> tuple[Tensor, int]:
-        """([3, M] positions of an unpruned video relative to its first placeholder, how many positions it takes)."""
+        """([3, M] positions of an unpruned video relative to its first placeholder, number of positions that it
+        takes)."""
         raise NotImplementedError
 
     def _slots(self, feature: Any) -> Slots:
@@ -89,17 +91,17 @@ class PreservedPositions:
         return tuple(out)
 
     def _contents(self, video_input: Any, grids_thw: Sequence[Sequence[int]]) -> Sequence[Tensor]:
-        """Of each video, what a request brought: its pixels, or the rows of an encoder."""
+        """The input of each video: its pixels, or embeddings from an encoder."""
         if video_input["type"] == "pixel_values_videos":
             return video_input["pixel_values_videos"].split([t * h * w for t, h, w in grids_thw])
         return video_input["video_embeds"].split([self._grid(thw).tokens for thw in grids_thw])
 
     def _choose(self, rows: Tensor, thw: Sequence[int]) -> Tensor:
-        """The mask of a video's rows [M, C], over its merged tokens."""
+        """The keep mask of a video with the features `rows` [M, C], over its merged tokens."""
         return select(FrameDelta()(rows, self._grid(thw)), self.video_pruning_rate)
 
     def _survivors(self, rows_MD: Tensor, keep_THW: Tensor, video: int, video_input: Any) -> Tensor:
-        """The surviving rows with their positions, of one video of the input."""
+        """The kept rows of one video of the input, with their positions."""
         raise NotImplementedError
 
     def _postprocess_image_embeds_evs(self, images: Sequence[Tensor], image_input: Any) -> tuple[Tensor, ...]:
@@ -110,12 +112,12 @@ class PreservedPositions:
 
 
 class ExactSeconds(Qwen2_5_VLMultiModalProcessor):
-    """Keeps frame times out of the cast of all floats to the model's dtype: bfloat16 has 8 bits for them."""
+    """Keeps frame times in float32: vLLM casts all floats to the model's dtype, and bfloat16 has 8 significant bits."""
 
     def _call_hf_processor(self, hf_data: Any, hf_kwargs: Any) -> Any:
         if not ("videos" in hf_data and self._pruning):
             return super()._call_hf_processor(hf_data, hf_kwargs)
-        # What was sampled in the end, for the processor may sample again (do_sample_frames).
+        # The frames in the end, because the processor may sample again (do_sample_frames).
         data = super()._call_hf_processor(hf_data, {**hf_kwargs, "return_metadata": True})
         patch = self.info.get_hf_processor(**hf_kwargs).video_processor.temporal_patch_size
         data["second_per_grid_ts"] = torch.tensor([patch / video.sampled_fps for video in data.pop("video_metadata")])
@@ -157,7 +159,7 @@ class Qwen25VL(SeesSurvivors, OnTheClock, Qwen2_5_VLForConditionalGeneration): .
 
 
 class FrameByFrame(PreservedPositions):
-    """Every temporal grid is an item between its timestamp and markers, all of them in the video's placeholder."""
+    """Every temporal grid follows its timestamp, between markers, all within the placeholder of the video."""
 
     _tokenizer: Any
     video_pruning_method: str
@@ -181,7 +183,7 @@ class FrameByFrame(PreservedPositions):
     def _get_expanded_positions(
         self, *, video_grid_thw: list[int], timestamps: Sequence[float], retention_mask: Tensor, **_: Any
     ) -> Tensor:
-        """[M, CHANNELS] of a pruned video's rows; the stock model computes the mask and lays out the rows."""
+        """[M, CHANNELS] of a pruned video's rows; the stock model computes the mask and arranges the rows."""
         grid = self._grid(video_grid_thw)
         visual = self._span(grid, timestamps)
         kept = ~visual

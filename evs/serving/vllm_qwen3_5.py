@@ -1,6 +1,6 @@
-"""vLLM's Qwen3.5, which stock does not prune: its classes lack the name of the method. Positions are Qwen3-VL's.
+"""vLLM's Qwen3.5 with pruning, which the stock classes lack. Positions are those of Qwen3-VL.
 
-A file of its own, since other versions of vLLM may lack the family.
+In a module of its own, because other versions of vLLM may not have the family.
 """
 
 from __future__ import annotations

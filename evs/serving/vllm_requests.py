@@ -1,7 +1,7 @@
-"""Checks on what a request asks of the processor: one that would end the engine fails alone, with a ValueError.
+"""Checks of a request's processor options: a request that would end the engine fails alone, with a ValueError.
 
-vLLM runs a request's processor outside the engine, where an error is the request's own. What comes out of it goes to
-the engine, which ends on patches of another size or positions beyond its rotary table.
+vLLM runs the processor of a request outside the engine, where an error affects that request only. The engine itself
+would end on patches of another size or on positions beyond its rotary table.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ class CheckedRequests:
         if (seconds := data.get("second_per_grid_ts")) is not None:
             per_second = config.vision_config.tokens_per_second
             limit = config.get_text_config().max_position_embeddings
-            check_times([float(each) for each in seconds], data["video_grid_thw"].tolist(), per_second, limit)
+            check_times([float(second) for second in seconds], data["video_grid_thw"].tolist(), per_second, limit)
         return data
 
 
 def checked(model: type) -> type:
-    """The model class with its own processor behind the checks of `CheckedRequests`."""
+    """The model class, with the checks of `CheckedRequests` before its own processor."""
     stock = model._processor_factory  # type: ignore[attr-defined]
     processor = type(f"Checked{stock.processor.__name__}", (CheckedRequests, stock.processor), {})
     return MULTIMODAL_REGISTRY.register_processor(processor, info=stock.info, dummy_inputs=stock.dummy_inputs)(model)
 
 
 def check_options(options: Mapping[str, Any], own: Any) -> None:
-    """ValueError for a request's `mm_processor_kwargs` other than frames and sizes, which may be any positive numbers.
+    """Raise ValueError for `mm_processor_kwargs` other than positive numbers for frames and sizes.
 
-    `own` is the checkpoint's processor of videos, whose own values are allowed too.
+    Values of `own`, the checkpoint's video processor, are allowed too.
     """
     for name, value in options.items():
         if name in SCOPES and isinstance(value, Mapping):
@@ -58,8 +58,8 @@ def check_options(options: Mapping[str, Any], own: Any) -> None:
             for edge in value.values():
                 _check_number("size", edge)
         elif name in NUMBERS:
-            for each in value if isinstance(value, list) else [value]:  # Qwen3-VL takes one for each video
-                _check_number(name, each)
+            for item in value if isinstance(value, list) else [value]:  # Qwen3-VL takes one per video
+                _check_number(name, item)
         elif name == "do_sample_frames" and isinstance(value, bool):
             continue
         elif name in ("size", *SCOPES) or getattr(own, name, UNSET) != value:
@@ -73,7 +73,7 @@ def _check_number(name: str, value: Any) -> None:
 
 
 def check_times(seconds: list[float], grids_thw: list[list[int]], per_second: float, limit: int) -> None:
-    """ValueError for a video whose frame times take positions at or beyond `limit`."""
+    """Raise ValueError for a video with a frame time at or beyond position `limit`."""
     for second, (grids, _, _) in zip(seconds, grids_thw, strict=True):
         last = second * per_second * (grids - 1)
         if not (math.isfinite(second) and second >= 0 and last < limit):

@@ -64,7 +64,7 @@ Not evaluated yet. To measure this checkpoint and add its curve here, to `evs.js
 
 @dataclass(frozen=True)
 class About:
-    """What the Hub lists a checkpoint under, as far as it is known."""
+    """Metadata of a checkpoint for the Hub; None or empty if unknown."""
 
     base_model: str | None = None  # a Hub id
     license: str | None = None
@@ -72,13 +72,13 @@ class About:
     license_link: str | None = None
     datasets: tuple[str, ...] = ()  # Hub ids
     adapter: bool = False
-    lora_flags: str = ""  # with which vLLM serves the adapter on its base; empty: it does not
-    architecture: str = ""  # as servers name it
+    lora_flags: str = ""  # vLLM's flags for the adapter; empty if it cannot be served
+    architecture: str = ""  # by the name that servers use
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Curves to be shown, and the one of the checkpoint itself where it was evaluated."""
+    """Curves for the card, and the checkpoint's own curve if it was evaluated."""
 
     curves: Sequence[Curve] = ()
     own: Curve | None = None
@@ -112,18 +112,18 @@ def model_card(config: Config, policy: Policy, checkpoint: str, measured: Measur
 
 
 def in_views(train: TrainConfig) -> str:
-    """How a step read each video, where that was more than once or a teacher took part; else nothing."""
-    distill, said = train.distill, ""
+    """A phrase about views and distillation; empty if the run used neither."""
+    distill, text = train.distill, ""
     if train.views > 1:
-        said += f" in {train.views} views of each video"
-        said += "" if train.anchor_rate is None else f", one of them at rate {train.anchor_rate:g}"
+        text += f" in {train.views} views of each video"
+        text += "" if train.anchor_rate is None else f", one of them at rate {train.anchor_rate:g}"
     if distill.weight:
         teacher = "the least pruned view" if distill.teacher == "view" else "the model without its LoRA"
-        said += f", taught by {teacher} ({distill.direction} KL times {distill.weight:g}, temperature "
-        said += f"{distill.temperature:g})"
+        text += f", taught by {teacher} ({distill.direction} KL times {distill.weight:g}, temperature "
+        text += f"{distill.temperature:g})"
     if distill.base_weight:
-        said += f", unpruned views held to the model without its LoRA (KL times {distill.base_weight:g})"
-    return said
+        text += f", unpruned views held to the model without its LoRA (KL times {distill.base_weight:g})"
+    return text
 
 
 def _serving(policy: Policy, rate: float | None, about: About) -> str:
@@ -142,7 +142,7 @@ def _serving(policy: Policy, rate: float | None, about: About) -> str:
 
 
 def advice(curve: Curve | None, rate: float | None) -> str:
-    """Which rate to serve at, in one sentence."""
+    """One sentence on the recommended pruning rate."""
     if curve is None or rate is None:
         return "No rate is recommended: the accuracy of this checkpoint by rate is not known (see below)."
     cost = 100 * (curve.accuracy[0.0] - curve.accuracy[rate])
@@ -198,7 +198,7 @@ def about_base(base: Path, path: str) -> About:
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether it has the form user/name."""
+    """True if the text has the form user/name."""
     try:
         validate_repo_id(text)
     except HFValidationError:
@@ -208,7 +208,7 @@ def is_hub_id(text: str) -> bool:
 
 def _method(node: dict[str, Any]) -> str:
     if several := node.get("methods"):
-        return " or ".join(map(_call, several.values())) + ", drawn anew for every step"
+        return " or ".join(map(_call, several.values())) + ", drawn for every step"
     return _call(node)
 
 

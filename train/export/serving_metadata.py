@@ -1,4 +1,4 @@
-"""What an export tells a server: the policy, the processor's configuration and the server's command line."""
+"""What servers need to know about an export: policy, processor configuration and command line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROCESSOR, VIDEO_PROCESSOR = "processor_config.json", "video_preprocessor_config
 
 
 def policy_of(config: Config, method: str | None = None) -> Policy:
-    """The policy of a run; of one that drew from several methods, by the one that is named, else by the first.
+    """The policy of a run. If the run drew from several methods, `method` selects one; by default it is the first.
 
     ValueError for a method that the run was not trained on.
     """
@@ -35,7 +35,7 @@ def policy_of(config: Config, method: str | None = None) -> Policy:
         raise ValueError(f"method={method}: the run drew from {', '.join(nodes)}: use one of them")
     trained = build("method", nodes[method] if method in nodes else next(iter(nodes.values())))
     if method not in (None, trained.name):
-        raise ValueError(f"method={method}: the run was trained on {trained.name}: leave method out")
+        raise ValueError(f"method={method}: the run was trained on {trained.name}: remove method=")
     build("rate", config.rate)
     arguments = {key: value for key, value in config.rate.items() if key != "_target_"}
     return Policy(
@@ -50,7 +50,7 @@ def policy_of(config: Config, method: str | None = None) -> Policy:
 
 
 def package_version() -> str:
-    """Of this package; empty where it runs from a clone that is not installed."""
+    """The version of this package; empty if it is not installed."""
     try:
         return version("evs-uptrain")
     except PackageNotFoundError:
@@ -58,54 +58,53 @@ def package_version() -> str:
 
 
 def frames_of(policy: Policy) -> FramePolicy:
-    """The part of a policy that frames are sampled and resized by."""
-    return FramePolicy(**{each.name: getattr(policy, each.name) for each in fields(FramePolicy)})
+    """The settings of a policy for sampling and resizing frames."""
+    return FramePolicy(**{field.name: getattr(policy, field.name) for field in fields(FramePolicy)})
 
 
 def checkpoint_policy(model: str) -> Policy:
-    """The policy in a checkpoint's folder or on the Hub; without one, which is said in one line, the defaults."""
+    """The policy in a checkpoint's folder or on the Hub. Without one, the defaults, and a line that says so."""
     policy = load_policy(model)
     if policy is None:
-        print(f"{model}: has no {FILE} (not exported here, or before it was written): defaults hold", file=sys.stderr)
+        print(f"{model}: has no {FILE} (exported elsewhere or by an early version): using defaults", file=sys.stderr)
     return policy or Policy()
 
 
 def filled(options: Options, policy: Policy) -> Options:
-    """The options of a command, those left open (None) as the policy says."""
-    known = {each.name for each in fields(Policy)}
-    names = [each.name for each in fields(options)]  # type: ignore[arg-type]
-    taken = {name: getattr(policy, name) for name in names if name in known and getattr(options, name) is None}
-    return replace(options, **taken)  # type: ignore[type-var]
+    """The options of a command, with values of the policy in place of None."""
+    names = {field.name for field in fields(Policy)} & {field.name for field in fields(options)}  # type: ignore[arg-type]
+    defaults = {name: getattr(policy, name) for name in names if getattr(options, name) is None}
+    return replace(options, **defaults)  # type: ignore[type-var]
 
 
 def write_processor(folder: Path, policy: Policy) -> None:
-    """Put what the policy decides into the video processor's configuration, in the file that is read for it.
+    """Write the sizes of the policy to the configuration of the video processor.
 
-    Entries that the model's `vision_config` has too are written there as well: some servers read them there.
+    Entries that the model's `vision_config` has too are also written there, because some servers read them there.
     """
     entries = _entries(folder, policy)
     model = json.loads((folder / "config.json").read_text())
     if also := entries.keys() & model["vision_config"].keys():
         model["vision_config"] |= {name: entries[name] for name in also}
         _write(folder / "config.json", model)
-    whole = folder / PROCESSOR
-    if whole.is_file() and "video_processor" in (content := json.loads(whole.read_text())):
+    path = folder / PROCESSOR
+    if path.is_file() and "video_processor" in (content := json.loads(path.read_text())):
         content["video_processor"] |= entries
-        _write(whole, content)
+        _write(path, content)
         return
     own = load_pretrained(AutoVideoProcessor, str(folder)).to_dict()
     _write(folder / VIDEO_PROCESSOR, own | entries)
 
 
 def _entries(folder: Path, policy: Policy) -> dict[str, Any]:
-    """What the policy decides in the video processor's configuration of a checkpoint."""
+    """The entries of the video processor's configuration that follow from the policy."""
     spec = spec_of(load_pretrained(AutoConfig, str(folder)))
     processor = spec.video_processor(load_pretrained(AutoVideoProcessor, str(folder)))
     return configuration(processor, frames_of(policy))
 
 
 def architecture(model: str | Path) -> str:
-    """Of a checkpoint, as servers name it."""
+    """The architecture of a checkpoint, by the name that servers use; empty if it has none."""
     return (load_pretrained(AutoConfig, str(model)).architectures or [""])[0]
 
 
@@ -116,10 +115,10 @@ def serve_command(
     architecture: str = "",
     lora: str = "",
 ) -> str:
-    """The shell line that serves a checkpoint as it was trained, with `RATE` for a rate that is not given.
+    """The shell command that serves a checkpoint as it was trained, with the placeholder `RATE` if `rate` is None.
 
-    It prunes only if a server prunes by the checkpoint's method. `lora` holds the flags that put an adapter on `model`.
-    Sizes are read from the checkpoint's own files.
+    It prunes only if servers support the checkpoint's method. `lora` holds the flags for an adapter of `model`. Servers
+    read frame sizes from the checkpoint's own files.
     """
     off = "" if policy.scheme == "preserve" else "EVS_VLLM_PLUGIN=0 "
     method, pruning = served_method(policy, architecture), ""
@@ -130,7 +129,7 @@ def serve_command(
 
 
 def not_pruned(policy: Policy, architecture: str = "") -> str:
-    """Why the command of a checkpoint does not prune, in one sentence; empty if it does."""
+    """One sentence on why the command of a checkpoint does not prune; empty if it does."""
     if served_method(policy, architecture):
         return ""
     place = "" if policy.prune_at == "merger" else f" at prune_at={policy.prune_at}"
@@ -140,9 +139,9 @@ def not_pruned(policy: Policy, architecture: str = "") -> str:
 
 
 def lora_flags(adapter: Path, base: Path, policy: Policy) -> str:
-    """vLLM's flags that serve the LoRA adapter in a folder on its base, but for the adapter's own path.
+    """vLLM's flags that serve a LoRA adapter on its base, without the adapter's own path.
 
-    ValueError if vLLM cannot serve the adapter, or would serve it otherwise than it was trained.
+    ValueError if vLLM cannot serve the adapter as it was trained.
     """
     settings = json.loads((adapter / "adapter_config.json").read_text())
     with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
@@ -155,7 +154,7 @@ def lora_flags(adapter: Path, base: Path, policy: Policy) -> str:
     elif rank is None:
         reason = f"its rank {settings['r']} is above vLLM's {LORA_RANKS[-1]}"
     elif outside:
-        reason = f"vLLM puts adapters on the language model only, and this one has {outside}"
+        reason = f"vLLM applies adapters to the language model only, and this one contains {outside}"
     else:
         sizes = _sizes(base, policy)
         processor = f" --mm-processor-kwargs '{json.dumps({'videos_kwargs': sizes})}'" if sizes else ""
@@ -164,14 +163,14 @@ def lora_flags(adapter: Path, base: Path, policy: Policy) -> str:
 
 
 def _sizes(base: Path, policy: Policy) -> dict[str, Any]:
-    """What the policy changes in the base's video processor, but for the frames, which the loader samples."""
+    """The sizes that the policy changes in the base's video processor. Frames are sampled by the loader instead."""
     own, entries = load_pretrained(AutoVideoProcessor, str(base)), _entries(base, policy)
     sampling = {"fps", "num_frames", "min_frames", "max_frames"}
     return {key: value for key, value in entries.items() if key not in sampling and value != own.to_dict().get(key)}
 
 
 def media_io(policy: Policy, architecture: str = "") -> dict[str, dict[str, Any]]:
-    """What vLLM's loader is given: the frame rate and limits, which it reads from no file."""
+    """The value of --media-io-kwargs: frame rate and limits, which servers read from no file."""
     return {"video": loader_options(policy, architecture)}
 
 

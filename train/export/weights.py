@@ -29,7 +29,7 @@ CONFIGURATIONS = (
     *("config.json", "tokenizer_config.json", "processor_config.json"),
     *("preprocessor_config.json", "video_preprocessor_config.json"),
 )
-COMPANIONS = (  # of a model's weights
+COMPANIONS = (  # files to copy together with a model's weights
     *CONFIGURATIONS,
     *("generation_config.json", "chat_template.json", "chat_template.jinja"),
     *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model"),
@@ -39,8 +39,8 @@ COMPANIONS = (  # of a model's weights
 
 
 def write_weights(config: ModelConfig, folder: Path, out: Path) -> None:
-    """The base model with the weights in `folder`, a checkpoint's, in place of its own; LoRA is merged."""
-    # Read by the library, so that it remembers keys and dtype: its files are mapped, not copied.
+    """Write the base model with the weights of the checkpoint `folder`; LoRA is merged."""
+    # Loaded by the library, which thus knows keys and dtypes; the files are memory-mapped, not copied.
     model = load_pretrained(AutoModelForImageTextToText, config.path, revision=config.revision, dtype="auto")
     if (folder / ADAPTER).is_file():
         model = PeftModel.from_pretrained(model, str(folder), config=lora_config(folder)).merge_and_unload()
@@ -51,15 +51,15 @@ def write_weights(config: ModelConfig, folder: Path, out: Path) -> None:
 
 
 def lora_config(folder: Path) -> LoraConfig:
-    """The settings of a checkpoint's adapter that training writes; peft would import modules that others name."""
+    """The adapter settings that training writes. Others are ignored, since peft imports modules that they may name."""
     settings = read_object(folder / ADAPTER)
     return LoraConfig(**{name: settings[name] for name in LORA if name in settings})
 
 
 def write_adapter(folder: Path, out: Path, base: str) -> None:
-    """The LoRA adapter of a checkpoint, to be put on the model called `base`. ValueError without LoRA."""
+    """Write the LoRA adapter of a checkpoint for the model called `base`. ValueError without LoRA."""
     if not (folder / ADAPTER).is_file():
-        raise ValueError("adapter=true: this run trained without LoRA (model.lora.r): leave it out")
+        raise ValueError("adapter=true: this run trained without LoRA (model.lora.r): remove adapter=true")
     shutil.copyfile(folder / ADAPTER_WEIGHTS, out / ADAPTER_WEIGHTS)
     settings = read_object(folder / ADAPTER) | {"base_model_name_or_path": base}
     (out / ADAPTER).write_text(json.dumps(settings, indent=2) + "\n")
@@ -69,16 +69,16 @@ def write_adapter(folder: Path, out: Path, base: str) -> None:
 def fill(model: Any, folder: Path) -> None:
     """Overwrite every weight of the model from a folder of safetensors."""
     own = model.state_dict()
-    left = set(own) - set(model.all_tied_weights_keys)
+    missing = set(own) - set(model.all_tied_weights_keys)
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
         for name in names:
-            assert name in own, f"{path} holds {name}, which the model has not"
-            with safe_open(path, framework="pt") as file:  # reopened, which releases the pages read before
+            assert name in own, f"{path} holds {name}, which the model does not have"
+            with safe_open(path, framework="pt") as file:  # reopened, to release the pages that were read
                 own[name].copy_(file.get_tensor(name))
-        left -= set(names)
-    assert not left, f"{folder} lacks {sorted(left)[0]}"
+        missing -= set(names)
+    assert not missing, f"{folder} lacks {sorted(missing)[0]}"
 
 
 def copy_companions(base: Path, out: Path) -> None:
@@ -92,16 +92,16 @@ def copy_companions(base: Path, out: Path) -> None:
 def code_files(base: Path) -> list[str]:
     """Names of the modules that the configurations of a model name under `auto_map`, and of those that they import."""
     maps = [read_object(base / name).get("auto_map") for name in CONFIGURATIONS if (base / name).is_file()]
-    classes = [value for each in maps if isinstance(each, dict) for value in each.values()]
+    classes = [value for auto_map in maps if isinstance(auto_map, dict) for value in auto_map.values()]
     listed = [name for value in classes for name in (value if isinstance(value, list) else [value])]
     paths = {base / f"{name.rpartition('.')[0]}.py" for name in listed if isinstance(name, str) and "/" not in name}
-    found = [path for path in sorted(paths) if path.is_file()]
-    more = [Path(path) for each in found for path in get_relative_import_files(each)]
-    return sorted({path.name for path in (*found, *more)})
+    modules = [path for path in sorted(paths) if path.is_file()]
+    imported = [Path(path) for module in modules for path in get_relative_import_files(module)]
+    return sorted({path.name for path in (*modules, *imported)})
 
 
 def open_files(out: Path) -> None:
-    """Give all files the mode of new ones; safetensors creates its own for their owner alone."""
+    """Give all files the default mode; safetensors creates files that only their owner can read."""
     os.umask(umask := os.umask(0))
     for path in out.iterdir():
         if path.is_file():

@@ -12,7 +12,7 @@ from data.types import printable
 from train.metrics.jsonl import read_lines
 from train.reports.markdown import markdown_table
 
-POINT = 0.01  # of accuracy: what serving at a rate may cost
+POINT = 0.01  # of accuracy: the loss that a recommended rate may have
 ACCURACY = "eval/accuracy_at_"  # metrics.jsonl's name of it, before the rate
 STYLES = (  # Okabe and Ito's colours, and a grey
     *(("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", "-.")),
@@ -29,7 +29,7 @@ class Curve:
     data: str = "held-out data"  # that it was measured on
 
     def recommended(self) -> float | None:
-        """The highest rate within a point of rate 0, and above what rate 0 may be by chance; None without rate 0."""
+        """The highest rate within a point of rate 0 and within its confidence interval; None without rate 0."""
         if 0.0 not in self.accuracy:
             return None
         least = self.accuracy[0.0] - POINT
@@ -43,24 +43,24 @@ def evaluations(run_dir: Path) -> dict[int, Curve]:
     path = run_dir / "metrics.jsonl"
     if not path.is_file():
         raise ValueError(f"{run_dir} holds no metrics.jsonl: give the run_dir of a training run")
-    found: dict[int, Curve] = {}
+    by_step: dict[int, Curve] = {}
     for row in read_lines(path):
         if not isinstance(step := row.get("step"), int):
             raise ValueError(f"{path}: a line has step {step!r:.60}; correct or remove it")
-        found[step] = curve_of(f"step {step}", row)
-    return {step: curve for step, curve in sorted(found.items()) if curve.accuracy}
+        by_step[step] = curve_of(f"step {step}", row)
+    return {step: curve for step, curve in sorted(by_step.items()) if curve.accuracy}
 
 
 def curve_of(name: str, values: Mapping[str, Any]) -> Curve:
-    """What one report holds of a curve; empty for a report of a training step."""
+    """The curve in one line of metrics.jsonl; empty for a training step."""
     named = {key.removeprefix(ACCURACY): value for key, value in values.items() if key.startswith(ACCURACY)}
     return Curve(name, {float(rate): value for rate, value in named.items()})
 
 
 def from_run(run_dir: Path) -> list[Curve]:
     """A run's first and last evaluation; empty if there are none."""
-    found = evaluations(run_dir)
-    return [found[step] for step in sorted({min(found), max(found)})] if found else []
+    by_step = evaluations(run_dir)
+    return [by_step[step] for step in sorted({min(by_step), max(by_step)})] if by_step else []
 
 
 def from_results(path: Path) -> Curve:
@@ -92,7 +92,7 @@ def table_rows(curves: Sequence[Curve]) -> list[list[str]]:
 
 
 def figure(curves: Sequence[Curve], title: str) -> Any:
-    """A matplotlib figure of the curves, each known by its marker and dashes as well as by its colour."""
+    """A matplotlib figure of the curves, which differ in marker and dashes as well as in colour."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -120,7 +120,7 @@ def figure(curves: Sequence[Curve], title: str) -> Any:
 
 
 def literal(text: str) -> str:
-    """The text such that matplotlib draws it as it stands: not as mathematics, not hidden from the legend."""
+    """The text, escaped such that matplotlib does not read it as mathematics or hide it from the legend."""
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 

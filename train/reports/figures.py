@@ -34,7 +34,7 @@ def as_image(figure: Figure, alt: str) -> str:
 
 
 def loss_by_rate(rows: Rows) -> Figure:
-    """Loss over steps, one line per bucket of rates."""
+    """Loss over steps, one line per range of rates."""
     figure, axes = blank()
     names = sorted({name for row in rows for name in row if name.startswith("loss/rate_")})
     for name, (colour, marker, dashes) in zip(names, STYLES):
@@ -74,9 +74,9 @@ def step_time(rows: Rows) -> Figure:
 def tokens(before: int, after: int) -> Figure:
     figure, axes = blank(height=1.9)
     axes.barh(["after pruning", "before"], [after, before], color=[BLUE, GREY], edgecolor="white")
-    for place, value in enumerate((after, before)):
-        axes.text(value, place, f" {value:,}", va="center", fontsize=10)
-    axes.set(xlabel="tokens that the language model read, and would have read", xlim=(0, 1.25 * max(before, 1)))
+    for row, value in enumerate((after, before)):
+        axes.text(value, row, f" {value:,}", va="center", fontsize=10)
+    axes.set(xlabel="tokens of the language model", xlim=(0, 1.25 * max(before, 1)))
     return figure
 
 

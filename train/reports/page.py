@@ -51,7 +51,7 @@ def write(run_dir: Path, out: Path, results: Sequence[Curve], prefill: Path | No
     done = summarize(run_dir)
     rows = [row for row in read_lines(run_dir / "metrics.jsonl") if "samples" in row]
     curves = results or from_run(run_dir)
-    found = [
+    contents = [
         *_curves(curves),
         *_first_token(prefill),
         *_steps(rows, "loss/rate_", "Loss by pruning rate", figures.loss_by_rate, "loss over steps by range of rates"),
@@ -62,7 +62,7 @@ def write(run_dir: Path, out: Path, results: Sequence[Curve], prefill: Path | No
         *_origin(run_dir, done),
         *_not_measured(curves, prefill, done),
     ]
-    sections = "\n".join(f"<section><h2>{heading}</h2>{body}</section>" for heading, body in found)
+    sections = "\n".join(f"<section><h2>{heading}</h2>{body}</section>" for heading, body in contents)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(PAGE.substitute(title=html.escape(f"Run {run_dir.name}"), lead=_lead(done), sections=sections))
 
@@ -82,7 +82,7 @@ def _steps(rows: Rows, prefix: str, heading: str, draw: Callable[[Rows], Figure]
 
 
 def _not_measured(curves: Sequence[Curve], prefill: Path | None, done: Summary) -> Iterator[Section]:
-    """What the page lacks, and the commands that add it."""
+    """The commands that measure what the page does not show."""
     commands = []
     if not curves:
         commands += [cli.command("evaluate", f"model={done.checkpoint or 'DIR'}", "data=FILE", "out=curve.json")]
@@ -130,7 +130,7 @@ def _first_token(prefill: Path | None) -> Iterator[Section]:
 
 
 def _rates(run_dir: Path) -> Iterator[Section]:
-    """Of every micro-batch: as listed, else drawn again where they follow from the seed and the step alone."""
+    """The rates of all micro-batches: as recorded, or drawn again if they depend on seed and step alone."""
     try:
         yield from _drawn_rates(run_dir)
     except (KeyError, TypeError, AttributeError) as error:
@@ -149,12 +149,12 @@ def _drawn_rates(run_dir: Path) -> Iterator[Section]:
         levels = node.pop("levels")
         draw = StepRates(build_rates(node), plan["places"], saved.shape["seed"], levels, **views)
         if draw.replayable:
-            rates = [rate for step in range(saved.step) for each in draw(step) for rate in each]
+            rates = [rate for step in range(saved.step) for view in draw(step) for rate in view]
             yield "Drawn rates", as_image(figures.drawn_rates(rates), "histogram of drawn pruning rates")
 
 
 def _all(view: Any) -> list[float]:
-    """The rates of one view: one, or one a video."""
+    """The rates of one view: a single one, or one per video."""
     return view if isinstance(view, list) else [view]
 
 

@@ -20,15 +20,15 @@ class Summary:
 
     steps: int
     samples: int
-    hours: float  # of training; evaluation and saving are not in it
+    hours: float  # of training, without evaluation and saving
     samples_per_s: float
     tokens_before: int
     tokens_after: int
-    rate: float  # mean of the drawn ones
+    rate: float  # mean of the drawn rates
     peak_memory_gib: float | None  # of the main rank
     forecast_gib: float | None  # by the preflight
     own_settings: dict[str, int]  # rows that set frames or pixels of their videos themselves, by configuration key
-    resized: int  # samples that decoded to another number of tokens than their headers promised
+    resized: int  # samples that decoded to another number of tokens than predicted from their headers
     quarantined: dict[str, int]  # by reason
     checkpoint: str | None
 
@@ -72,8 +72,9 @@ def _summary(run_dir: Path, forecast_gib: float | None, own_settings: dict[str, 
 
 def by_reason(run_dir: Path) -> dict[str, int]:
     """Quarantined samples of a run by reason, without names and numbers, most common first."""
-    lost = {row["id"]: row["reason"] for row in read_lines(run_dir / "quarantine.jsonl")}  # each once, resumed or not
-    return dict(Counter(map(kind_of, lost.values())).most_common())
+    # By id, because a resumed run may record a sample again.
+    reasons = {row["id"]: row["reason"] for row in read_lines(run_dir / "quarantine.jsonl")}
+    return dict(Counter(map(kind_of, reasons.values())).most_common())
 
 
 def write(summary: Summary, run_dir: Path) -> None:
@@ -96,7 +97,9 @@ def text(summary: Summary, run_dir: Path) -> str:
         lines.append(f"peak memory {summary.peak_memory_gib:.2f} GiB a rank{forecast}")
     lines += [f"{key}: {count} rows set frames or pixels" for key, count in summary.own_settings.items() if count]
     if summary.resized:
-        lines.append(f"samples that decoded to other numbers of tokens than their headers promised: {summary.resized}")
+        lines.append(
+            f"samples that decoded to another number of tokens than predicted from their headers: {summary.resized}"
+        )
     lines += [f"quarantined {count}: {reason}" for reason, count in summary.quarantined.items()]
     if summary.checkpoint:
         lines.append(f"checkpoint: {summary.checkpoint}")
