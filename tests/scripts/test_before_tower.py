@@ -65,7 +65,7 @@ def test_before_tower_a_family_without_it_is_refused(trained, capsys, questions)
 
 def test_before_tower_a_stock_server_is_refused(trained, capsys):
     words = [f"model={trained()}", "vllm_python=python", "servers=[stock,plugin]"]
-    assert "a stock server gives its tower every token" in said(capsys, check_serving, *words)
+    assert "a stock server encodes all tokens" in said(capsys, check_serving, *words)
 
 
 def test_before_tower_the_command_of_a_later_block_asks_for_no_pruning():

@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from evs.methods import method_named
 from evs.policy import Policy, read
 from scripts.check_serving import prepare
-from scripts.serving.cases import ASK, CASES, LOOK, Case, Video
+from scripts.serving.cases import AFTER, BEFORE, CASES, Case, Video
 from scripts.serving.compare import compare
 from scripts.serving.ours import STEPS, TOP, Ours
 from scripts.serving.prompts import Prompt
@@ -138,7 +138,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("rate", [0.0, RATE])
 def test_a_hostile_request_fails_alone(checkpoint, environment, tmp_path, rate) -> None:
-    (prompt,) = prepare(checkpoint, {"video": Case((LOOK, Video("landscape", grids=4), ASK))})
+    (prompt,) = prepare(checkpoint, {"video": Case((BEFORE, Video("landscape", grids=4), AFTER))})
     (video,) = prompt.request["videos"]
     cases = {"before": prompt.request}
     for name, (processor, metadata, _) in HOSTILE.items():
@@ -157,7 +157,7 @@ def test_a_hostile_request_fails_alone(checkpoint, environment, tmp_path, rate) 
 @pytest.fixture(scope="module")
 def odd(checkpoint, environment, tmp_path_factory) -> dict[str, Any]:
     """One server's answers to odd requests, one after another, by name."""
-    (prompt,) = prepare(checkpoint, {"video": Case((LOOK, Video("landscape"), ASK))})
+    (prompt,) = prepare(checkpoint, {"video": Case((BEFORE, Video("landscape"), AFTER))})
     random, (_, height, width, _) = np.random.default_rng(0), next(iter(prompt.media.values())).shape
     frames = random.integers(0, 256, (40, height, width, 3), dtype=np.uint8)
     whole = {"fps": 20.0, "duration": 2.0, "total_num_frames": 40, "frames_indices": list(range(40))}
