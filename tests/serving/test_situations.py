@@ -91,7 +91,7 @@ def test_a_video_that_is_encoded_again_keeps_the_same_tokens(checkpoint, environ
 
 
 def test_a_prefix_hit_on_a_video_that_is_encoded_again_answers_alike(checkpoint, environment, tmp_path) -> None:
-    (prompt,) = prepare(checkpoint, {"video": Case((LOOK, Video("landscape", grids=16)), chat=False)})
+    (prompt,) = prepare(checkpoint, {"video": Case((BEFORE, Video("landscape", grids=16)), chat=False)})
     ((key, frames),) = prompt.media.items()
     noise = np.random.default_rng(0).integers(-1, 2, frames.shape)
     still = (np.repeat(frames[:1], len(frames), axis=0) + noise).clip(0, 255).astype(np.uint8)  # scores nearly equal
