@@ -17,9 +17,8 @@ ALWAYS_ALLOWED = 64  # decoding processes that are accepted on every machine
 def check(config: Config) -> None:
     """Raise ValueError for an invalid value, a contradiction or an unwritable folder. Data are not read."""
     check_values(config)
-    for is_wrong, message in chain(_in_data(config), _in_training(config), _in_engine(config)):
-        if is_wrong:
-            raise ValueError(message)
+    for contradiction in chain(_in_data(config), _in_training(config), _in_engine(config)):
+        raise ValueError(contradiction)
     frame_policy(config.data)
     config.data.columns.check()
     parse_sources("data.train", config.data.train)
@@ -34,125 +33,87 @@ def check(config: Config) -> None:
             check_writable(key, Path(folder))
 
 
-def _in_data(config: Config) -> Iterator[tuple[bool, str]]:
-    """Contradictions in the data settings: (True if present, message)."""
+def _in_data(config: Config) -> Iterator[str]:
+    """Contradictions in the data settings."""
     data, train = config.data, config.train
     processes, cores = data.workers * int(os.environ.get("LOCAL_WORLD_SIZE", 1)), os.cpu_count() or 1
-    yield (
-        processes > max(ALWAYS_ALLOWED, 4 * cores),
-        f"data.workers={data.workers} is too many processes for the {cores} cores of this machine: lower it",
-    )
-    yield (
-        config.preflight in ("only", "dry_run") and not data.audit,
-        f"preflight={config.preflight} needs the headers, which data.audit=false does not read: set data.audit=true",
-    )
-    yield (
-        data.eval is not None and data.eval_fraction is not None,
-        f"data.eval={data.eval} and data.eval_fraction={data.eval_fraction} both select held-out data: give one",
-    )
-    yield (
-        bool(data.columns.named) and data.format != "auto",
-        f"data.format={data.format} has fixed column names, but data.columns renames them: give one of them",
-    )
-    yield (
-        train.token_budget is None and train.patch_budget is not None,
-        "train.patch_budget needs train.token_budget: set both, or neither for batches of a fixed number of samples",
-    )
-    yield (
-        train.token_budget is None and train.cost_budget not in (None, "auto"),
-        f"train.cost_budget={train.cost_budget} needs train.token_budget, which bounds memory: set both",
-    )
-    yield (
-        train.token_budget is not None and not data.audit,
-        "train.token_budget needs the headers, which data.audit=false does not read: set data.audit=true",
-    )
-    yield (
-        train.token_budget is not None and train.batch_size > 1,
-        f"train.batch_size={train.batch_size} has no effect with train.token_budget: remove one of them",
-    )
+    if processes > max(ALWAYS_ALLOWED, 4 * cores):
+        yield f"data.workers={data.workers} is too many processes for the {cores} cores of this machine: lower it"
+    if config.preflight in ("only", "dry_run") and not data.audit:
+        yield f"preflight={config.preflight} needs the headers, which data.audit=false skips: set data.audit=true"
+    if data.eval is not None and data.eval_fraction is not None:
+        yield f"data.eval={data.eval} and data.eval_fraction={data.eval_fraction} both select held-out data: give one"
+    if data.columns.named and data.format != "auto":
+        yield f"data.format={data.format} has fixed column names, but data.columns renames them: give one of them"
+    if train.token_budget is None and train.patch_budget is not None:
+        yield "train.patch_budget needs train.token_budget: set both, or neither for a fixed number of samples"
+    if train.token_budget is None and train.cost_budget not in (None, "auto"):
+        yield f"train.cost_budget={train.cost_budget} needs train.token_budget, which bounds memory: set both"
+    if train.token_budget is not None and not data.audit:
+        yield "train.token_budget needs the headers, which data.audit=false skips: set data.audit=true"
+    if train.token_budget is not None and train.batch_size > 1:
+        yield f"train.batch_size={train.batch_size} has no effect with train.token_budget: remove one of them"
 
 
-def _in_training(config: Config) -> Iterator[tuple[bool, str]]:
+def _in_training(config: Config) -> Iterator[str]:
     """Contradictions in the settings of the model and its training."""
     model, train, engine, optim = config.model, config.train, config.engine, config.optim
-    yield (
-        set(model.freeze) == set(TOWERS) and model.lora.r is None,
-        f"model.freeze={model.freeze} leaves nothing to train: unfreeze a tower or set model.lora.r",
-    )
-    yield (
-        model.lora.dora and model.lora.r is None,
-        "model.lora.dora=true has no effect without LoRA: set model.lora.r",
-    )
-    yield (
-        train.ema is not None and engine.name.startswith("zero"),
-        f"train.ema={train.ema} needs all weights on every rank: use engine=none or engine=ddp",
-    )
+    if set(model.freeze) == set(TOWERS) and model.lora.r is None:
+        yield f"model.freeze={model.freeze} leaves nothing to train: unfreeze a tower or set model.lora.r"
+    if model.lora.dora and model.lora.r is None:
+        yield "model.lora.dora=true has no effect without LoRA: set model.lora.r"
+    if train.ema is not None and engine.name.startswith("zero"):
+        yield f"train.ema={train.ema:g} needs all weights on every rank: use engine=none or engine=ddp"
     for tower in ("vision", "merger"):
         lr = getattr(optim, f"{tower}_lr")
-        yield (
-            lr is not None and (tower in model.freeze or model.lora.r is not None),
-            f"optim.{tower}_lr={lr} has no effect on a tower that is not trained: see model.freeze and model.lora.r",
-        )
-    yield (
-        "flash" in model.attention and engine.precision == "fp32",
-        f"model.attention={model.attention} supports half precision only: use engine.precision=bf16",
-    )
-    yield (
-        not model.gradient_checkpointing and model.checkpoint_towers == [],
-        "model.checkpoint_towers=[] has no effect without model.gradient_checkpointing: remove one of them",
-    )
-    yield (
-        train.anchor_rate is not None and train.views == 1,
-        f"train.anchor_rate={train.anchor_rate} fixes the only view: set train.views=2, or use rate=constant",
-    )
+        if lr is not None and (tower in model.freeze or model.lora.r is not None):
+            yield f"optim.{tower}_lr={lr} has no effect, the tower is not trained: see model.freeze and model.lora.r"
+    if "flash" in model.attention and engine.precision == "fp32":
+        yield f"model.attention={model.attention} supports half precision only: use engine.precision=bf16"
+    if not model.gradient_checkpointing and model.checkpoint_towers == []:
+        yield "model.checkpoint_towers=[] has no effect without model.gradient_checkpointing: remove one of them"
+    if train.anchor_rate is not None and train.views == 1:
+        yield f"train.anchor_rate={train.anchor_rate} fixes the only view: set train.views=2, or use rate=constant"
     yield from _in_distillation(train, model.lora.r is not None)
-    yield (
-        optim.warmup > train.steps,
-        f"optim.warmup={optim.warmup:g} is longer than train.steps={train.steps}: lower it (below 1: a fraction)",
-    )
+    if optim.warmup > train.steps:
+        yield f"optim.warmup={optim.warmup:g} is longer than train.steps={train.steps}: lower it (below 1: a fraction)"
 
 
-def _in_distillation(train: TrainConfig, lora: bool) -> Iterator[tuple[bool, str]]:
+def _in_distillation(train: TrainConfig, lora: bool) -> Iterator[str]:
     """Contradictions in the distillation settings."""
     distill = train.distill
-    yield (
-        distill.weight > 0 and distill.teacher == "view" and train.views == 1,
-        f"train.distill.weight={distill.weight:g} needs a second view to teach: set train.views=2, and "
-        "train.anchor_rate=0 for an unpruned teacher",
-    )
-    yield (
-        distill.needs_base and not lora,
-        "train.distill: the base model can teach only with LoRA, by disabling the adapter: set model.lora.r, or "
-        "train.distill.teacher=view and base_weight=0",
-    )
-    yield (
-        distill.base_weight > 0 and train.anchor_rate != 0,
-        f"train.distill.base_weight={distill.base_weight:g} needs a view at rate 0: set train.views=2 and "
-        "train.anchor_rate=0",
-    )
-    yield (
-        not distill.train_teacher and (distill.teacher == "base" or distill.base_weight > 0),
-        "train.distill.train_teacher=false gives the first view no gradient, but the base model is to teach it: remove "
-        "one of them",
-    )
+    if distill.weight > 0 and distill.teacher == "view" and train.views == 1:
+        yield (
+            f"train.distill.weight={distill.weight:g} needs a second view to teach: set train.views=2, and "
+            "train.anchor_rate=0 for an unpruned teacher"
+        )
+    if distill.needs_base and not lora:
+        yield (
+            "train.distill: the base model can teach only with LoRA, by disabling the adapter: set model.lora.r, or "
+            "train.distill.teacher=view and base_weight=0"
+        )
+    if distill.base_weight > 0 and train.anchor_rate != 0:
+        yield (
+            f"train.distill.base_weight={distill.base_weight:g} needs a view at rate 0: set train.views=2 and "
+            "train.anchor_rate=0"
+        )
+    if not distill.train_teacher and (distill.teacher == "base" or distill.base_weight > 0):
+        yield (
+            "train.distill.train_teacher=false gives the first view no gradient, but the base model is to teach it: "
+            "remove one of them"
+        )
 
 
-def _in_engine(config: Config) -> Iterator[tuple[bool, str]]:
+def _in_engine(config: Config) -> Iterator[str]:
     """Contradictions in the engine settings."""
     model, engine = config.model, config.engine
-    yield (
-        model.compile and engine.name.startswith("zero3"),
-        f"model.compile=true is not supported with engine={engine.name}: remove one of them",
-    )
+    if model.compile and engine.name.startswith("zero3"):
+        yield f"model.compile=true is not supported with engine={engine.name}: remove one of them"
     stage = engine.zero.get("stage")
-    yield (
-        engine.name.startswith("zero") and engine.name[4:5] != str(stage),
-        f"engine.zero.stage={stage} contradicts engine={engine.name}: choose the stage by engine=zero1..zero3",
-    )
-    yield (
-        not engine.name.startswith("zero") and bool(engine.zero),
-        f"engine.zero has no effect with engine={engine.name}: use engine=zero1..zero3",
-    )
+    if engine.name.startswith("zero") and engine.name[4:5] != str(stage):
+        yield f"engine.zero.stage={stage} contradicts engine={engine.name}: choose the stage by engine=zero1..zero3"
+    if not engine.name.startswith("zero") and engine.zero:
+        yield f"engine.zero has no effect with engine={engine.name}: use engine=zero1..zero3"
 
 
 def check_writable(key: str, folder: Path) -> None:
