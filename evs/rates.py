@@ -170,10 +170,10 @@ class Mixture(RateDistribution):
 
 @dataclass(frozen=True)
 class Curriculum(RateDistribution):
-    """Distributions that take turns: `stages[i]` holds from step `steps[i]` on; the first one starts at 0.
+    """A schedule of distributions: `stages[i]` applies from step `steps[i]`; the first step is 0.
 
-    Smooth, each turns into the next on the way there, every quantile in a straight line: a uniform distribution whose
-    upper end moves, a mode that rises or falls. `icdf` is that of the whole, all stages equally likely.
+    If `smooth`, every quantile is interpolated linearly from one stage to the next, for example for a uniform
+    distribution whose upper end moves. `icdf` is that of the mixture of all stages with equal weights.
     """
 
     stages: Sequence[RateDistribution]
@@ -195,8 +195,8 @@ class Curriculum(RateDistribution):
         i = bisect_right(self.steps, step) - 1
         if not self.smooth or i + 1 == len(self.stages):
             return self.stages[i]
-        way = (step - self.steps[i]) / (self.steps[i + 1] - self.steps[i])
-        return _Between(self.stages[i], self.stages[i + 1], way)
+        share = (step - self.steps[i]) / (self.steps[i + 1] - self.steps[i])
+        return _Between(self.stages[i], self.stages[i + 1], share)
 
     def minimum(self, low: float, high: float) -> float:
         return min(stage.minimum(low, high) for stage in self.stages)
@@ -207,14 +207,14 @@ class Curriculum(RateDistribution):
 
 @dataclass(frozen=True)
 class _Between(RateDistribution):
-    """A part of the way from one distribution to another, quantile by quantile."""
+    """The linear interpolation of the quantiles of two distributions."""
 
     begin: RateDistribution
     end: RateDistribution
-    way: float
+    share: float
 
     def icdf(self, u: Tensor) -> Tensor:
-        return (1 - self.way) * self.begin.icdf(u) + self.way * self.end.icdf(u)
+        return (1 - self.share) * self.begin.icdf(u) + self.share * self.end.icdf(u)
 
 
 def draw(
@@ -223,17 +223,17 @@ def draw(
     *,
     seed: int,
     step: int,
-    place: int | None = None,
+    micro_batch: int | None = None,
     levels: int | None = None,
 ) -> Tensor:
-    """[n] float64 rates on the CPU, a function of the arguments alone: of a step, or of one place in it.
+    """[n] float64 rates on the CPU, a function of the arguments alone: those of a step, or of one micro-batch of it.
 
-    The draws are stratified: the n quantiles fall one into each n-th of [0, 1), ascending from a random one on, so that
-    the micro-batches of one optimizer step cover the distribution, and ranks that share a turn draw neighbouring rates
-    and wait little for each other. With `levels`, only so many quantiles are ever drawn, the lowest and the
-    highest among them, so that kept counts recur.
+    The draws are stratified: one quantile in each n-th of [0, 1), ascending cyclically from a random one, so that the
+    micro-batches of an optimizer step cover the distribution, and ranks draw neighbouring rates in an accumulation
+    step and wait little for each other. With `levels`, that many quantiles are ever drawn, including the lowest and
+    the highest, so that kept counts recur.
     """
-    generator = generator_of("rates", seed, step, *(() if place is None else (place,)))
+    generator = generator_of("rates", seed, step, *(() if micro_batch is None else (micro_batch,)))
     u = torch.rand(n, dtype=torch.float64, generator=generator)
     first = torch.randint(n, (1,), generator=generator)
     u = ((torch.arange(n) + first) % n + u) / n
@@ -246,7 +246,7 @@ def draw(
 
 
 def generator_of(*key: object) -> torch.Generator:
-    """A new one on the CPU, whose draws follow from `key`."""
+    """A new generator on the CPU, seeded by `key`."""
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 

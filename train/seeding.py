@@ -1,13 +1,12 @@
-"""What libraries draw from torch's global generators (initial weights, dropout), made a function of a key."""
+"""Seeds torch's global generators, from which libraries draw initial weights and dropout."""
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
+
+from evs.rates import generator_of
 
 
 def seed_draws(*key: object) -> None:
-    """From here on torch draws, on every device, what follows from `key`, whatever was drawn before."""
-    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
-    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+    """Seed the generators of all devices by `key`, independent of earlier draws."""
+    torch.manual_seed(generator_of(*key).initial_seed())

@@ -101,9 +101,7 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         WATCHDOG.stop()  # a launcher waits for its jobs as long as they take
         HydraConfig.instance().set_config(config)  # which the default run_dir reads
-        with read_write(
-            config.hydra.overrides
-        ):  # a job of another process knows our words, but not how we resolve them
+        with read_write(config.hydra.overrides):  # another process would resolve them anew
             config.run_dir = cli.expand_home(str(config.run_dir))
             config.hydra.overrides.hydra.append(cli.override("run_dir", config.run_dir))
 
@@ -113,9 +111,8 @@ class Sweep(Callback):
         folder = Path(config.run_dir)
         records = jobs(folder)
         bad = [number for number, job in records.items() if job.status != "done"]
-        print(
-            f"sweep: {len(records) - len(bad)} of {len(records)} jobs done; {cli.command('report', f'sweep={folder}')}"
-        )
+        done = len(records) - len(bad)
+        print(f"sweep: {done} of {len(records)} jobs done; {cli.command('report', f'sweep={folder}')}")
         if bad:
             for number in bad:
                 print(f"job {number} {records[number].status}: {records[number].error or ''}", file=sys.stderr)

@@ -103,7 +103,9 @@ class StepRates:
 
     def _draw(self, n: int, step: int, index: int | None = None) -> list[tuple[float, ...]]:
         """The rates of n micro-batches, or with an `index` those of the n videos of one micro-batch."""
-        rates = draw(self.distribution, self.drawn * n, seed=self.seed, step=step, place=index, levels=self.levels)
+        rates = draw(
+            self.distribution, self.drawn * n, seed=self.seed, step=step, micro_batch=index, levels=self.levels
+        )
         return [self._with_anchor(drawn) for drawn in rates.view(self.drawn, n).T.tolist()]
 
     def _with_anchor(self, rates: list[float]) -> tuple[float, ...]:

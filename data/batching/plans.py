@@ -13,7 +13,7 @@ import numpy as np
 
 from data.batching.bin_packing import pack
 from data.batching.sample_cost import BinLoads, Budget, Patches, SampleCost
-from data.batching.sizes import KeptCounts, Sizes, Views
+from data.batching.sizes import KeptCounts, Rates, Sizes
 from data.sources.mixture import Mixture, order
 
 TERA = 10**12
@@ -80,13 +80,13 @@ class BudgetPlan:
 
     sizes: Sizes
     budget: Budget
-    rates: Callable[[int], Sequence[Views]]  # step -> rates of all its micro-batches, by accumulation turn, then rank
+    rates: Callable[[int], Sequence[Rates]]  # step -> rates of all its micro-batches, by accumulation turn, then rank
     kept: KeptCounts
     world: int
     rank: int
     seed: int
     mixture: Mixture | None = None  # None: every sample once per epoch
-    price: SampleCost | None = None
+    cost_of: SampleCost | None = None
     freed: int | None = None  # patches removed per pruned token; see Patches
 
     def micro_batches(self, step: int) -> tuple[tuple[int, ...], ...]:
@@ -105,11 +105,11 @@ class BudgetPlan:
     def __getstate__(self) -> dict[str, Any]:  # a worker process plans for itself
         return {name: value for name, value in vars(self).items() if name not in ("_planner", "patches")}
 
-    def check(self, rates: Views, name: Callable[[int], str]) -> None:
+    def check(self, rates: Rates, name: Callable[[int], str]) -> None:
         """Raise ValueError if a single sample exceeds the budget at `rates`, the lowest that will be drawn."""
         all_samples = np.arange(len(self.sizes))
         tokens = self.sizes.in_views(all_samples, rates, self.kept)
-        cost = self.price(all_samples, tokens) if self.price else None
+        cost = self.cost_of(all_samples, tokens) if self.cost_of else None
         in_views, lower = (f" in {len(rates)} views", "lower train.views, ") if len(rates) > 1 else ("", "")
         for resource, load_S, budget, unit in (
             ("token", tokens.sum(0), self.budget.tokens, 1),
@@ -131,7 +131,7 @@ class _Planner:
         rates = plan.rates(0)
         typical = sorted(rates)[len(rates) // 2]
         self.plan = plan
-        self.loads = BinLoads(plan.sizes, plan.kept, plan.budget, plan.price, plan.patches, typical=typical)
+        self.loads = BinLoads(plan.sizes, plan.kept, plan.budget, plan.cost_of, plan.patches, typical=typical)
         self._rewind()
 
     def _rewind(self) -> None:
@@ -148,7 +148,7 @@ class _Planner:
             self.next += 1
         return self.last
 
-    def _fill(self, rates: Sequence[Views]) -> tuple[tuple[int, ...], ...]:
+    def _fill(self, rates: Sequence[Rates]) -> tuple[tuple[int, ...], ...]:
         loads = self.loads.at(rates)
         self._look_ahead((1 / loads.mean_KP[0]).sum() + self.plan.budget.lookahead)
         bin_M = pack(loads, self.waiting[0], self.waiting[1], self.next)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.batching.sizes import KeptCounts, Sizes, Views
+from data.batching.sizes import KeptCounts, Rates, Sizes
 
 SUBSET = 4096  # number of samples from which means are estimated
 CACHED_RATES = 256  # rates whose kept counts are cached
@@ -106,14 +106,14 @@ class BinLoads:
         sizes: Sizes,
         kept: KeptCounts,
         budget: Budget,
-        price: SampleCost | None,
+        cost_of: SampleCost | None,
         patches: Patches,
         *,
-        typical: Views,
+        typical: Rates,
     ) -> None:
-        assert (price is None) == (budget.cost is None)
+        assert (cost_of is None) == (budget.cost is None)
         self.sizes, self.budget, self.patches = sizes, budget, patches
-        self.cost = price.per(budget.cost) if price is not None and budget.cost is not None else None
+        self.cost = cost_of.per(budget.cost) if cost_of is not None and budget.cost is not None else None
         widest = int(sizes.tokens_V.max(initial=0)) + 1
         shapes, shape_V = np.unique(sizes.grids_V * widest + sizes.tokens_V, return_inverse=True)
         grids, tokens = np.divmod(shapes, widest)
@@ -126,19 +126,19 @@ class BinLoads:
         share_S = self._alone(typical, np.arange(len(sizes)))[0]
         self.share_S = share_S / share_S.mean()  # relative to an average sample, at typical rates
 
-    def at(self, rates: Sequence[Views]) -> StepLoads:
+    def at(self, rates: Sequence[Rates]) -> StepLoads:
         """The loads in bins with these rates."""
         return StepLoads(self, rates, np.array([self._mean(views) for views in rates]).T)
 
-    def _rounded_mean(self, views: Views) -> tuple[float, ...]:
+    def _rounded_mean(self, views: Rates) -> tuple[float, ...]:
         return self._cached_mean(tuple(min(round(rate, 2), 0.99) for rate in views))
 
-    def _mean_at(self, views: Views) -> tuple[float, ...]:
+    def _mean_at(self, views: Rates) -> tuple[float, ...]:
         """[K] loads of an average sample."""
         subset = np.linspace(0, len(self.sizes) - 1, min(SUBSET, len(self.sizes))).astype(int)
         return tuple(self._alone(views, subset).mean(1, dtype=np.float64).tolist())
 
-    def _alone(self, views: Views, samples: np.ndarray) -> np.ndarray:
+    def _alone(self, views: Rates, samples: np.ndarray) -> np.ndarray:
         """[K, M] loads in a single bin."""
         return StepLoads(self, [views], np.empty((0, 1)))(np.zeros(1, int), samples)
 
@@ -146,7 +146,7 @@ class BinLoads:
 class StepLoads:
     """Fractions of the budget that samples take in the bins (micro-batches) of one step."""
 
-    def __init__(self, loads: BinLoads, rates: Sequence[Views], mean_KP: np.ndarray) -> None:
+    def __init__(self, loads: BinLoads, rates: Sequence[Rates], mean_KP: np.ndarray) -> None:
         self.loads, self.mean_KP = loads, mean_KP
         views = [np.concatenate([loads.kept(rate) for rate in view]) for view in zip(*rates, strict=True)]
         self.kept_VX = np.stack(views)  # by bin, and within it by video shape

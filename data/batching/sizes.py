@@ -10,7 +10,7 @@ import numpy as np
 
 # (temporal grids, tokens per grid, rate) -> tokens kept of each video; passed in, because data does not import evs
 KeptCounts: TypeAlias = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
-Views: TypeAlias = tuple[float, ...]  # pruning rates of a micro-batch, one per view
+Rates: TypeAlias = tuple[float, ...]  # pruning rates of a micro-batch, one per view
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Sizes:
         video_tokens = kept(self.grids_V[videos], self.tokens_V[videos], rate)
         return self.fixed_S[indices] + np.bincount(owner, video_tokens, len(indices)).astype(np.int64)
 
-    def in_views(self, indices: np.ndarray, rates: Views, kept: KeptCounts) -> np.ndarray:
+    def in_views(self, indices: np.ndarray, rates: Rates, kept: KeptCounts) -> np.ndarray:
         """[views, samples] `tokens` at each of the rates."""
         return np.stack([self.tokens(indices, rate, kept) for rate in rates])
 

@@ -16,7 +16,7 @@ from transformers.video_utils import load_video
 
 from data.batching.plans import TERA, Budget, BudgetPlan
 from data.batching.sample_cost import SampleCost
-from data.batching.sizes import SampleSize, Sizes, Views, gather
+from data.batching.sizes import Rates, SampleSize, Sizes, gather
 from data.media.container import VideoInfo
 from data.media.decode import decode as decode_sparse
 from data.types import VideoRef
@@ -59,7 +59,9 @@ def batching(rounds: int) -> dict[str, Any]:
     price = cost.sample_cost(config, sizes, frozen=("vision",), recomputed=("vision", "language"))
     allowed = cost.budget(price, sizes.in_views(np.arange(len(sizes)), (0.0,), KEPT), TOKENS)
     results = {
-        f"{name}, {world} ranks": _planned(BudgetPlan(sizes, budget, _rates(world), KEPT, world, 0, 0, price=of), price)
+        f"{name}, {world} ranks": _planned(
+            BudgetPlan(sizes, budget, _rates(world), KEPT, world, 0, 0, cost_of=of), price
+        )
         for world in WORLDS
         for name, budget, of in (("cost", Budget(TOKENS, cost=allowed), price), ("tokens", Budget(TOKENS), None))
     }
@@ -69,7 +71,7 @@ def batching(rounds: int) -> dict[str, Any]:
     return results
 
 
-def _rates(world: int) -> Callable[[int], Sequence[Views]]:
+def _rates(world: int) -> Callable[[int], Sequence[Rates]]:
     drawn = StepRates(Uniform(0.0, 0.9), world, 0, levels=64)
     return [drawn(step) for step in range(STEPS)].__getitem__
 

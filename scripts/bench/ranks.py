@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from data.batching.plans import Budget, BudgetPlan
-from data.batching.sizes import SampleSize, Views, gather
+from data.batching.sizes import Rates, SampleSize, gather
 from data.collate import collate
 from data.progress import progress_bar
 from data.types import Encoding
@@ -81,9 +81,9 @@ def _steps(options: Options, rank: int, barrier: Any, results: Any) -> None:
     results.put((rank, list(zip(*rows[1:]))))
 
 
-def _cost(plan: BudgetPlan, samples: Sequence[int], rates: Views) -> float:
-    assert plan.price is not None
-    return float(plan.price(np.array(samples), plan.sizes.in_views(np.array(samples), rates, KEPT)).sum())
+def _cost(plan: BudgetPlan, samples: Sequence[int], rates: Rates) -> float:
+    assert plan.cost_of is not None
+    return float(plan.cost_of(np.array(samples), plan.sizes.in_views(np.array(samples), rates, KEPT)).sum())
 
 
 def _plan(shape: models.Shape, tokens: int, rank: int) -> tuple[list[tuple[int, int, int]], BudgetPlan]:
@@ -97,7 +97,7 @@ def _plan(shape: models.Shape, tokens: int, rank: int) -> tuple[list[tuple[int, 
     price = cost.sample_cost(models.model_config(shape), sizes)
     allowed = cost.budget(price, sizes.in_views(np.arange(SAMPLES), (0.0,), KEPT), tokens)
     rates = StepRates(Uniform(0.0, 0.9), RANKS, 0, levels=64)
-    return grids, BudgetPlan(sizes, Budget(tokens, cost=allowed), rates, KEPT, RANKS, rank, 0, price=price)
+    return grids, BudgetPlan(sizes, Budget(tokens, cost=allowed), rates, KEPT, RANKS, rank, 0, cost_of=price)
 
 
 def _encoding(shape: models.Shape, grid: tuple[int, int, int], seed: int) -> Encoding:

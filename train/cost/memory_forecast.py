@@ -16,7 +16,7 @@ from torch import nn
 
 from data.batching.plans import BudgetPlan, Plan
 from data.batching.sample_cost import Patches
-from data.batching.sizes import KeptCounts, Sizes, Views
+from data.batching.sizes import KeptCounts, Rates, Sizes
 from evs.families import spec_of
 from evs.packing import installed
 from train.config import Config
@@ -50,7 +50,7 @@ class Estimate:
         return sum(vars(self).values())
 
 
-def largest(plan: Plan | BudgetPlan, sizes: Sizes, rates: Views, kept: KeptCounts, freed: int | None = None) -> Largest:
+def largest(plan: Plan | BudgetPlan, sizes: Sizes, rates: Rates, kept: KeptCounts, freed: int | None = None) -> Largest:
     """Upper bounds at `rates`, the lowest that can be drawn.
 
     The number of text tokens, and of patches without a patch budget, is the maximum over the first `PLANNED` steps.

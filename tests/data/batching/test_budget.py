@@ -153,7 +153,7 @@ def test_micro_batches_cost_the_same_whatever_their_rates_and_views(places, view
     sizes = mixture(20000)
     price = SampleCost(2.0 * sizes.patches_S + sizes.pairs_S / 400, (DecoderFlops(5.0, 0.002),) * views)
     budget = Budget(16384 * views, cost=120_000)
-    each = BudgetPlan(sizes, budget, partial(rates, places=places, views=views), kept, 1, 0, 0, price=price)
+    each = BudgetPlan(sizes, budget, partial(rates, places=places, views=views), kept, 1, 0, 0, cost_of=price)
     for step in range(20):
         samples = [np.array(batch) for batch in each.micro_batches(step)]
         tokens = [sizes.in_views(batch, views, kept) for batch, views in zip(samples, each.rates(step))]
@@ -165,7 +165,7 @@ def test_micro_batches_cost_the_same_whatever_their_rates_and_views(places, view
 def test_where_a_cap_keeps_one_rank_from_its_cost_the_others_do_not_run_ahead():
     sizes = mixture(20000)
     price = SampleCost(2.0 * sizes.patches_S, (DecoderFlops(5.0, 0.0),))
-    each = BudgetPlan(sizes, Budget(16384, 30_000, 120_000.0), partial(rates, places=4), kept, 1, 0, 0, price=price)
+    each = BudgetPlan(sizes, Budget(16384, 30_000, 120_000.0), partial(rates, places=4), kept, 1, 0, 0, cost_of=price)
     for step in range(20):
         samples = [np.array(batch) for batch in each.micro_batches(step)]
         assert max(sizes.patches_S[batch].sum() for batch in samples) <= 30_000
@@ -179,7 +179,7 @@ def test_where_patches_bind_at_high_rates_these_get_the_samples_of_fewest():
     sizes = gather([*[video] * 1200, *[picture] * 800])
     price = SampleCost(1.0 * sizes.patches_S, (DecoderFlops(12.0, 0.0),))
     high_and_low = [(0.9,), (0.9,), (0.1,), (0.1,)]
-    each = BudgetPlan(sizes, Budget(20_000, 30_000, 200_000.0), lambda _: high_and_low, kept, 1, 0, 0, price=price)
+    each = BudgetPlan(sizes, Budget(20_000, 30_000, 200_000.0), lambda _: high_and_low, kept, 1, 0, 0, cost_of=price)
     levels = []
     for step in range(30):
         samples = [np.array(batch) for batch in each.micro_batches(step)]
