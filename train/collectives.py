@@ -61,8 +61,8 @@ def together(what: str, value: str) -> list[str]:
 
 def agree_to_stop(engine: Accelerator, norm: float | torch.Tensor | None, stop: Stop) -> tuple[float, int]:
     """(gradient norm, exit status or 0), the same on all ranks: one small reduction and one wait for the device."""
-    asked = torch.tensor([stop.status == PREEMPTED, stop.status == INTERRUPTED], dtype=torch.float32)
-    asked = engine.reduce(asked.to(engine.device), reduction="sum")
+    requests = torch.tensor([stop.status == PREEMPTED, stop.status == INTERRUPTED], dtype=torch.float32)
+    requests = engine.reduce(requests.to(engine.device), reduction="sum")
     number = torch.as_tensor(float("nan") if norm is None else norm, dtype=torch.float32, device=engine.device)
-    value, preempted, interrupted = torch.cat([number.detach().reshape(1), asked]).tolist()
+    value, preempted, interrupted = torch.cat([number.detach().reshape(1), requests]).tolist()
     return value, PREEMPTED if preempted else INTERRUPTED if interrupted else 0

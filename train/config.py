@@ -273,4 +273,4 @@ class Config:
 
 def frame_policy(data: DataConfig) -> FramePolicy:
     """The sampling of frames and pixels. Raise ValueError if its values contradict each other."""
-    return FramePolicy(**{each.name: getattr(data, each.name) for each in fields(FramePolicy)})
+    return FramePolicy(**{entry.name: getattr(data, entry.name) for entry in fields(FramePolicy)})

@@ -63,13 +63,13 @@ def read_datasets(
 
 
 def read_index(
-    engine: Accelerator | None, key: str, given: Any, data: DataConfig, encoder: Encoder
+    engine: Accelerator | None, key: str, value: Any, data: DataConfig, encoder: Encoder
 ) -> tuple[Collection, Index]:
     """The rows that `key` names and their index, made by all ranks together; without an engine, by this process."""
     main = engine is None or engine.is_main_process
     how = Format(data.format, data.columns)
     reading = ReadOptions(how, data.media_root, data.cache, data.workers, main, WATCHDOG.progress)
-    collection = collect(parse_sources(key, given), reading)
+    collection = collect(parse_sources(key, value), reading)
     index = build_index(collection, encoder if data.audit else None, reading)
     if len(set(together(key, index.digest))) > 1:
         raise ValueError(f"{key}: ranks read different rows; was a file or its media changed meanwhile? start again")

@@ -101,11 +101,11 @@ def ruled(default: Any, rule: Rule, fewest: int = 0, unique: bool = False) -> An
 
 def check_values(node: Any, prefix: str = "") -> None:
     """Raise ValueError for a value of the dataclass `node`, or of one within it, that breaks its field's rule."""
-    for this in fields(node):
-        key, value = prefix + this.name, getattr(node, this.name)
+    for entry in fields(node):
+        key, value = prefix + entry.name, getattr(node, entry.name)
         if is_dataclass(value):
             check_values(value, f"{key}.")
-        elif value != this.default and (mistake := _mistake(key, value, **this.metadata)):
+        elif value != entry.default and (mistake := _mistake(key, value, **entry.metadata)):
             raise ValueError(mistake)
 
 

@@ -46,11 +46,11 @@ def read_object(path: Path) -> dict[str, Any]:
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """All strings of nested mappings and lists with their dotted keys, the keys of mappings among them."""
     if isinstance(value, dict):
-        for name, each in value.items():
+        for name, item in value.items():
             yield f"{key}{name}", str(name)
-            yield from _texts(each, f"{key}{name}.")
+            yield from _texts(item, f"{key}{name}.")
     elif isinstance(value, list):
-        for place, each in enumerate(value):
-            yield from _texts(each, f"{key}{place}.")
+        for index, item in enumerate(value):
+            yield from _texts(item, f"{key}{index}.")
     elif isinstance(value, str):
         yield key.rstrip("."), value

@@ -53,11 +53,11 @@ def attempt(run: Callable[[bool], None], folder: Path, overrides: list[str]) -> 
         run(before is not None)
         write(folder, Job(overrides, "done"))
     except SystemExit as end:
-        asked = ENDED.get(end.code)
-        write(folder, Job(overrides, asked or "failed", getattr(end, "message", f"exit status {end.code}")))
+        status = ENDED.get(end.code)
+        write(folder, Job(overrides, status or "failed", getattr(end, "message", f"exit status {end.code}")))
         if end.code == PREEMPTED and requeue is not None:
             requeue(signal.SIGUSR2, None)
-        if asked or _ranks_are_out_of_step():
+        if status or _ranks_are_out_of_step():
             raise
     except Exception as error:
         write(folder, Job(overrides, "failed", " ".join(f"{type(error).__name__}: {error}".split())))

@@ -43,8 +43,8 @@ class Suite:
     lettered: bool = False  # four lettered options and a letter for an answer, not the answer itself
 
     def __post_init__(self) -> None:
-        for name, known in (("kinds", KINDS), ("cameras", CAMERAS), ("qualities", QUALITY)):
-            _check(name, getattr(self, name), list(known))
+        for name, choices in (("kinds", KINDS), ("cameras", CAMERAS), ("qualities", QUALITY)):
+            _check(name, getattr(self, name), list(choices))
         _check("split", (self.split,), list(SPLITS))
         footage.check(list(self.backgrounds))
         if not 1 <= self.items <= len(self.kinds):
@@ -154,9 +154,9 @@ def _pick(rng: np.random.Generator, values: Sequence[Any]) -> Any:
     return values[int(rng.integers(len(values)))]
 
 
-def _check(name: str, values: Sequence[str], known: list[str]) -> None:
+def _check(name: str, values: Sequence[str], choices: list[str]) -> None:
     for value in values:
-        if value not in known:
-            raise ValueError(f"{name}={value} is unknown: use {', '.join(known)}")
+        if value not in choices:
+            raise ValueError(f"{name}={value} is unknown: use {', '.join(choices)}")
     if not values:
-        raise ValueError(f"{name}=[] is empty: use one or more of {', '.join(known)}")
+        raise ValueError(f"{name}=[] is empty: use one or more of {', '.join(choices)}")

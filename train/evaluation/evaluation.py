@@ -91,8 +91,10 @@ class Evaluation:
     def missing(self, existing: set[tuple[str, float]]) -> dict[tuple[float, ...], list[int]]:
         """Indices of samples, grouped by the rates at which one of their questions has no answer yet."""
         groups: dict[tuple[float, ...], list[int]] = defaultdict(list)
-        for index, asked in enumerate(self.by_sample.values()):
-            rates = tuple(r for r in self.rates if any((question.key, r) not in existing for question in asked))
+        for index, sample_questions in enumerate(self.by_sample.values()):
+            rates = tuple(
+                r for r in self.rates if any((question.key, r) not in existing for question in sample_questions)
+            )
             if rates:
                 groups[rates].append(index)
         return groups
@@ -116,21 +118,23 @@ class Evaluation:
                 yield self._answers(task, batch, rates), step.quarantined
 
     def _answers(self, task: nn.Module, batch: Batch, rates: tuple[float, ...]) -> list[Answer]:
-        asked = [question for id in batch.ids for question in self.by_sample[id]]
+        batch_questions = [question for id in batch.ids for question in self.by_sample[id]]
         free = tuple(
-            i for i, (question, choices) in enumerate(zip(asked, batch.choices)) if question.metric and not choices
+            i
+            for i, (question, choices) in enumerate(zip(batch_questions, batch.choices))
+            if question.metric and not choices
         )
         outputs = task(batch, EvalRequest(rates, free, self.new_tokens, self._synced()))
         return [
             answer
             for rate, output in zip(rates, outputs)
-            for answer in self._graded(batch, asked, dict(zip(free, output.written)), rate, output)
+            for answer in self._graded(batch, batch_questions, dict(zip(free, output.written)), rate, output)
         ]
 
     def _graded(
         self,
         batch: Batch,
-        asked: list[Question],
+        batch_questions: list[Question],
         written: dict[int, tuple[int, ...]],
         rate: float,
         output: EvalOutput,
@@ -139,7 +143,7 @@ class Evaluation:
         tokens_S, segments = batch.segment_N.bincount().tolist(), batch.segment_N[answer_begins(batch.labels_N)]
         kept_S = output.kept_S.tolist()
         graded = grades(output.logits_TV, batch)
-        for i, (question, grade, segment) in enumerate(zip(asked, graded, segments.tolist())):
+        for i, (question, grade, segment) in enumerate(zip(batch_questions, graded, segments.tolist())):
             metric, score, text = grade.metric, grade.score, self._text(written.get(i, grade.tokens))
             if i in written:
                 metric = str(question.metric)

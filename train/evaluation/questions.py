@@ -45,10 +45,10 @@ class Named(Sequence[Sample]):
 def questions(samples: Sequence[Sample]) -> tuple[Named, dict[str, list[Question]]]:
     """(the samples with unique ids, their questions by id)."""
     ids, keys = Counter[str](), Counter[str]()
-    asked: dict[str, list[Question]] = {}
+    by_id: dict[str, list[Question]] = {}
     for sample in (samples[i] for i in range(len(samples))):
         name = _numbered(sample.id, ids)
-        asked[name] = [
+        by_id[name] = [
             Question(
                 key=_numbered(_key(sample, turn), keys),
                 sample=name,
@@ -60,11 +60,11 @@ def questions(samples: Sequence[Sample]) -> tuple[Named, dict[str, list[Question
             )
             for number, turn in enumerate(i for i, candidate in enumerate(sample.turns) if candidate.is_target)
         ]
-    return Named(samples, tuple(asked)), asked
+    return Named(samples, tuple(by_id)), by_id
 
 
 def _key(sample: Sample, turn: int) -> str:
-    turns = [(each.role, [training_part(part) for part in each.parts]) for each in sample.turns[: turn + 1]]
+    turns = [(past.role, [training_part(part) for part in past.parts]) for past in sample.turns[: turn + 1]]
     return xxhash.xxh3_64(repr((turns, sample.metric, sample.answers)).encode()).hexdigest()
 
 

@@ -13,17 +13,17 @@ from train.evaluation.scores import Difference, Score
 from train.reports.curve import Curve, table
 
 
-def words(name: str, found: Sequence[Score], changes: Sequence[Difference], base: str | None) -> str:
+def words(name: str, scores: Sequence[Score], changes: Sequence[Difference], base: str | None) -> str:
     """The accuracy table, also by kind of question, one line per rate, and the recommended rate."""
-    curves = [curve(name, found)]
-    for kind in sorted({kind for score in found for kind in score.kinds}):
-        curves.append(Curve(kind, {s.rate: s.kinds[kind].accuracy for s in found if kind in s.kinds}))
+    curves = [curve(name, scores)]
+    for kind in sorted({kind for score in scores for kind in score.kinds}):
+        curves.append(Curve(kind, {s.rate: s.kinds[kind].accuracy for s in scores if kind in s.kinds}))
     advice = _advice(curves[0].recommended())
-    return "\n".join([table(curves), *map(_line, found), *(_change(change, base) for change in changes), advice])
+    return "\n".join([table(curves), *map(_line, scores), *(_change(change, base) for change in changes), advice])
 
 
-def curve(name: str, found: Sequence[Score]) -> Curve:
-    return Curve(name, {s.rate: s.accuracy for s in found}, {s.rate: (s.low, s.high) for s in found})
+def curve(name: str, scores: Sequence[Score]) -> Curve:
+    return Curve(name, {s.rate: s.accuracy for s in scores}, {s.rate: (s.low, s.high) for s in scores})
 
 
 def _line(score: Score) -> str:
@@ -43,11 +43,11 @@ def _advice(rate: float | None) -> str:
     return f"serve at rate {rate:g}: the highest within one point of rate 0 and within its interval"
 
 
-def write(path: Path, about: dict[str, Any], found: Sequence[Score], changes: Sequence[Difference]) -> None:
+def write(path: Path, header: dict[str, Any], scores: Sequence[Score], changes: Sequence[Difference]) -> None:
     """Write the scores as JSON. The answers are in the file of the same name with the suffix .jsonl."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    best = curve(about["name"], found).recommended()
-    result = {**about, "serve_at": best, "scores": [score.as_dict() for score in found]}
+    best = curve(header["name"], scores).recommended()
+    result = {**header, "serve_at": best, "scores": [score.as_dict() for score in scores]}
     if changes:
         result["compared"] = [asdict(change) for change in changes]
     path.write_text(json.dumps(result, indent=1) + "\n")

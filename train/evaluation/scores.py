@@ -75,8 +75,8 @@ def differences(
     if not shared:
         raise ValueError(f"has no answers at the rates {sorted(by_rate)}: evaluate both models at the same rates")
     if missing := sum(answer.key not in their_scores for rate in shared for answer in by_rate[rate]):
-        asked = sum(len(by_rate[rate]) for rate in shared)
-        raise ValueError(f"lacks {missing} of {asked} answers: evaluate both models on the same data")
+        total = sum(len(by_rate[rate]) for rate in shared)
+        raise ValueError(f"lacks {missing} of {total} answers: evaluate both models on the same data")
     return [_difference(rate, by_rate[rate], their_scores, questions) for rate in shared]
 
 
