@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Text files that a crash leaves complete or unchanged."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file on disk under another name, then rename it to `path`."""
+    """Write and flush a text file under another name, then rename it to `path`."""
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)

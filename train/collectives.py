@@ -1,4 +1,4 @@
-"""Work that ranks share, and values on which they agree."""
+"""Collective operations of the ranks on Python objects."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from train.faults.watchdog import WATCHDOG
 
 T = TypeVar("T")
 POLL, MESSAGE_INTERVAL = 0.2, 30.0  # seconds
-_meetings = count()  # every rank counts the same calls
+_meetings = count()  # all ranks make the same calls, so their counts agree
 
 
 def on_main(engine: Accelerator, function: Callable[[], T]) -> T | None:
-    """`function()` on the main rank, None on the others; its ValueError or OSError ends all, and is raised there."""
+    """`function()` on the main rank, None elsewhere. Its ValueError or OSError ends all ranks and is raised there."""
     result, failed = None, None
     if engine.is_main_process:
         try:
@@ -29,7 +29,7 @@ def on_main(engine: Accelerator, function: Callable[[], T]) -> T | None:
         except (ValueError, OSError) as error:
             failed = error
     if broadcast_object_list([failed is not None])[0]:
-        raise failed or SystemExit(2)  # the main rank says why
+        raise failed or SystemExit(2)  # the main rank prints the reason
     return result
 
 
@@ -44,14 +44,14 @@ def collected(rows: list[Any]) -> list[Any]:
 
 
 def together(what: str, value: str) -> list[str]:
-    """Every rank's `value`, in order. Waits without the time limit of a collective, since disks may be slow."""
+    """The `value` of every rank, in order. Waits without the time limit of a collective, because disks may be slow."""
     if not dist.is_initialized():
         return [value]
     store = dist.PrefixStore(f"{what} {next(_meetings)}", dist.distributed_c10d._get_default_store())
     store.set(str(dist.get_rank()), value)
     missing, last_message = [str(rank) for rank in range(dist.get_world_size())], time.monotonic()
     while missing := [rank for rank in missing if not store.check([rank])]:
-        WATCHDOG.progress()  # the ranks that are missing are watched by their own
+        WATCHDOG.progress()  # each missing rank has its own watchdog
         if time.monotonic() - last_message > MESSAGE_INTERVAL:
             print(f"{what}: rank {dist.get_rank()} waits for rank {', '.join(missing)}", flush=True)
             last_message = time.monotonic()
@@ -60,7 +60,7 @@ def together(what: str, value: str) -> list[str]:
 
 
 def agree_to_stop(engine: Accelerator, norm: float | torch.Tensor | None, stop: Stop) -> tuple[float, int]:
-    """(gradient norm, exit status or 0), the same on all ranks: one small reduction and one wait for the device."""
+    """(gradient norm, exit status or 0), equal on all ranks, by one small reduction and one synchronization."""
     requests = torch.tensor([stop.status == PREEMPTED, stop.status == INTERRUPTED], dtype=torch.float32)
     requests = engine.reduce(requests.to(engine.device), reduction="sum")
     number = torch.as_tensor(float("nan") if norm is None else norm, dtype=torch.float32, device=engine.device)

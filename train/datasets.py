@@ -1,4 +1,4 @@
-"""The configuration's rows -> samples that can be used, what each costs, and the order in which they are drawn."""
+"""Reads the data of a configuration: usable samples, their predicted sizes, and the order of a mixture."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from train.faults.watchdog import WATCHDOG
 
 @dataclass(frozen=True)
 class AuditedData:
-    """Samples that can be used, on disk, and what is known of each."""
+    """The usable samples of a data set and their index. Rows stay on disk."""
 
     samples: Sequence[Sample]
     index: Index
     mixture: Mixture | None  # None: every sample once an epoch
-    rows: int  # that were read, for training and evaluation where one file serves both
+    rows: int  # rows read, including those of the other set if both come from one file
 
     @property
     def lost(self) -> tuple[Quarantined, ...]:
@@ -43,7 +43,7 @@ class AuditedData:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Of the samples in their order, and of what is drawn from where."""
+        """Identifies the samples, their order and the weights of the mixture."""
         fingerprint: dict[str, Any] = {"samples": len(self.index), "rows": self.index.digest}
         if self.mixture is not None:
             fingerprint["mixture"] = [list(pair) for pair in zip(self.mixture.lengths, self.mixture.weights)]
@@ -53,7 +53,7 @@ class AuditedData:
 def read_datasets(
     engine: Accelerator, data: DataConfig, encoder: Encoder, seed: int
 ) -> tuple[AuditedData, AuditedData | None]:
-    """(to train on, to evaluate on if anything is): two collections, or one's videos shared out."""
+    """(training set, evaluation set or None): of two collections, or of one that is split by video."""
     collection, index = read_index(engine, "data.train", data.train, data, encoder)
     if data.eval_fraction is not None:
         train_set, eval_set = split(index, data.eval_fraction, seed)
@@ -65,18 +65,18 @@ def read_datasets(
 def read_index(
     engine: Accelerator | None, key: str, value: Any, data: DataConfig, encoder: Encoder
 ) -> tuple[Collection, Index]:
-    """The rows that `key` names and their index, made by all ranks together; without an engine, by this process."""
+    """The rows that `key` names and their index, which all ranks build together; without an engine, this process."""
     main = engine is None or engine.is_main_process
     how = Format(data.format, data.columns)
     reading = ReadOptions(how, data.media_root, data.cache, data.workers, main, WATCHDOG.progress)
     collection = collect(parse_sources(key, value), reading)
     index = build_index(collection, encoder if data.audit else None, reading)
     if len(set(together(key, index.digest))) > 1:
-        raise ValueError(f"{key}: ranks read different rows; was a file or its media changed meanwhile? start again")
+        raise ValueError(f"{key}: ranks read different rows; a file or its media may have changed: start again")
     return collection, index
 
 
 def usable(collection: Collection, index: Index) -> AuditedData:
-    """The samples of the index. ValueError for a source without any."""
+    """The samples of the index. Raise ValueError for a source without usable samples."""
     samples = Selection(collection.samples, index.indices_S)
     return AuditedData(samples, index, collection.mixture(index.indices_S), len(collection.samples))

@@ -12,10 +12,11 @@ from evs.families import spec_of
 
 
 def publish_experts(folder: Path, config: Any) -> None:
-    """Lay the experts of a saved checkpoint out as the family of this Hugging Face configuration publishes them.
+    """Transpose the experts of a saved checkpoint to the layout in which their family is published.
 
-    transformers transposes them when it reads a checkpoint and not back when it writes one; servers read the published
-    layout alone. Shards without experts are not read. ValueError for square experts, whose layout cannot be determined.
+    transformers transposes them when it reads a checkpoint but not when it writes one, and servers read only the
+    published layout. `config` is the Hugging Face configuration. Shards without experts are not read. Raise ValueError
+    for square experts, whose layout cannot be determined.
     """
     if not (transposed := spec_of(config).transposed_experts):
         return

@@ -1,4 +1,4 @@
-"""The Hugging Face model and processor as a run wants them: frozen, with LoRA, checkpointed, compiled."""
+"""The Hugging Face model and processor of a run: frozen, with LoRA, gradient checkpointing and compilation."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def encoder_of(
 
 
 def build_model(config: ModelConfig, dtype: torch.dtype, seed: int = 0) -> nn.Module:
-    """The Hugging Face model, frozen, checkpointed and with LoRA as asked; what LoRA draws follows from `seed`."""
+    """The Hugging Face model with its weights, prepared for training; `seed` determines LoRA's initial weights."""
     check_attention(config.attention)
-    how = {"dtype": dtype, "attn_implementation": config.attention}
-    model = load_pretrained(AutoModelForImageTextToText, config.path, config.revision, **how)
+    options = {"dtype": dtype, "attn_implementation": config.attention}
+    model = load_pretrained(AutoModelForImageTextToText, config.path, config.revision, **options)
     _own_storage(model)
     seed_draws("initial weights", seed)
     return fit_for_training(model, config)
@@ -62,7 +62,7 @@ def _own_storage(model: nn.Module) -> None:
 
 
 def fit_for_training(model: Any, config: ModelConfig) -> nn.Module:
-    """`model`, changed in place: frozen, checkpointed, compiled and with LoRA as asked."""
+    """`model`, changed in place: frozen towers, gradient checkpointing, compiled layers and LoRA as configured."""
     spec = spec_of(model.config)
     towers = spec.towers.of(model)._asdict()
     freeze(model, spec, config.freeze)
@@ -71,13 +71,13 @@ def fit_for_training(model: Any, config: ModelConfig) -> nn.Module:
         enable = getattr(tower, "activation_checkpointing_enable", tower.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
     if config.compile:
-        for layer in towers["language"].layers:  # layer by layer: one graph serves them all, at any length
+        for layer in towers["language"].layers:  # one graph for all layers and lengths
             layer.compile(dynamic=True)
     fitted = _with_lora(model, config.lora, spec.lora_targets) if config.lora.r is not None else model
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
-            # The library and peft have embeddings require gradients for reentrant checkpointing alone. A frozen tower
-            # would be recomputed and gone through backward for nothing.
+            # transformers and peft let embeddings require gradients, which only reentrant checkpointing needs. A frozen
+            # tower would be recomputed and would have a backward pass for nothing.
             part.disable_input_require_grads()
     return fitted
 
@@ -95,19 +95,19 @@ def _with_lora(model: nn.Module, lora: LoraConfig, targets: str) -> nn.Module:
 
 
 def build_empty_model(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
-    """The model to be trained without its weights: shapes alone. Before an engine that would shard it (ZeRO 3).
+    """The model to be trained on the meta device, without weights. Call it before an engine that shards it (ZeRO 3).
 
-    Raises ValueError for an attention implementation that this machine cannot run.
+    Raise ValueError for an attention implementation that this machine cannot run.
     """
     check_attention(config.attention)
     architecture = load_pretrained(AutoConfig, config.path, config.revision)
-    unset_hf_deepspeed_config()  # of an earlier job of a sweep, under which transformers would gather parameters
+    unset_hf_deepspeed_config()  # of an earlier job of a sweep; transformers would gather parameters
     with torch.device("meta"):
         try:
             model = AutoModelForImageTextToText.from_config(
                 architecture, dtype=dtype, attn_implementation=config.attention
             )
-        except (ImportError, ValueError) as error:  # transformers refuses what is not installed
+        except (ImportError, ValueError) as error:  # not installed, or unknown to transformers
             raise ValueError(f"model.attention={config.attention} cannot be used ({first_line(error)})") from error
         return fit_for_training(model, config)
 
@@ -119,19 +119,19 @@ def check_attention(name: str) -> None:
 
 
 def load_pretrained(auto: Any, path: str, revision: str | None = None, **kwargs: Any) -> Any:
-    """`auto.from_pretrained` without custom code; ValueError in one line for whatever cannot be loaded."""
+    """`auto.from_pretrained` without custom code. Raise a one-line ValueError if it cannot be loaded."""
     try:
         return auto.from_pretrained(path, revision=revision, trust_remote_code=False, **kwargs)
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # of several libraries, which read files that may hold anything
+    except Exception as error:  # from several libraries, for files with any content
         reason = _why_not_loaded(error, Path(path))
         raise ValueError(f"model.path={path} cannot be loaded ({reason}): give a folder or a Hub id") from error
 
 
 def _why_not_loaded(error: Exception, folder: Path) -> str:
     if "trust_remote_code" in str(error):
-        return "it needs custom code of its own, which is never run"
+        return "it needs custom code, which is never run"
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt"):
@@ -142,11 +142,11 @@ def _why_not_loaded(error: Exception, folder: Path) -> str:
 
 
 def weight_dtype(config: Config) -> torch.dtype:
-    """bf16 where full-precision copies live elsewhere (ZeRO) or the weights stay put (LoRA); else float32."""
-    lean = config.engine.name.startswith("zero") or config.model.lora.r is not None
-    return torch.bfloat16 if config.engine.precision == "bf16" and lean else torch.float32
+    """bf16 if the optimizer holds float32 copies (ZeRO) or the weights are frozen (LoRA), otherwise float32."""
+    low_precision = config.engine.name.startswith("zero") or config.model.lora.r is not None
+    return torch.bfloat16 if config.engine.precision == "bf16" and low_precision else torch.float32
 
 
 def base_model(model: Any) -> Any:
-    """The Hugging Face model itself, from under LoRA."""
+    """The Hugging Face model without LoRA's wrapper."""
     return model.get_base_model() if isinstance(model, PeftModel) else model

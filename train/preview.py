@@ -1,6 +1,6 @@
-"""What training is about to read, for people: a row as the model sees it, and how much of the model is trained.
+"""Preview of a run: a row as the model reads it, and the number of trained parameters.
 
-A wrong chat template, a lost answer or a tower left frozen shows here, before any money is spent.
+It shows a wrong chat template, a missing answer or a frozen tower before the first step.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from evs.methods import Method
 from train.config import TOWERS
 from train.model import base_model
 
-OPEN, CLOSE = ">>", "<<"  # around what carries loss
+OPEN, CLOSE = ">>", "<<"  # around labelled text
 
 
 def parameters(model: nn.Module) -> str:
-    """One line: how many parameters each tower has, and how many of them are trained."""
+    """One line with the number of parameters of each tower and the number of trained ones."""
     total, trained = dict.fromkeys(TOWERS, 0), dict.fromkeys(TOWERS, 0)
     spec = spec_of(base_model(model).config)
     for name, parameter in model.named_parameters():
@@ -48,7 +48,7 @@ def first_row(encoder: Encoder, samples: Iterable[Sample], rates: Sequence[float
 
 
 def _tokens(encoder: Encoder, encoding: Encoding, rates: Sequence[float], method: Method) -> str:
-    """How many tokens the row has, and how many of them each rate leaves."""
+    """The number of tokens of the row before and after pruning at each rate."""
     before, labelled = len(encoding.labels_N), int((encoding.labels_N != IGNORE).sum())
     grids = [_grid(encoder, thw) for thw in encoding.video_grid_thw_V3.tolist()]
     left = [before - sum(grid.tokens - method.count(grid, rate) for grid in grids) for rate in rates]
@@ -57,7 +57,7 @@ def _tokens(encoder: Encoder, encoding: Encoding, rates: Sequence[float], method
 
 
 def _pieces(encoder: Encoder, encoding: Encoding, clips: Sequence[Clip]) -> Iterator[str]:
-    """The prompt from left to right: text decoded, a description of each medium instead of its tokens."""
+    """The prompt in order: decoded text, and a description of each medium instead of its tokens."""
     tokenizer, ids = encoder.processor.tokenizer, encoding.input_ids_N.tolist()
     labelled = (encoding.labels_N != IGNORE).tolist()
     marks = encoder.processor.video_token, encoder.processor.image_token
@@ -80,7 +80,7 @@ def _pieces(encoder: Encoder, encoding: Encoding, clips: Sequence[Clip]) -> Iter
 
 
 def _end(ids: Sequence[int], position: int, tokens: int) -> int:
-    """Where a medium of so many tokens ends: timestamps may stand between its temporal grids."""
+    """Index at which a medium of so many tokens ends; timestamps may separate its temporal grids."""
     left = tokens
     end = position
     while left:
@@ -90,7 +90,7 @@ def _end(ids: Sequence[int], position: int, tokens: int) -> int:
 
 
 def _videos(encoder: Encoder, encoding: Encoding, clips: Sequence[Clip]) -> Iterator[tuple[str, int]]:
-    """Each video in words, and its tokens."""
+    """The description and the number of tokens of each video."""
     for thw, clip in zip(encoding.video_grid_thw_V3.tolist(), clips):
         grid = _grid(encoder, thw)
         times_T = clip.times_T if encoder.policy.times == "real" else clip.frame_indices_T / clip.fps

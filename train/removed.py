@@ -7,13 +7,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-REMOVED = {  # a pattern in an error message or a configuration, and what to say about it
+REMOVED = {  # (pattern in an error message or configuration, advice)
     r"\bscorer\b": "this key is now method=: see configs/method",
-    r"\btrain\.tower_cost\b": "train.tower_cost was removed: leave it out, the cost model counts operations",
+    r"\btrain\.tower_cost\b": "train.tower_cost was removed: remove the key, the cost model counts operations",
     r"rate/adaptive|\bevs(\.rates)?\.Adaptive": "rate=adaptive was removed: use rate=uniform",
 }
 
-KEYS = ("train.tower_cost",)  # that the configuration of an earlier run may hold
+KEYS = ("train.tower_cost",)  # keys that the configuration of an earlier run may hold
 
 
 def replacement(text: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The files of a run folder as plain data: the folder may be somebody else's."""
+"""Reads the files of a run folder as plain data, because the folder may come from somebody else."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from train.removed import without_removed
 
 
 def read_config(run_dir: Path) -> Config:
-    """The configuration that a run has saved. ValueError, in one line, for a file that is not one, and for an
-    interpolation, which would be resolved here."""
+    """The configuration that a run has saved.
+
+    Raise a one-line ValueError if the file is not one, or holds an interpolation, which would be resolved here.
+    """
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise ValueError(f"run={run_dir} holds no config.yaml: give the run_dir of a training run")
@@ -33,18 +35,18 @@ def read_config(run_dir: Path) -> Config:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A file that holds one JSON object. ValueError, in one line, for any other."""
+    """The JSON object in a file. Raise a one-line ValueError for other content."""
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error}); write it again or remove it") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: holds {type(value).__name__} in place of an object; write it again or remove it")
+        raise ValueError(f"{path}: holds {type(value).__name__} instead of an object; write it again or remove it")
     return value
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """All strings of nested mappings and lists with their dotted keys, the keys of mappings among them."""
+    """(dotted key, text) of all strings in nested mappings and lists, including the keys of mappings."""
     if isinstance(value, dict):
         for name, item in value.items():
             yield f"{key}{name}", str(name)

@@ -1,4 +1,4 @@
-"""Jobs of a sweep (`-m`): each leaves in its folder how it ended, a failed one stops no other, a done one is skipped.
+"""Jobs of a sweep (`-m`). Each records how it ended; a failed job does not stop the others, a done one is skipped.
 
 run_dir/3/job.json    {"overrides": ["optim.lr=2e-5", ...], "status": "done", "error": null}
                       other statuses: running (or killed), failed, preempted, interrupted
@@ -26,12 +26,12 @@ from train.faults.signals import INTERRUPTED, PREEMPTED, foreign_handler
 from train.faults.watchdog import WATCHDOG
 from train.run_folder import read_object
 
-ENDED: dict[Any, str] = {PREEMPTED: "preempted", INTERRUPTED: "interrupted"}  # by exit status: somebody asked
+ENDED: dict[Any, str] = {PREEMPTED: "preempted", INTERRUPTED: "interrupted"}  # by exit status
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is known of one job: the words it was started with and how it ended."""
+    """The record of a job: the overrides it was started with and how it ended."""
 
     overrides: list[str]
     status: str
@@ -39,15 +39,15 @@ class Job:
 
 
 def attempt(run: Callable[[bool], None], folder: Path, overrides: list[str]) -> None:
-    """`run(whether it was begun before)`, unless it is done; a failure is recorded and the sweep continues.
+    """Call `run(restarted)` unless the job is done. A failure is recorded, and the sweep continues.
 
-    A run that was asked to end ends the sweep with it. So does a failure that leaves ranks out of step.
+    A signal that ends the run also ends the sweep, and so does a failure of one of several ranks.
     """
     before = read(folder)
     if before == Job(overrides, "done"):
         print(f"{folder}: done before, skipped")
         return
-    requeue = foreign_handler(signal.SIGUSR2)  # submitit's in its SLURM jobs, which training replaces
+    requeue = foreign_handler(signal.SIGUSR2)  # in SLURM jobs, submitit's handler, which training replaces
     write(folder, Job(overrides, "running"))
     try:
         run(before is not None)
@@ -73,7 +73,7 @@ def _ranks_are_out_of_step() -> bool:
 
 
 def read(folder: Path) -> Job | None:
-    """The record in a job's folder; None where there is none."""
+    """The record in a job's folder; None if there is none."""
     path = folder / "job.json"
     try:
         return Job(**read_object(path)) if path.is_file() else None
@@ -82,7 +82,7 @@ def read(folder: Path) -> Job | None:
 
 
 def write(folder: Path, job: Job) -> None:
-    """Replace the record in one stroke, from rank 0."""
+    """Replace the record atomically, on rank 0."""
     if int(os.environ.get("RANK", 0)):
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,11 +96,11 @@ def jobs(folder: Path) -> dict[int, Job]:
 
 
 class Sweep(Callback):
-    """Hydra's hook at both ends of a sweep: its folder is settled before, what failed is listed after."""
+    """Hydra callback that fixes the sweep's folder at the beginning and lists failed jobs at the end."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        WATCHDOG.stop()  # a launcher waits for its jobs as long as they take
-        HydraConfig.instance().set_config(config)  # which the default run_dir reads
+        WATCHDOG.stop()  # a launcher waits for its jobs without a time limit
+        HydraConfig.instance().set_config(config)  # the default run_dir reads it
         with read_write(config.hydra.overrides):  # another process would resolve them anew
             config.run_dir = cli.expand_home(str(config.run_dir))
             config.hydra.overrides.hydra.append(cli.override("run_dir", config.run_dir))

@@ -125,6 +125,6 @@ def test_a_model_with_custom_code_is_refused_and_its_code_never_runs(tmp_path):
     (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     automap = {"AutoConfig": "code.Config", "AutoModelForImageTextToText": "code.Model"}
     (folder / "config.json").write_text(json.dumps({"model_type": "unknown", "auto_map": automap}))
-    with pytest.raises(ValueError, match="custom code of its own, which is never run") as error:
+    with pytest.raises(ValueError, match="custom code, which is never run") as error:
         build_model(ModelConfig(path=str(folder)), torch.float32)
     assert "\n" not in str(error.value) and not (tmp_path / "ran").exists()
