@@ -26,7 +26,7 @@ from train import cli
 from train.checkpoint.checkpoint import complete, step_of
 from train.checkpoint.manifest import NAME
 from train.config import Config
-from train.export.card import About, Measured, about_base, is_hub_id, model_card
+from train.export.card import HubMetadata, Measured, base_metadata, is_hub_id, model_card
 from train.export.hub import push
 from train.export.serving_metadata import lora_flags, not_pruned, policy_of, serve_command, write_processor
 from train.export.weights import ADAPTER, check_shapes, copy_companions, open_files, write_adapter, write_weights
@@ -69,14 +69,14 @@ def main(options: Options) -> None:
     measured = measured_by(run, checkpoint, options)
     policy = replace(policy_of(config, options.method), weights=identity(checkpoint, options), curve=by_rate(measured))
     trained = Trained(config, checkpoint, weights_of(checkpoint, options.ema), base_folder(config))
-    about = about_of(options, trained, policy)
+    hub = hub_metadata(options, trained, policy)
     if not exported(out, policy):
-        write(trained, policy, out, about)
+        write(trained, policy, out, hub)
     if measured.curves:
         plot(measured.curves, out / "curve.png", "Accuracy by pruning rate")
-    model_card(config, policy, checkpoint.name, measured, about).save(out / "README.md")
+    model_card(config, policy, checkpoint.name, measured, hub).save(out / "README.md")
     policy.write(out)
-    explain(policy, measured, options, trained, about)
+    explain(policy, measured, options, trained, hub)
     if options.push:
         print(f"pushed: {push(out, options.push, options.private)}")
 
@@ -139,10 +139,10 @@ def exported(out: Path, policy: Policy) -> bool:
     """True if the folder holds these weights, False if it is new or empty. ValueError if it holds anything else."""
     if not out.exists() or not any(out.iterdir()):
         return False
-    there = read(out)  # written last, so that all other files are complete
-    if there is None or there.weights != policy.weights:
-        held = f"holds {there.weights or 'another export'}" if there else "is not empty"
-        raise ValueError(f"out={out} {held}: give a new folder")
+    existing = read(out)  # written last, so that all other files are complete
+    if existing is None or existing.weights != policy.weights:
+        content = f"holds {existing.weights or 'another export'}" if existing else "is not empty"
+        raise ValueError(f"out={out} {content}: give a new folder")
     return True
 
 
@@ -152,11 +152,11 @@ def base_folder(config: Config) -> Path:
     return local if local.is_dir() else Path(snapshot_download(config.model.path, revision=config.model.revision))
 
 
-def write(trained: Trained, policy: Policy, out: Path, about: About) -> None:
+def write(trained: Trained, policy: Policy, out: Path, hub: HubMetadata) -> None:
     """Write all files except the card and `evs.json`."""
     out.mkdir(parents=True, exist_ok=True)
-    if about.adapter:
-        write_adapter(trained.weights, out, about.base_model or trained.base.resolve().name)
+    if hub.adapter:
+        write_adapter(trained.weights, out, hub.base_model or trained.base.resolve().name)
     else:
         write_weights(trained.config.model, trained.weights, out)
         check_shapes(trained.base, out)
@@ -165,15 +165,15 @@ def write(trained: Trained, policy: Policy, out: Path, about: About) -> None:
     open_files(out)
 
 
-def about_of(options: Options, trained: Trained, policy: Policy) -> About:
+def hub_metadata(options: Options, trained: Trained, policy: Policy) -> HubMetadata:
     """Metadata of the base model, replaced by the options that are given."""
-    known = about_base(trained.base, trained.config.model.path)
-    about = replace(known, datasets=tuple(options.datasets), adapter=options.adapter)
+    base = base_metadata(trained.base, trained.config.model.path)
+    hub = replace(base, datasets=tuple(options.datasets), adapter=options.adapter)
     if options.adapter:
-        about = replace(about, lora_flags=adapter_flags(trained, policy))
+        hub = replace(hub, lora_flags=adapter_flags(trained, policy))
     if options.license:
-        about = replace(about, license=options.license, license_name=None, license_link=None)
-    return replace(about, base_model=options.base_model or about.base_model)
+        hub = replace(hub, license=options.license, license_name=None, license_link=None)
+    return replace(hub, base_model=options.base_model or hub.base_model)
 
 
 def adapter_flags(trained: Trained, policy: Policy) -> str:
@@ -187,23 +187,23 @@ def adapter_flags(trained: Trained, policy: Policy) -> str:
         return ""
 
 
-def explain(policy: Policy, measured: Measured, options: Options, trained: Trained, about: About) -> None:
+def explain(policy: Policy, measured: Measured, options: Options, trained: Trained, hub: HubMetadata) -> None:
     """Print the export's folder, how to serve it, and what is missing."""
     out, rate = shlex.quote(options.out), measured.recommended
     print(f"checkpoint: {options.out} (from {trained.checkpoint})")
-    if not about.adapter:
-        print(f"serve it: {serve_command(policy, out, rate, about.architecture)}")
-    elif about.lora_flags:
-        model, lora = shlex.quote(trained.config.model.path), f"{about.lora_flags} --lora-modules evs={out}"
-        print(f"serve it: {serve_command(policy, model, rate, about.architecture, lora)}")
+    if not hub.adapter:
+        print(f"serve it: {serve_command(policy, out, rate, hub.architecture)}")
+    elif hub.lora_flags:
+        model, lora = shlex.quote(trained.config.model.path), f"{hub.lora_flags} --lora-modules evs={out}"
+        print(f"serve it: {serve_command(policy, model, rate, hub.architecture, lora)}")
         print('requests name the adapter: "model": "evs"')
-    if reason := not_pruned(policy, about.architecture):
+    if reason := not_pruned(policy, hub.architecture):
         print(reason)
     if measured.own is None:
         evaluate = cli.command("evaluate", f"model={options.out}", "data=FILE", "out=curve.json")
         print(f"not evaluated: {evaluate}, then add the curve:")
         print(f"  {cli.command('export', f'run={options.run}', f'out={options.out}')} 'results=[curve.json]'")
-    if about.adapter and about.base_model is None:
+    if hub.adapter and hub.base_model is None:
         print("the adapter does not say where its base model is: give base_model=user/name")
     if policy.times == "real":
         print(

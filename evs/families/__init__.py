@@ -27,8 +27,8 @@ def adapter_for(model: Any, scheme: str = "preserve") -> Adapter:
     """
     spec = spec_of(model.config)
     if scheme not in spec.schemes:
-        known = " or ".join(spec.schemes)
-        raise ValueError(f"scheme {scheme!r} is unknown for {model.config.model_type}: use {known}")
+        schemes = " or ".join(spec.schemes)
+        raise ValueError(f"scheme {scheme!r} is unknown for {model.config.model_type}: use {schemes}")
     return spec.adapter(model, spec, scheme)
 
 

@@ -11,7 +11,9 @@ from evs.methods.evs import FrameDelta
 from evs.methods.pixels import PixelDelta
 from evs.methods.vidcom2 import VidCom2
 
-METHODS: dict[str, Any] = {each.name: each for each in (FrameDelta, VidCom2, PixelDelta, RandomTokens, EvenFrames)}
+METHODS: dict[str, Any] = {
+    method.name: method for method in (FrameDelta, VidCom2, PixelDelta, RandomTokens, EvenFrames)
+}
 
 __all__ = ["METHODS", "Method", "method_named"]
 
@@ -23,8 +25,8 @@ def method_named(name: str, dtype: str | None = None, prune_at: str | int = "mer
     """
     if name not in METHODS:
         raise ValueError(f"pruning method {name!r} is unknown: use one of {', '.join(METHODS)}")
-    settings = {each.name for each in fields(METHODS[name])}
+    settings = {field.name for field in fields(METHODS[name])}
     if prune_at != "merger" and "prune_at" not in settings:
         raise ValueError(f"method.prune_at={prune_at} is not for {name}: use method=pixel_delta")
-    given = {"dtype": dtype, "prune_at": prune_at}
-    return METHODS[name](**{key: value for key, value in given.items() if key in settings})
+    options = {"dtype": dtype, "prune_at": prune_at}
+    return METHODS[name](**{key: value for key, value in options.items() if key in settings})

@@ -52,8 +52,8 @@ class Checked(VerifyAndUpdateConfig):
         super().verify_and_update_config(vllm_config)
         policy = policy_of(vllm_config.model_config)
         refuse(vllm_config, policy)
-        if policy and (found := list(mismatches(vllm_config.model_config, policy))):
-            text = "; ".join(f"{one.name} {one.served}, trained {one.trained}: {one.remedy}" for one in found)
+        if policy and (differences := list(mismatches(vllm_config.model_config, policy))):
+            text = "; ".join(f"{one.name} {one.served}, trained {one.trained}: {one.remedy}" for one in differences)
             logger.warning("evs: this server differs from the training of %s: %s", vllm_config.model_config.model, text)
 
 

@@ -35,17 +35,17 @@ def register() -> None:
         check_version(vllm.__version__)
     from evs.serving.start import check_at_start
 
-    known = vllm.ModelRegistry.get_supported_archs()
+    architectures = vllm.ModelRegistry.get_supported_archs()
     for architecture, target in MODELS.items():
-        if architecture not in known:  # vLLM then reports it, with the architectures it has
+        if architecture not in architectures:  # vLLM then reports it, with the architectures it has
             continue
         check_at_start(architecture)
         # By name: importing a model class here would touch CUDA before vLLM forks.
         vllm.ModelRegistry.register_model(architecture, target)
     for architecture in GLM:
-        if architecture in known:
+        if architecture in architectures:
             check_at_start(architecture)
-    if NEMOTRON in known:
+    if NEMOTRON in architectures:
         from evs.serving.vllm_nemotron import NemotronOmni
 
         check_at_start(NEMOTRON, NemotronOmni)

@@ -31,12 +31,12 @@ class EachVideoAlone(NanoNemotronVLMultiModalProcessor):
         others = {name: value for name, value in hf_data.items() if name != "videos"}
         text = self._get_hf_mm_text({"video": 1})
         call = super()._call_hf_processor
-        each = [call({"text": text, "videos": [video]}, hf_kwargs) for video in videos]
+        outputs = [call({"text": text, "videos": [video]}, hf_kwargs) for video in videos]
         data = call(others, hf_kwargs)
-        data[FRAMES] = [one[FRAMES] for one in each]
-        data["frames_indices"] = [torch.as_tensor(one["frames_indices"][0]) for one in each]
+        data[FRAMES] = [one[FRAMES] for one in outputs]
+        data["frames_indices"] = [torch.as_tensor(one["frames_indices"][0]) for one in outputs]
         for name in ("video_num_patches", "frame_duration_ms"):
-            data[name] = torch.cat([one[name] for one in each])
+            data[name] = torch.cat([one[name] for one in outputs])
         return data
 
 

@@ -31,11 +31,11 @@ def rows(folder: Path, count: int) -> Path:
 
 def originals(folder: Path) -> list[Path]:
     """Small intact files of the five formats."""
-    made = [_film(128, 96, 50, codec, g="10")(folder / f"whole.{suffix}") for suffix, codec in CODECS.items()]
+    made = [_film(128, 96, 50, codec, g="10")(folder / f"intact.{suffix}") for suffix, codec in CODECS.items()]
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8))
     for suffix in ("png", "jpg"):
-        noise.save(folder / f"whole.{suffix}")
-        made.append(folder / f"whole.{suffix}")
+        noise.save(folder / f"intact.{suffix}")
+        made.append(folder / f"intact.{suffix}")
     return made
 
 

@@ -130,15 +130,15 @@ def _against(setting: Setting, frozen: tuple[str, ...], times: dict[Case, Timed]
     first, stock = setting.rates[0], times.get(("stock", 0.0))
     rows: dict[str, Any] = {}
     for rate in setting.rates:
-        timed = times[place, rate]
+        measured = times[place, rate]
         ideal = times[place, first].median * operations[rate] / operations[first]
         rows[f"{rate:g}"] = {
-            "seconds": timed.median,
-            **({} if stock is None else {"stock_over_ours": timed.ratio_to(stock)}),
+            "seconds": measured.median,
+            **({} if stock is None else {"stock_over_ours": measured.ratio_to(stock)}),
             "ideal_s": ideal,
-            "over_ideal": timed.median / ideal,
+            "over_ideal": measured.median / ideal,
             "tera_operations": operations[rate] / 1e12,
-            "rounds": timed.seconds,
+            "rounds": measured.seconds,
         }
     return rows
 

@@ -46,9 +46,9 @@ def still(video: PrunedVideo, rate: float, out: Path) -> None:
 def strip(axes: Any, video: PrunedVideo, rate: float, now: int | None = None) -> None:
     """Draw the kept tokens of every temporal grid over time; `now` marks one grid."""
     kept_T = video.keep[rate].sum((1, 2))
-    whole = video.keep[rate][0].size
+    all_tokens = video.keep[rate][0].size
     width = 0.9 * (np.diff(video.times_T).min() if len(video.times_T) > 1 else 1.0)
-    axes.bar(video.times_T, whole, width=width, color=GREY, label="all tokens")
+    axes.bar(video.times_T, all_tokens, width=width, color=GREY, label="all tokens")
     axes.bar(video.times_T, kept_T, width=width, color=BLUE, label="kept")
     if now is not None:
         axes.axvline(video.times_T[now], color="black", linewidth=1.5)

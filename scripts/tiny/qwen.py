@@ -144,7 +144,7 @@ def _text_qwen3_5(size: Sizes) -> dict[str, Any]:
     return {
         "head_dim": head,
         "rope_parameters": rope | {"partial_rotary_factor": 0.25},
-        "layer_types": ["full_attention" if each else "linear_attention" for each in full],
+        "layer_types": ["full_attention" if is_full else "linear_attention" for is_full in full],
         "linear_num_key_heads": size.text_kv_heads,
         "linear_num_value_heads": size.text_heads,
         "linear_key_head_dim": head,

@@ -35,9 +35,9 @@ def tokenizer(vocabulary: int, specials: tuple[str, ...] = SPECIALS) -> Any:
     learner.train_from_iterator([text for word in WORDS.split() for text in (word, f" {word}")], trainer)
     learnt = json.loads(learner.to_str())["model"]
     merges: Any = [tuple(pair) for pair in learnt["merges"]]
-    known = {token: len(learnt["vocab"]) + place for place, token in enumerate(specials)}
+    special_ids = {token: len(learnt["vocab"]) + i for i, token in enumerate(specials)}
     return hf.Qwen2Tokenizer(
-        vocab=learnt["vocab"] | known,
+        vocab=learnt["vocab"] | special_ids,
         merges=merges,
         eos_token="<|im_end|>",
         extra_special_tokens=list(specials),

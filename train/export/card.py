@@ -63,7 +63,7 @@ Not evaluated yet. To measure this checkpoint and add its curve here, to `evs.js
 
 
 @dataclass(frozen=True)
-class About:
+class HubMetadata:
     """Metadata of a checkpoint for the Hub; None or empty if unknown."""
 
     base_model: str | None = None  # a Hub id
@@ -88,17 +88,17 @@ class Measured:
         return self.own.recommended() if self.own else None
 
 
-def model_card(config: Config, policy: Policy, checkpoint: str, measured: Measured, about: About) -> ModelCard:
+def model_card(config: Config, policy: Policy, checkpoint: str, measured: Measured, hub: HubMetadata) -> ModelCard:
     """The model card. It shows `curve.png` from the same folder if there are curves."""
     name = config.tracker.name or config.run_dir.rstrip("/").rsplit("/", 1)[-1]
     curves, best = measured.curves, measured.recommended
     shown = [f"![accuracy by rate](curve.png)\n\n{table(curves)}"] if curves else []
     body = BODY.substitute(
         name=name,
-        origin=f"[{about.base_model}](https://huggingface.co/{about.base_model})," if about.base_model else "A model",
-        form=ADAPTER if about.adapter else STOCK,
+        origin=f"[{hub.base_model}](https://huggingface.co/{hub.base_model})," if hub.base_model else "A model",
+        form=ADAPTER if hub.adapter else STOCK,
         rate=advice(measured.own, best),
-        serving=_serving(policy, best, about),
+        serving=_serving(policy, best, hub),
         checkpoint=checkpoint,
         steps=config.train.steps,
         rates=_call(config.rate),
@@ -108,7 +108,7 @@ def model_card(config: Config, policy: Policy, checkpoint: str, measured: Measur
         lr=config.optim.lr,
         curve="\n\n".join(shown if measured.own else [*shown, UNKNOWN]),
     )
-    return ModelCard(f"---\n{metadata(name, measured.own, about).to_yaml()}\n---\n{body}")
+    return ModelCard(f"---\n{metadata(name, measured.own, hub).to_yaml()}\n---\n{body}")
 
 
 def in_views(train: TrainConfig) -> str:
@@ -126,12 +126,12 @@ def in_views(train: TrainConfig) -> str:
     return text
 
 
-def _serving(policy: Policy, rate: float | None, about: About) -> str:
-    served = about.architecture
-    if about.adapter and not about.lora_flags:
+def _serving(policy: Policy, rate: float | None, hub: HubMetadata) -> str:
+    served = hub.architecture
+    if hub.adapter and not hub.lora_flags:
         return "vLLM does not serve this adapter. Export the run without `adapter=true` to serve it."
-    lora = f"{about.lora_flags} --lora-modules evs=<this adapter>" if about.adapter else ""
-    model = (about.base_model or "<the base model>") if about.adapter else "<this checkpoint>"
+    lora = f"{hub.lora_flags} --lora-modules evs=<this adapter>" if hub.adapter else ""
+    model = (hub.base_model or "<the base model>") if hub.adapter else "<this checkpoint>"
     without = WITHOUT_PLUGIN.get(served, WITHOUT.get(policy.prune_at, ""))
     without = without if policy.scheme == "preserve" else STOCK_POSITIONS
     install, notes = f"pip install vllm=={SUPPORTED[-1]}", f"{not_pruned(policy, served)} "
@@ -154,19 +154,19 @@ def advice(curve: Curve | None, rate: float | None) -> str:
     )
 
 
-def metadata(name: str, curve: Curve | None, about: About) -> ModelCardData:
+def metadata(name: str, curve: Curve | None, hub: HubMetadata) -> ModelCardData:
     """The front matter; metrics become a `model-index`."""
-    known = {key: value for key in ("license", "license_name", "license_link") if (value := getattr(about, key))}
+    license = {key: value for key in ("license", "license_name", "license_link") if (value := getattr(hub, key))}
     return ModelCardData(
-        base_model=about.base_model,
-        base_model_relation=("adapter" if about.adapter else "finetune") if about.base_model else None,
-        datasets=list(about.datasets) or None,
-        library_name="peft" if about.adapter else "transformers",
+        base_model=hub.base_model,
+        base_model_relation=("adapter" if hub.adapter else "finetune") if hub.base_model else None,
+        datasets=list(hub.datasets) or None,
+        library_name="peft" if hub.adapter else "transformers",
         pipeline_tag="video-text-to-text",
         tags=["video", "token-pruning", "efficient-video-sampling"],
         model_name=name,
         eval_results=results(curve) if curve else None,
-        **known,
+        **license,
     )
 
 
@@ -184,11 +184,11 @@ def results(curve: Curve) -> list[EvalResult]:
     ]
 
 
-def about_base(base: Path, path: str) -> About:
+def base_metadata(base: Path, path: str) -> HubMetadata:
     """The base model's id, where `path` is one, the licence on the card in its folder, and its architecture."""
     card = base / "README.md"
     data: dict[str, Any] = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
-    return About(
+    return HubMetadata(
         base_model=path if is_hub_id(path) and not Path(path).exists() else None,
         license=data.get("license"),
         license_name=data.get("license_name"),

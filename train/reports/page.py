@@ -119,14 +119,14 @@ def _first_token(prefill: Path | None) -> Iterator[Section]:
         of_part = {name: float(value["seconds"]) for name, value in measured["result"].items()}
         rates = [float(rate) for rate in measured["options"]["rates"]]
         seconds = {rate: of_part["tower"] + of_part[f"language {rate:g}"] for rate in rates}
-        about = f"{measured['options']['shape']} on {measured['machine']['device']}"
+        shape = f"{measured['options']['shape']} on {measured['machine']['device']}"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"prefill={prefill}: not what benchmark.py prefill writes ({error!r}): give that file"
         ) from None
     picture = as_image(figures.first_token(seconds), "seconds to the first token by rate")
     rows = [("rate", "seconds"), *((f"{rate:g}", f"{value:.3f}") for rate, value in seconds.items())]
-    yield heading, f"{picture}{_html_table(rows)}<p>Shape {html.escape(about)}; random weights.</p>"
+    yield heading, f"{picture}{_html_table(rows)}<p>Shape {html.escape(shape)}; random weights.</p>"
 
 
 def _rates(run_dir: Path) -> Iterator[Section]:
@@ -173,9 +173,9 @@ def _quarantine(done: Summary) -> str:
 def _origin(run_dir: Path, done: Summary) -> Iterator[Section]:
     """Hardware, commit, commands and configuration."""
     path = run_dir / "machine.json"
-    about: Mapping[str, Any] = read_object(path) if path.is_file() else {}
-    yield "Hardware and commit", _html_table(list(about.items())) if about else "Not recorded by this run."
-    commands = [str(about["command"])] if "command" in about else []
+    machine: Mapping[str, Any] = read_object(path) if path.is_file() else {}
+    yield "Hardware and commit", _html_table(list(machine.items())) if machine else "Not recorded by this run."
+    commands = [str(machine["command"])] if "command" in machine else []
     if done.checkpoint:
         commands.append(cli.command("export", f"run={run_dir}", f"out={run_dir}-checkpoint"))
     yield "Commands", f"<pre>{html.escape(chr(10).join(commands))}</pre>"

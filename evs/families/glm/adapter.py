@@ -30,7 +30,7 @@ def place(visual: Any, hidden: Tensor, grid_thw: Tensor, rows_R: Tensor) -> Tens
     widths = grid_thw[:, 2].repeat_interleave(grid_thw.prod(1))
     place_R = torch.cat(cells)
     nothing = hidden.new_zeros(rows, hidden.shape[1])
-    h_R, w_R = (each.to(hidden.device) for each in (place_R // widths, place_R % widths))
+    h_R, w_R = (index_R.to(hidden.device) for index_R in (place_R // widths, place_R % widths))
     embeddings = visual.embeddings(nothing, grid_thw.prod(1), grid_thw.to(hidden.device), h_R, w_R)
     return hidden + embeddings[rows_R.to(hidden.device)]
 

@@ -117,12 +117,12 @@ class MRopeAdapter:
         All patches are copied from pinned memory: a GPU selects rows faster than a CPU copies them together.
         """
         media = ((batch.pixel_values, batch.image_normal), (batch.pixel_values_videos, batch.video_normal))
-        given = [(rows.to(device, non_blocking=True), normal) for rows, normal in media if rows is not None]
+        inputs = [(rows.to(device, non_blocking=True), normal) for rows, normal in media if rows is not None]
         if units is not None and units.depth == 0:
             kept_R = units.kept_U.to(device).repeat_interleave(self._merge**2)
-            kept = kept_R.split([len(rows) for rows, _ in given])
-            given = [(rows[kept_R], normal) for (rows, normal), kept_R in zip(given, kept)]
-        return [normalised(rows, normal) for rows, normal in given]
+            kept = kept_R.split([len(rows) for rows, _ in inputs])
+            inputs = [(rows[kept_R], normal) for (rows, normal), kept_R in zip(inputs, kept)]
+        return [normalised(rows, normal) for rows, normal in inputs]
 
     @property
     def _merge(self) -> int:

@@ -46,9 +46,9 @@ class Order:
 
 def encode_units(visual: Any, pixels_RP: Tensor, grid_thw: Tensor, units: Units, stages: Stages) -> tuple[Tensor, ...]:
     """(merged rows of the survivors by unit, the same of every deepstack level); `grid_thw` on the CPU."""
-    cell, whole = visual.spatial_merge_size**2, torch.ones_like(units.kept_U)
+    cell, all_U = visual.spatial_merge_size**2, torch.ones_like(units.kept_U)
     order = _order(visual, grid_thw)
-    entering_U = units.kept_U if units.depth == 0 else whole
+    entering_U = units.kept_U if units.depth == 0 else all_U
     order = order.only(entering_U)
     place_U = entering_U.cumsum(0) - 1  # of a unit among the rows that enter
     device = pixels_RP.device
@@ -101,8 +101,8 @@ def _order(visual: Any, grid_thw: Tensor) -> Order:
 
 def _borders(visual: Any, order: Order, number: int, device: torch.device) -> dict[str, Any]:
     """The borders within which block `number` attends."""
-    whole = number in getattr(visual, "fullatt_block_indexes", (number,))
-    cu_seqlens = (order.grids_B if whole else order.windows_B) * visual.spatial_merge_size**2
+    full = number in getattr(visual, "fullatt_block_indexes", (number,))
+    cu_seqlens = (order.grids_B if full else order.windows_B) * visual.spatial_merge_size**2
     longest = int(cu_seqlens.diff().max())
     return {
         "cu_seqlens": cu_seqlens.to(device, torch.int32) if on_device(visual) else cu_seqlens,
@@ -121,7 +121,7 @@ def _placed(visual: Any, hidden: Tensor, grid_thw: Tensor, rows_R: Tensor) -> Te
         align_corners=visual.interpolation_align_corners,
         spatial_merge_size=visual.spatial_merge_size,
     )
-    taps, weights = (each[rows_R].to(hidden.device) for each in (taps, weights))
+    taps, weights = (table[rows_R].to(hidden.device) for table in (taps, weights))
     return hidden + (visual.pos_embed(taps) * weights[:, :, None]).sum(1).to(hidden.dtype)
 
 

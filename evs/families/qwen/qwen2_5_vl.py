@@ -18,5 +18,5 @@ class Qwen25VL(MRopeAdapter):
         speed = self.model.config.vision_config.tokens_per_second
         if self.scheme == "preserve":
             return [timed_box(grid, tokens_per_second=speed, second_per_grid=second_per_grid)]
-        whole = timed_box(grid, tokens_per_second=speed, second_per_grid=int(second_per_grid))
-        return [stock_vllm(whole, self.scheme)]
+        box = timed_box(grid, tokens_per_second=speed, second_per_grid=int(second_per_grid))
+        return [stock_vllm(box, self.scheme)]

@@ -87,9 +87,9 @@ def measure(framework: Framework, mode: str, turn: int, folder: Path, samples: i
         programs=environments.build(folder / "environments" / framework.name, framework.requires, framework.empty),
     )
     path, key = job.folder.with_suffix(".json"), repr((job, framework.requires, fingerprint(*CODE)))
-    known = read_json(path)
-    if known and known["key"] == key:
-        return known
+    earlier = read_json(path)
+    if earlier and earlier["key"] == key:
+        return earlier
     record = run(framework, job) | {"key": key}
     write_json(path, record)
     return record
