@@ -1,4 +1,4 @@
-# The environment's place: make test VENV=/elsewhere. The interpreter it is made of: PYTHON=python3.12.
+# VENV is the folder of the environment, PYTHON the interpreter that creates it: make test VENV=/elsewhere PYTHON=python3.12
 VENV ?= .venv
 PYTHON ?= python3
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
@@ -12,15 +12,15 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: help install demo check format test test-serving test-faults test-gpu test-oldest test-pythons package clean
 
 help:
-	@echo "make demo          train, prune, uptrain and export a tiny model on the CPU; ends with the curve"
-	@echo "make test          everything that runs without a GPU and without a server"
+	@echo "make demo          train, uptrain, evaluate and export a tiny model on the CPU"
+	@echo "make test          all tests that need neither a GPU nor a server"
 	@echo "make check         format, lint, types, layering, fast tests"
-	@echo "make test-serving  against a real vLLM, in an environment of its own"
-	@echo "make test-faults   kills, signals, full disks, broken checkpoints, launchers"
-	@echo "make test-gpu      what only a GPU shows: its kernels, and every engine on it (measure one: scripts/benchmark.py gpu)"
-	@echo "make test-pythons  the fast tests on each supported Python (PYTHONS), environments made and removed in turn"
+	@echo "make test-serving  tests against a real vLLM, in a separate environment"
+	@echo "make test-faults   tests of kills, signals, full disks, broken checkpoints and launchers"
+	@echo "make test-gpu      tests that need a GPU: kernels and engines (to measure one: scripts/benchmark.py gpu)"
+	@echo "make test-pythons  the fast tests on each supported Python (PYTHONS), each in a temporary environment"
 	@echo "make package       wheel and source distribution, in dist/"
-	@echo "make test-oldest   the tests with the oldest supported transformers, in an environment of its own"
+	@echo "make test-oldest   the tests with the oldest supported transformers, in a separate environment"
 
 install: $(VENV)/installed
 

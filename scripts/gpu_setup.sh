@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Prepare a machine for `python scripts/benchmark.py gpu`. Without arguments it says what is missing and how to get it.
+# Prepare a machine for `python scripts/benchmark.py gpu`. Without arguments it lists what is missing.
 #
-#   scripts/gpu_setup.sh                    what this Python lacks; exit status 1 if a required package is missing
-#   scripts/gpu_setup.sh download [DIR]     where there is a network: wheels for another machine, into DIR (.whl)
+#   scripts/gpu_setup.sh                    list missing packages; exit status 1 if a required one is missing
+#   scripts/gpu_setup.sh download [DIR]     with a network: download wheels for another machine to DIR (.whl)
 #   scripts/gpu_setup.sh install [DIR]      install what is missing: from the wheels in DIR if it exists, without a
 #                                           network, else from the package index
 #
@@ -17,10 +17,10 @@ action=${1:-check} wheels=${2:-.whl} target=${TARGET_PYTHON:-3.12}
 required=(torch:torch torchvision:torchvision transformers:transformers accelerate:accelerate peft:peft
   safetensors:safetensors numpy:numpy PIL:pillow psutil:psutil tqdm:tqdm xxhash:xxhash matplotlib:matplotlib
   datasets:datasets dill:dill multiprocess:multiprocess hydra:hydra-core omegaconf:omegaconf
-  antlr4:antlr4-python3-runtime==4.9.3 av:av skvideo:scikit-video pytest:pytest)
+  antlr4:antlr4-python3-runtime==4.9.3 av:av pytest:pytest)
 optional=(deepspeed:deepspeed hjson:hjson cpuinfo:py-cpuinfo pydantic:pydantic pydantic_core:pydantic-core
   annotated_types:annotated-types typing_inspection:typing-inspection xdist:pytest-xdist execnet:execnet
-  flash_attn:flash-attn flash_attn_interface:flash-attn-3 vllm:vllm)
+  flash_attn:flash-attn flash_attn_interface:flash-attn-3)
 
 missing() { # MODULE:REQUIREMENT... -> requirements of the modules that this Python cannot find
   "$PYTHON" - "$@" <<'PY'
@@ -37,7 +37,7 @@ case $action in
     echo "required and missing: ${absent[*]:-none}"
     echo "optional and missing: ${extra[*]:-none} (their parts of the benchmark are skipped)"
     [ ${#absent[@]} -eq 0 ] && echo "ready: $PYTHON scripts/benchmark.py gpu out=runs/gpu" && exit 0
-    echo "install them: scripts/gpu_setup.sh install; without a network, first scripts/gpu_setup.sh download elsewhere and carry $wheels"
+    echo "install them: scripts/gpu_setup.sh install; without a network, run scripts/gpu_setup.sh download on another machine and copy $wheels"
     exit 1
     ;;
   download)
@@ -47,7 +47,7 @@ case $action in
     options=(--quiet --no-deps --dest "$wheels" --only-binary=:all: --python-version "$target" --implementation cp
       "${platforms[@]}" --platform manylinux2014_x86_64 --platform any)
     # What a GPU machine with PyTorch and transformers usually lacks, as releases that fit each other.
-    for name in hydra-core "omegaconf<2.4" av datasets dill multiprocess xxhash scikit-video pytest-xdist execnet hjson \
+    for name in hydra-core "omegaconf<2.4" av datasets dill multiprocess xxhash pytest-xdist execnet hjson \
       py-cpuinfo pydantic pydantic-core annotated-types typing-inspection ${NEEDS:-}; do
       "$PYTHON" -m pip download "${options[@]}" "$name"
     done
@@ -56,7 +56,7 @@ case $action in
     ;;
   install)
     read -ra absent <<<"$(missing "${required[@]}" "${optional[@]}")"
-    if compgen -G "$wheels/*.whl" >/dev/null; then # the lists hold every dependency, so none is looked for
+    if compgen -G "$wheels/*.whl" >/dev/null; then # the lists contain all dependencies, so pip resolves none
       carried=()
       for name in "${absent[@]}"; do
         base=${name%%==*}
