@@ -23,7 +23,7 @@ def lock(tmp_path, monkeypatch) -> Path:
     return path
 
 
-def test_two_ranks_train_past_the_lock_file_of_a_killed_build(line, lock, tmp_path):
+def test_a_hostile_lock_of_a_killed_build_does_not_stop_two_ranks(line, lock, tmp_path):
     lock.touch()
     code, printed = ended(started(*line(*WORDS, run_dir=tmp_path / "run"), ranks=2), timeout=300)
     assert code == 0, printed[-3000:]
@@ -31,7 +31,7 @@ def test_two_ranks_train_past_the_lock_file_of_a_killed_build(line, lock, tmp_pa
     assert printed.count(message) == hasattr(cpp_extension, "FileBaton")  # later versions of torch ignore the file
 
 
-def test_two_ranks_end_with_one_line_that_names_a_lock_that_is_held(line, lock, tmp_path):
+def test_a_hostile_lock_that_is_held_ends_two_ranks_with_one_line_that_names_it(line, lock, tmp_path):
     held = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_RDWR)  # as a build that runs holds it
     fcntl.flock(held, fcntl.LOCK_EX)
     words = [*WORDS, "engine.timeout_minutes=0.1"]
