@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor
 
 Normal: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
@@ -138,41 +139,41 @@ class Clip:
     duration: float  # of the source, in seconds
 
 
-@dataclass(frozen=True)
-class Encoding:
-    """One sample, tokenised and patched. Grids are in patches, before merging."""
+def no_grids() -> Tensor:
+    """The grids of no media."""
+    return torch.zeros(0, 3, dtype=torch.int64)
 
-    id: str
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInputs:
+    """What the model reads, on the CPU. Media are in prompt order; grids are in patches, before merging."""
+
     input_ids_N: Tensor  # int64
     labels_N: Tensor  # int64, IGNORE outside assistant answers; unshifted
-    pixel_values_videos: Tensor | None  # uint8 [R, patch]
-    video_grid_thw_V3: Tensor  # int64
-    second_per_grid_V: Tensor  # float64, seconds between temporal grids
-    pixel_values: Tensor | None  # uint8 [R, patch], images
-    image_grid_thw_I3: Tensor  # int64
-    video_M: Tensor  # bool [media], in prompt order: True for a video, False for an image
-    choices: tuple[tuple[int, ...], ...]  # per learned turn: first token of each option, () if free-form
+    pixel_values_videos: Tensor | None = None  # uint8 [R, patch]
+    video_grid_thw_V3: Tensor = field(default_factory=no_grids)  # int64
+    second_per_grid_V: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))  # between grids
+    pixel_values: Tensor | None = None  # uint8 [R, patch], images
+    image_grid_thw_I3: Tensor = field(default_factory=no_grids)  # int64
+    video_M: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))  # True for a video, not an image
+    choices: tuple[tuple[int, ...], ...] = ()  # per learned turn: first token of each option, () if free-form
     video_normal: Normal | None = None  # of pixel_values_videos, applied on the device; None: they are normalised
     image_normal: Normal | None = None
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Several encodings packed end to end, on the CPU. Media are in prompt order."""
+@dataclass(frozen=True, kw_only=True)
+class Encoding(ModelInputs):
+    """One sample, tokenised and patched."""
+
+    id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(ModelInputs):
+    """Several encodings packed end to end."""
 
     ids: tuple[str, ...]
-    input_ids_N: Tensor
-    labels_N: Tensor
     segment_N: Tensor  # int64, index of the sample within the batch
-    pixel_values_videos: Tensor | None
-    video_grid_thw_V3: Tensor
-    second_per_grid_V: Tensor
-    pixel_values: Tensor | None
-    image_grid_thw_I3: Tensor
-    video_M: Tensor
-    choices: tuple[tuple[int, ...], ...]
-    video_normal: Normal | None = None  # of pixel_values_videos, applied on the device; None: they are normalised
-    image_normal: Normal | None = None
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory, so that copies to a GPU overlap with computation."""

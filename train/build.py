@@ -185,7 +185,9 @@ def assemble(ready: Prepared) -> Run:
 def build_checkpoints(ready: Prepared, bare: nn.Module, task: nn.Module, optimizer: Any) -> Checkpoints:
     """The run's checkpoints. `bare` is the task before the engine wrapped it."""
     train = ready.config.train
-    average = build_average(bare, optimizer, train.ema)
+    average = None if train.ema is None else Average(bare, train.ema)
+    if average is not None:
+        optimizer.optimizer.register_step_post_hook(lambda *_: average.update())
     return Checkpoints(ready.engine, ready.run_dir / "checkpoints", train.keep, task, optimizer, ready.shape, average)
 
 
@@ -227,15 +229,6 @@ def own_settings(ready: Prepared) -> dict[str, int]:
     """The number of rows that set the frames or pixels of their videos themselves, by configuration key."""
     sets = {"data.train": ready.train_set, "data.eval": ready.eval_set}
     return {key: data.own_settings for key, data in sets.items() if data is not None}
-
-
-def build_average(task: nn.Module, optimizer: Any, decay: float | None) -> Average | None:
-    """A moving average of the trained weights, updated after every step of the optimizer; None without a decay."""
-    if decay is None:
-        return None
-    average = Average(task, decay)
-    optimizer.optimizer.register_step_post_hook(lambda *_: average.update())
-    return average
 
 
 def check_datasets(config: Config, train_set: AuditedData, eval_set: AuditedData | None) -> None:

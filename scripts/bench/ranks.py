@@ -20,7 +20,7 @@ from data.batching.plans import Budget, BudgetPlan
 from data.batching.sizes import Rates, SampleSize, gather
 from data.collate import collate
 from data.progress import progress_bar
-from data.types import Encoding
+from data.types import Encoding, ModelInputs
 from evs import FrameDelta, Uniform
 from scripts.bench import models
 from scripts.bench.timing import table
@@ -102,4 +102,4 @@ def _plan(shape: models.Shape, tokens: int, rank: int) -> tuple[list[tuple[int, 
 
 def _encoding(shape: models.Shape, grid: tuple[int, int, int], seed: int) -> Encoding:
     batch = models.build_batch(replace(shape, clips=1, grid=grid), seed)
-    return Encoding(id=str(seed), **{field.name: getattr(batch, field.name) for field in fields(Encoding)[1:]})
+    return Encoding(id=str(seed), **{field.name: getattr(batch, field.name) for field in fields(ModelInputs)})

@@ -9,9 +9,8 @@ from train.evaluation.grades import grades
 
 
 def batch(labels: list[int], choices: tuple[tuple[int, ...], ...]) -> Batch:
-    n, empty = len(labels), torch.zeros(0, 3, dtype=torch.long)
-    ids = torch.zeros(n, dtype=torch.long)
-    return Batch(("x",), ids, torch.tensor(labels), ids, None, empty, torch.zeros(0), None, empty, ids == ids, choices)
+    ids = torch.zeros(len(labels), dtype=torch.long)
+    return Batch(ids=("x",), input_ids_N=ids, labels_N=torch.tensor(labels), segment_N=ids, choices=choices)
 
 
 def logits(predicted: list[int], vocabulary: int = 8) -> torch.Tensor:
