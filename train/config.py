@@ -12,7 +12,7 @@ from data.media.frames import TIMES, FramePolicy
 from data.sample_limits import SampleLimits
 from train.faults.signals import DEFAULT, SIGNALS
 from train.faults.watchdog import TIMEOUT_MINUTES
-from train.ranges import Expression, names, number, pruning_rates, ruled
+from train.ranges import expression, names, number, pruning_rates
 
 ENGINES = ("none", "ddp", "zero1", "zero2", "zero3", "zero3_offload")
 RESUMABLE = ("seed", "data", "plan", "rates", "views", "distill", "method", "frames")
@@ -37,7 +37,7 @@ class LoraConfig:
     dora: bool = False
     # Regular expression over the names of modules that get adapters; null takes the model family's own, which covers
     # the linear layers of the language model.
-    targets: str | None = ruled(None, Expression())
+    targets: str | None = expression(None)
 
 
 @dataclass

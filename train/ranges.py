@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 BOUNDS = {
     "least": ("at least", operator.ge),
@@ -21,64 +21,27 @@ BOUNDS = {
 }
 
 
-@dataclass(frozen=True)
-class Numbers:
-    """Finite numbers within bounds, by the names of BOUNDS.
-
-    Of a rule, `words` are the allowed values for the help, and `mistake` is the rest of an error message that begins
-    with `key=value`, or None.
-    """
-
-    bounds: Mapping[str, float]
-
-    @property
-    def words(self) -> str:
-        return " and ".join(
-            f"{text} {self.bounds[name]:g}" for name, (text, _) in BOUNDS.items() if name in self.bounds
-        )
-
-    def mistake(self, value: float) -> str | None:
-        inside = all(BOUNDS[name][1](value, bound) for name, bound in self.bounds.items())
-        return None if inside and math.isfinite(value) else f"must be {self.words or 'finite'}"
+NEVER = r"(?!)"  # a pattern that matches nothing
 
 
 @dataclass(frozen=True)
-class Names:
-    """Some words, and with a `pattern` also what matches it."""
+class Rule:
+    """Which values are allowed, and how to say so."""
 
-    allowed: tuple[str, ...]
-    pattern: str | None = None
-
-    @property
-    def words(self) -> str:
-        return f"one of {', '.join(self.allowed)}"
-
-    def mistake(self, value: str) -> str | None:
-        if value in self.allowed or (self.pattern is not None and re.fullmatch(self.pattern, value)):
-            return None
-        return f"is unknown: use {self.words}"
-
-
-@dataclass(frozen=True)
-class Expression:
-    """A regular expression."""
-
-    words: str = ""
-
-    def mistake(self, value: str) -> str | None:
-        try:
-            re.compile(value)
-        except re.error as error:
-            return f"is not a regular expression ({error})"
-        return None
-
-
-Rule: TypeAlias = Numbers | Names | Expression
+    words: str  # the allowed values, for the help; empty if they have no short description
+    allows: Callable[[Any], bool]
+    message: str  # about a value that is not allowed, to be read after `key=value`
+    names: tuple[str, ...] = ()  # the allowed words, if the values are words
 
 
 def number(default: Any, *, fewest: int = 0, unique: bool = False, **bounds: float) -> Any:
-    """A field for a number within BOUNDS, for a list of at least `fewest`, or for a tuple as long as `default`."""
-    return ruled(default, Numbers(bounds), fewest, unique)
+    """A field for a finite number within BOUNDS, a list of at least `fewest`, or a tuple as long as `default`."""
+    words = " and ".join(f"{BOUNDS[name][0]} {bound:g}" for name, bound in bounds.items())
+
+    def allows(value: float) -> bool:
+        return math.isfinite(value) and all(BOUNDS[name][1](value, bound) for name, bound in bounds.items())
+
+    return ruled(default, Rule(words, allows, f"must be {words or 'finite'}"), fewest, unique)
 
 
 def pruning_rates(default: list[float]) -> Any:
@@ -86,9 +49,27 @@ def pruning_rates(default: list[float]) -> Any:
     return number(default, least=0, below=1, fewest=1, unique=True)
 
 
-def names(default: Any, *allowed: str, pattern: str | None = None) -> Any:
-    """A field for one of the words `allowed`, or for a list of them."""
-    return ruled(default, Names(allowed, pattern))
+def names(default: Any, *allowed: str, pattern: str = NEVER) -> Any:
+    """A field for one of the words `allowed` or a match of `pattern`, or for a list of them."""
+    words = f"one of {', '.join(allowed)}"
+
+    def allows(value: str) -> bool:
+        return value in allowed or re.fullmatch(pattern, value) is not None
+
+    return ruled(default, Rule(words, allows, f"is unknown: use {words}", allowed))
+
+
+def expression(default: str | None) -> Any:
+    """A field for a regular expression."""
+    return ruled(default, Rule("", _compiles, "is not a regular expression"))
+
+
+def _compiles(value: str) -> bool:
+    try:
+        re.compile(value)
+    except re.error:
+        return False
+    return True
 
 
 def ruled(default: Any, rule: Rule, fewest: int = 0, unique: bool = False) -> Any:
@@ -122,6 +103,6 @@ def _mistake(
     for item in items:
         if isinstance(item, str) and not item.strip():
             return f"{key}= is empty: give a value, or null for none"
-        if item is not None and rule is not None and (mistake := rule.mistake(item)):
-            return f"{key}={item} {mistake}"
+        if item is not None and rule is not None and not rule.allows(item):
+            return f"{key}={item} {rule.message}"
     return None

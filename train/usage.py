@@ -16,7 +16,6 @@ from typing import Any, cast, get_type_hints
 
 from data.media.frames import FramePolicy
 from evs.policy import Policy
-from train.ranges import Names
 
 WIDTH = 110
 EXAMPLES = {"model": "runs/x-checkpoint", "data": "held_out.jsonl", "run": "runs/x", "out": "out", "video": "clip.mp4"}
@@ -91,8 +90,8 @@ def _example(field: Field[Any], kind: str) -> str:
     rule = field.metadata.get("rule")
     if isinstance(value, bool):
         return _shown(not value)
-    if isinstance(rule, Names):
-        return f"[{rule.allowed[0]}]" if kind.startswith("list") else rule.allowed[-1]
+    if rule is not None and rule.names:
+        return f"[{rule.names[0]}]" if kind.startswith("list") else rule.names[-1]
     if value in (MISSING, None, "???", "", []) or is_dataclass(value):
         numbers = {"int": "1000", "float": "0.5", "list[float]": "[0,0.5]", "list[str]": "[A,B]"}
         return EXAMPLES.get(field.name) or numbers.get(kind) or field.name.upper()
