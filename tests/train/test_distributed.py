@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from transformers import AutoModelForImageTextToText
 
@@ -96,3 +98,17 @@ def test_zero2_resumes_exactly(words, two_ranks, tmp_path):
     run("broken", 2, "optim.warmup=2", "optim.final_lr=1.0")
     run("broken", 4, "optim.warmup=2", "optim.final_lr=1.0", "resume=auto")
     assert_same_weights(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_ranks_that_share_parameters_generate_together(words, two_ranks, questions, tmp_path):
+    """One of three held-out answers is generated, so that a rank has none of its own to generate."""
+    rows = [json.loads(line) for line in questions.read_text().splitlines()[:3]]
+    rows[0] |= {"metric": "f1", "answers": ["5"]}
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = [*FIXED[:2], "train.steps=1", f"data.eval={held_out}", "data.audit=false", "eval.rates=[0,0.5]"]
+    own += ["eval.new_tokens=4"]
+    trained(*words(*own, run_dir=tmp_path / "one"))
+    two_ranks(*words(*own, "train.accumulation=1", "engine=zero3", run_dir=tmp_path / "two"))
+    for name in ("eval/accuracy_at_0.5", "eval/loss_at_0.5"):
+        assert metrics(tmp_path / "two", name) == pytest.approx(metrics(tmp_path / "one", name), rel=1e-3)
