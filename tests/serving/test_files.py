@@ -154,7 +154,7 @@ def serving(python: str, command: str, folder: Path) -> Any:
     log = (folder / "server.log").open("w")
     server = subprocess.Popen(words, env={**os.environ, **here, "PATH": path}, stdout=log, stderr=subprocess.STDOUT)
     try:
-        for _ in range(300):
+        for _ in range(900):
             assert server.poll() is None, (folder / "server.log").read_text()[-3000:]
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
