@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
-from evs.families import Adapter, MediaBatch
+from evs.families import Adapter, MediaBatch, spec_of
 from evs.methods.base import Method, depth
 from evs.pruning import keep_mask, prune
 from evs.types import DecoderInputs
@@ -71,11 +72,15 @@ class EncodedBatch:
 
 def check_place(adapter: Adapter, method: Method) -> None:
     """Raise ValueError if the family does not support the method's features or the place where it prunes."""
-    before, config = depth(method), adapter.model.config
-    family = config.model_type
-    if method.needs == "pixels" and not adapter.spec.uint8_pixels:
+    check_method(adapter.model.config, method)
+
+
+def check_method(config: Any, method: Method) -> None:
+    """`check_place` for a Hugging Face configuration."""
+    before, family, spec = depth(method), config.model_type, spec_of(config)
+    if method.needs == "pixels" and not spec.uint8_pixels:
         raise ValueError(
             f"method={method.name} scores uint8 pixels, and {family} resizes frames in floating point: use method=evs"
         )
-    if before is not None and before > (blocks := adapter.spec.tower_shape(config).blocks):
+    if before is not None and before > (blocks := spec.tower_shape(config).blocks):
         raise ValueError(f"method.prune_at={before}: the tower of {family} has {blocks} blocks: use 0 to {blocks}")

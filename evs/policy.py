@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,14 @@ class Policy:
         _mark(Path(folder) / "config.json", {} if self.prune_at == "merger" else {MARK: self.prune_at})
         path.write_text(json.dumps({"version": VERSION, **asdict(self)}, indent=2) + "\n")
         return path
+
+
+def package_version() -> str:
+    """Version of this package; empty if it runs from a clone that is not installed."""
+    try:
+        return version("evs-uptrain")
+    except PackageNotFoundError:
+        return ""
 
 
 def loader_options(policy: Policy, architecture: str) -> dict[str, Any]:

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from data.types import IGNORE, Batch
 from evs import DecoderInputs
 from evs.families import Adapter, towers_of
+from evs.fused_head import fuse_loss
 from evs.generate import continue_at
 from evs.methods import Method
+from evs.objective import Losses, Objective, mean_objective
 from evs.pipeline import EncodedBatch, PrunedInputs
 from evs.views import decode_views
 from train.config import DistillConfig
-from train.losses.head import fuse_loss
-from train.losses.objective import Losses, Objective, build_objective, from_logits, mean_objective
+from train.losses.objective import build_objective, from_logits
 from train.optim import trained_towers
 from train.views import Rate
 

@@ -10,7 +10,7 @@ from evs.families.spec import FamilySpec, Towers
 
 FAMILIES = {name: spec for family in (qwen, nemotron, glm) for spec in family.SPECS for name in spec.model_types}
 
-__all__ = ["FAMILIES", "Adapter", "FamilySpec", "MediaBatch", "adapter_for", "spec_of", "towers_of"]
+__all__ = ["FAMILIES", "Adapter", "FamilySpec", "MediaBatch", "adapter_for", "check_scheme", "spec_of", "towers_of"]
 
 
 def spec_of(config: Any) -> FamilySpec:
@@ -26,10 +26,14 @@ def adapter_for(model: Any, scheme: str = "preserve") -> Adapter:
     Raises ValueError for a family that is not supported, and for a position scheme that the family does not have.
     """
     spec = spec_of(model.config)
-    if scheme not in spec.schemes:
-        schemes = " or ".join(spec.schemes)
-        raise ValueError(f"scheme {scheme!r} is unknown for {model.config.model_type}: use {schemes}")
+    check_scheme(model.config, scheme)
     return spec.adapter(model, spec, scheme)
+
+
+def check_scheme(config: Any, scheme: str) -> None:
+    """Raise ValueError for a position scheme that the family does not have."""
+    if scheme not in (schemes := spec_of(config).schemes):
+        raise ValueError(f"scheme {scheme!r} is unknown for {config.model_type}: use {' or '.join(schemes)}")
 
 
 def towers_of(model: Any) -> Towers:

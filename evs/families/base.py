@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -56,6 +56,22 @@ class Adapter(Protocol):
     def spec(self) -> FamilySpec: ...
     @property
     def scheme(self) -> str: ...
+
+    def placeholders(self, input_ids: Tensor) -> Tensor:
+        """True on the placeholder tokens of images and videos."""
+        ...
+
+    def video_placeholders(self, input_ids: Tensor) -> Tensor | None:
+        """True on the placeholder tokens of videos; None if they cannot be told from those of images."""
+        ...
+
+    def patches(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The media of a processor's output: pixels as rows of patches, and the [media, 3] grids in patches.
+
+        The keys are `pixel_values_videos`, `video_grid_thw`, `pixel_values` and `image_grid_thw`; absent media are None
+        or missing.
+        """
+        ...
 
     def grids(self, batch: MediaBatch) -> list[Grid]:
         """The merged grid of every video of the batch."""

@@ -7,7 +7,6 @@ trained. Prompts are the chat template's; a task's stop strings are left aside, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +17,6 @@ from accelerate import Accelerator
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
-from torch import Tensor
 from tqdm import tqdm
 from transformers.video_utils import VideoMetadata, load_video
 
@@ -27,26 +25,10 @@ from evs.generate import generate
 from evs.methods import method_named
 from evs.pipeline import check_place
 from evs.policy import Policy, load_policy
+from evs.prompts import PackedPrompts
 from evs.selection import check_rate
 
 FRAMES = ("fps", "min_frames", "max_frames")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What an adapter reads, of one prompt or of several packed end to end."""
-
-    input_ids_N: Tensor
-    labels_N: Tensor
-    segment_N: Tensor
-    pixel_values_videos: Tensor | None
-    video_grid_thw_V3: Tensor
-    second_per_grid_V: Tensor
-    pixel_values: Tensor | None
-    image_grid_thw_I3: Tensor
-    video_M: Tensor
-    video_normal: tuple[tuple[float, ...], tuple[float, ...]]  # mean and std
-    image_normal: None = None  # images are normalised
 
 
 class Pruned(lmms):
@@ -113,7 +95,7 @@ class Pruned(lmms):
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         raise NotImplementedError("tasks of several rounds are not supported: use a generate_until task")
 
-    def prompt(self, doc_to_messages: Any, doc_id: int, task: str, split: str) -> Prompt:
+    def prompt(self, doc_to_messages: Any, doc_id: int, task: str, split: str) -> PackedPrompts:
         """A document's question with its media, open for the answer."""
         chat = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
         parts = [part for message in chat.messages for part in message.content]
@@ -151,22 +133,22 @@ class Pruned(lmms):
         return frames, metadata
 
 
-def pack(prompts: Sequence[Prompt]) -> Prompt:
+def pack(prompts: Sequence[PackedPrompts]) -> PackedPrompts:
     """The prompts end to end."""
 
     def joined(name: str) -> Any:
         values = [value for prompt in prompts if (value := getattr(prompt, name)) is not None]
         return torch.cat(values) if values else None
 
-    fields = {name: joined(name) for name in Prompt.__dataclass_fields__ if not name.endswith("_normal")}
+    fields = {name: joined(name) for name in PackedPrompts.__dataclass_fields__ if not name.endswith("_normal")}
     lengths = torch.tensor([len(prompt.input_ids_N) for prompt in prompts])
     segment_N = torch.arange(len(prompts)).repeat_interleave(lengths)
-    return Prompt(**fields | {"segment_N": segment_N}, video_normal=prompts[0].video_normal)
+    return PackedPrompts(**fields | {"segment_N": segment_N}, video_normal=prompts[0].video_normal)
 
 
-def _prompt(inputs: Any, seconds: Sequence[float], videos: Sequence[bool], normal: Any) -> Prompt:
+def _prompt(inputs: Any, seconds: Sequence[float], videos: Sequence[bool], normal: Any) -> PackedPrompts:
     ids_N, none = inputs["input_ids"][0], torch.zeros(0, 3, dtype=torch.long)
-    return Prompt(
+    return PackedPrompts(
         input_ids_N=ids_N,
         labels_N=torch.full_like(ids_N, -100),
         segment_N=torch.zeros_like(ids_N),

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from evs import FrameDelta, Grid
+from evs.fused_head import fused_losses
 from evs.methods.pixels import PixelDelta
+from evs.objective import mean_objective
 from scripts.bench import models
 from tests.runs import ended, rows, started
-from train.losses.head import fused_losses
-from train.losses.objective import mean_objective
 from train.task import TrainRequest
 
 pytestmark = pytest.mark.gpu

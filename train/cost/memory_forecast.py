@@ -18,9 +18,9 @@ from data.batching.plans import BudgetPlan, Plan
 from data.batching.sample_cost import Patches
 from data.batching.sizes import KeptCounts, Rates, Sizes
 from evs.families import spec_of
+from evs.fused_head import CHUNK
 from evs.packing import installed
 from train.config import Config
-from train.losses.head import CHUNK
 
 PLANNED = 50  # steps of a budgeted plan that are searched for the largest micro-batch
 SPARE = 0.95  # share of the free memory that may be used

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, fields, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +14,7 @@ from transformers import AutoConfig, AutoVideoProcessor
 from data.media.frames import FramePolicy
 from data.media.processor import configuration
 from evs.families import spec_of
-from evs.policy import FILE, Policy, load_policy, loader_options, served_method
+from evs.policy import FILE, Policy, load_policy, loader_options, package_version, served_method
 from train.config import Config, frame_policy
 from train.model import load_pretrained
 from train.plugins import build, class_name, method_nodes
@@ -47,14 +46,6 @@ def policy_of(config: Config, method: str | None = None) -> Policy:
         package=package_version(),
         **asdict(frame_policy(config.data)),
     )
-
-
-def package_version() -> str:
-    """The version of this package; empty if it is not installed."""
-    try:
-        return version("evs-uptrain")
-    except PackageNotFoundError:
-        return ""
 
 
 def frames_of(policy: Policy) -> FramePolicy:

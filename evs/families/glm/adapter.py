@@ -14,6 +14,7 @@ from torch import Tensor
 
 from evs.families.mrope.adapter import MRopeAdapter
 from evs.families.mrope.pruned_tower import Stages
+from evs.families.patch import patch_forward
 from evs.positions import Box, frame_boxes
 from evs.types import Grid
 
@@ -50,7 +51,14 @@ class GlmVL(MRopeAdapter):
     def __post_init__(self) -> None:
         super().__post_init__()
         embeddings = self.model.model.visual.embeddings
-        embeddings.forward = partial(_embeddings, embeddings)
+        patch_forward(embeddings, partial(_embeddings, embeddings))
+
+    def video_placeholders(self, input_ids: Tensor) -> Tensor | None:
+        config = self.model.config
+        begun, ended = (
+            (input_ids == token).cumsum(0) for token in (config.video_start_token_id, config.video_end_token_id)
+        )
+        return self.placeholders(input_ids) & (begun > ended)
 
     def video_boxes(self, grid: Grid, second_per_grid: float) -> list[Box]:
         return frame_boxes(grid)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -42,11 +42,21 @@ class MRopeAdapter:
         """The grids as the vision tower takes them."""
         return grid_thw
 
+    def placeholders(self, input_ids: Tensor) -> Tensor:
+        config = self.model.config
+        return (input_ids == config.image_token_id) | (input_ids == config.video_token_id)
+
+    def video_placeholders(self, input_ids: Tensor) -> Tensor | None:
+        return input_ids == self.model.config.video_token_id
+
+    def patches(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(inputs)
+
     def grids(self, batch: MediaBatch) -> list[Grid]:
         return merged_grids(batch.video_grid_thw_V3, self._merge)
 
     def embed_prompt(self, batch: MediaBatch) -> DecoderInputs:
-        visual_N, tokens_M = self._visual(batch.input_ids_N), media_tokens(batch, self._merge)
+        visual_N, tokens_M = self.placeholders(batch.input_ids_N), media_tokens(batch, self._merge)
         return embed_tokens(self.model, batch, self.positions(batch), visual_N, tokens_M)
 
     def encode_media(self, batch: MediaBatch, embedded: DecoderInputs) -> tuple[DecoderInputs, Tensor]:
@@ -72,7 +82,7 @@ class MRopeAdapter:
         if not pruned and self.scheme != "preserve":  # servers break positions only when they prune
             return replace(self, scheme="preserve").positions(batch)
         media, pieces = self._media(batch), []
-        for visual_N in self._visual(batch.input_ids_N).split(batch.segment_N.bincount().tolist()):
+        for visual_N in self.placeholders(batch.input_ids_N).split(batch.segment_N.bincount().tolist()):
             boxes: list[Box] = []
             while sum(box.grid.tokens for box in boxes) < int(visual_N.sum()):
                 boxes += next(media)
@@ -86,11 +96,6 @@ class MRopeAdapter:
         for is_video in batch.video_M.tolist():
             yield self.video_boxes(*next(videos)) if is_video else [self.image_box(next(images))]
         raise ValueError("the prompts have more placeholders than their media take: remove a mark or add a file")
-
-    def _visual(self, input_ids: Tensor) -> Tensor:
-        """True on the placeholder tokens of images and videos."""
-        config = self.model.config
-        return (input_ids == config.image_token_id) | (input_ids == config.video_token_id)
 
     def _tower(self, batch: MediaBatch, device: torch.device, units: Units | None = None) -> tuple[Tensor, ...]:
         """(merged rows of all media, images first; the same rows of every deepstack level), only of `units` if given.

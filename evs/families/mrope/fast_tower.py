@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad, scaled_dot_product_attention
 
 from evs.families.mrope.pruned_tower import Stages, Units, borders, encode_units, on_device
+from evs.families.patch import patch_forward
 
 GATED = ("gate_proj", "up_proj", "down_proj")
 ALIGNED = 8  # numbers of half precision in the 16 bytes that a GPU's matrix units load at once
@@ -31,12 +32,12 @@ def speed_up(visual: Any, stages: Stages) -> None:
         raise ValueError(
             f"patch embedding with stride {proj.stride} and kernel {proj.kernel_size} is not a matrix product"
         )
-    visual.forward = partial(_forward, visual, stages=stages)
+    patch_forward(visual, partial(_forward, visual, stages=stages))
     # The forward of the module that owns the weight, so that ZeRO 3 gathers it around the call.
-    proj.forward = partial(_patches_as_matrix_product, proj)
+    patch_forward(proj, partial(_patches_as_matrix_product, proj))
     for block in visual.blocks:
         if not on_device(visual):
-            block.attn.forward = partial(_attend_windows, block.attn)
+            patch_forward(block.attn, partial(_attend_windows, block.attn))
         _align(block.mlp)
 
 
@@ -46,8 +47,8 @@ def _align(mlp: Any) -> None:
     if len(layers) == len(GATED) and layers[0].out_features % ALIGNED:
         *opening, closing = layers
         for layer in opening:
-            vars(layer)["forward"] = partial(_widened, layer)
-        vars(closing)["forward"] = partial(_narrowed, closing)
+            patch_forward(layer, partial(_widened, layer))
+        patch_forward(closing, partial(_narrowed, closing))
 
 
 def _widened(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ uint8 pixels that a method could score before the tower.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from evs.families.base import MediaBatch, embed_tokens, media_tokens, merged_grids, rows_in_prompt_order
+from evs.families.patch import patch, patch_forward
 from evs.families.spec import FamilySpec
 from evs.packing import decode_packed, index_in_segment
 from evs.types import DecoderInputs, Grid
@@ -35,18 +37,41 @@ class Nemotron:
 
     def __post_init__(self) -> None:
         vision = self.model.vision_model
-        vision.forward = partial(_encode, vision)
-        vision.embeddings.forward = partial(_embed, vision.embeddings)
+        patch_forward(vision, partial(_encode, vision))
+        patch_forward(vision.embeddings, partial(_embed, vision.embeddings))
         for layer in self.model.language_model.model.layers:
             if layer.block_type == "linear_attention":
-                layer.mixer.time_step_limit = STEP_LIMIT
+                patch(layer.mixer, "time_step_limit", STEP_LIMIT)
+
+    def placeholders(self, input_ids: Tensor) -> Tensor:
+        return input_ids == self.model.config.image_token_id
+
+    def video_placeholders(self, input_ids: Tensor) -> Tensor | None:
+        return None
+
+    def patches(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        media = dict(inputs)
+        if (sizes := inputs.get("image_grid_hw")) is not None:
+            media["image_grid_thw"] = torch.cat([torch.ones_like(sizes[:, :1]), sizes], dim=1)
+        if (tubelets := inputs.get("pixel_values_videos")) is not None:
+            if tubelets.ndim != 5:
+                raise ValueError(
+                    f"pixel_values_videos has {tubelets.ndim} axes: give [videos, temporal grids, channels of their "
+                    "frames, height, width], as the library's processor returns"
+                )
+            side = self.model.config.vision_config.patch_size
+            patches = tubelets.unflatten(4, (-1, side)).unflatten(3, (-1, side)).permute(0, 1, 3, 5, 2, 4, 6)
+            videos, *thw = patches.shape[:4]
+            media["pixel_values_videos"] = patches.flatten(4).flatten(0, 3)
+            media["video_grid_thw"] = torch.tensor([thw] * videos)
+        return media
 
     def grids(self, batch: MediaBatch) -> list[Grid]:
         return merged_grids(batch.video_grid_thw_V3, self._merge)
 
     def embed_prompt(self, batch: MediaBatch) -> DecoderInputs:
         tokens_M = media_tokens(batch, self._merge)
-        visual_N = batch.input_ids_N == self.model.config.image_token_id
+        visual_N = self.placeholders(batch.input_ids_N)
         return embed_tokens(self.model, batch, self.positions(batch), visual_N, tokens_M)
 
     def positions(self, batch: MediaBatch, *, pruned: bool = True) -> Tensor:

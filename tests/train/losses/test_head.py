@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
 
-from train.losses.head import fuse_loss, fused_losses
-from train.losses.objective import DistillationPair, Objective, from_logits, mean_objective
+from evs.fused_head import fuse_loss, fused_losses
+from evs.objective import DistillationPair, Objective, mean_objective
+from train.losses.objective import from_logits
 
 
 def problem(rows, views=1, words=37):

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from train.losses.objective import Losses, Objective, divergence
+from evs.families.patch import patch_forward
+from evs.objective import Losses, Objective, divergence
 
 CHUNK = 2**27  # logits in memory at once: half a GiB in float32
 
@@ -30,7 +31,7 @@ def fuse_loss(head: nn.Module) -> bool:
     """
     if not isinstance(head, nn.Linear) or head.bias is not None:
         return False
-    vars(head)["forward"] = partial(_head, head)
+    patch_forward(head, partial(_head, head))
     return True
 
 

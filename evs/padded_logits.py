@@ -1,0 +1,64 @@
+"""The logits and the loss of pruned prompts, in the padded rows that their caller knows.
+
+A trainer compares `logits[i]` with `labels[i + 1]`. So row i of the logits holds the prediction of the last survivor at
+or before i wherever i or i + 1 is a survivor, and zeros elsewhere: on padding, and within runs of dropped tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from evs.types import IGNORE, DecoderInputs
+
+
+class Survivors(NamedTuple):
+    """What the language model returned for the kept tokens, and where these are in the caller's rows."""
+
+    hidden_SD: Tensor
+    x: DecoderInputs
+    index_S: Tensor  # in the B * L tokens of the rows, ascending
+    shape: tuple[int, int]  # B rows of L tokens
+
+    def targets(self) -> Tensor:
+        """[T] the survivors that have a label. None of them begins a sample."""
+        return (self.x.labels_N != IGNORE).nonzero().squeeze(1)
+
+    def sources(self, columns: slice | Tensor) -> Tensor:
+        """[B, K] the survivor whose logits stand in a column of each row, -1 for zeros."""
+        survivor_S = torch.arange(len(self.index_S), device=self.index_S.device)
+        source_L = torch.full((self.shape[0] * self.shape[1],), -1, device=self.index_S.device)
+        follows_S = self.x.segment_N[1:] == self.x.segment_N[:-1]
+        source_L[self.index_S[1:][follows_S] - 1] = survivor_S[:-1][follows_S]
+        source_L[self.index_S] = survivor_S
+        return source_L.view(self.shape)[:, columns]
+
+    def labels(self) -> Tensor:
+        """[B, L] the labels of survivors, IGNORE elsewhere."""
+        labels_L = torch.full((self.shape[0] * self.shape[1],), IGNORE, device=self.index_S.device)
+        labels_L[self.index_S] = self.x.labels_N
+        return labels_L.view(self.shape)
+
+
+class PaddedLogits(NamedTuple):
+    """Logits in the caller's rows, and the rows that are not zero."""
+
+    logits_BKV: Tensor
+    logits_RV: Tensor
+    row_BK: Tensor  # index in logits_RV where a column is not zero
+
+
+def padded_logits(head: Any, out: Survivors, columns: slice | Tensor) -> PaddedLogits:
+    """The logits of some columns, from one call of the head."""
+    source_BK = out.sources(columns)
+    filled_BK = source_BK >= 0
+    logits_RV = head(out.hidden_SD[source_BK[filled_BK]])
+    padded = logits_RV.new_zeros(*source_BK.shape, logits_RV.shape[-1]).index_put((filled_BK,), logits_RV)
+    return PaddedLogits(padded, logits_RV, filled_BK.flatten().cumsum(0).view_as(filled_BK) - 1)
+
+
+def target_logits(out: Survivors, logits: PaddedLogits) -> Tensor:
+    """[T, V] the logits that predict the labelled survivors, from all columns of the rows."""
+    return logits.logits_RV[logits.row_BK.flatten()[out.index_S[out.targets()] - 1]]

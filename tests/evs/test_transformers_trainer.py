@@ -1,0 +1,178 @@
+"""Pruning under transformers' own Trainer: rates, resume, the log and evs.json."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoProcessor, Trainer, TrainingArguments
+
+from evs import Choice, Uniform, draw
+from evs.policy import MARK, Policy, load_policy
+from evs.transformers import PruningCallback, check_frames, enable_pruning, policy_of
+from tests.evs.models import prompts, tiny_model
+from tests.evs.test_transformers import batch_of, padded
+from tests.runs import ROOT
+
+FAMILY = "qwen3_vl"
+PROMPTS = [[3, ("video", (4, 2, 3)), 5], [2, ("video", (6, 2, 2)), 1, ("image", (1, 2, 2)), 4]]
+
+
+class Rows(torch.utils.data.Dataset):
+    """Prompts with another video each; a batch of one is what the processor returns."""
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return padded(FAMILY, prompts(FAMILY, [PROMPTS[i % 2]], seed=i))
+
+
+def train(folder: Path, rate: Any = None, *, resume: Path | None = None, **options: Any) -> Trainer:
+    model = tiny_model(FAMILY)
+    enable_pruning(model, Uniform(0, 0.9) if rate is None else rate, seed=5, **options)
+    arguments = TrainingArguments(
+        str(folder),
+        max_steps=4,
+        save_steps=2,
+        logging_steps=1,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=2,
+        learning_rate=1e-3,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = Trainer(
+        model, arguments, train_dataset=Rows(), data_collator=lambda rows: rows[0], callbacks=[PruningCallback()]
+    )
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    return trainer
+
+
+def logged(trainer: Trainer, name: str) -> list[float]:
+    return [entry[name] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Trainer:
+    return train(tmp_path_factory.mktemp("whole"))
+
+
+def test_a_step_draws_one_rate_for_each_of_its_micro_batches(whole) -> None:
+    expected = []
+    for step in range(4):
+        first, second = draw(Uniform(0, 0.9), 2, seed=5, step=step).tolist()
+        videos = [first, second]  # rows alternate between one video and one video with an image
+        expected.append(sum(videos) / len(videos))
+    assert logged(whole, "pruning_rate") == pytest.approx(expected)
+    assert all(0.3 < kept < 1 for kept in logged(whole, "kept_fraction"))
+    assert len({*logged(whole, "pruning_rate")}) == 4
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(whole, tmp_path) -> None:
+    again = train(tmp_path, resume=Path(whole.args.output_dir) / "checkpoint-2")
+    for name in ("pruning_rate", "kept_fraction", "loss"):
+        assert logged(again, name) == logged(whole, name), name
+
+
+def test_every_checkpoint_says_how_it_was_trained(whole) -> None:
+    folder = Path(whole.args.output_dir)
+    for path in (folder / "checkpoint-2", folder / "checkpoint-4", folder):
+        policy = load_policy(str(path))
+        assert policy is not None
+        assert (policy.method, policy.scorer_dtype) == ("evs", "bfloat16")
+        assert policy.rates == {"name": "Uniform", "low": 0.0, "high": 0.9}
+
+
+def test_weights_pruned_before_the_tower_are_marked(tmp_path) -> None:
+    class Levels(Rows):
+        def __getitem__(self, i: int) -> dict[str, Any]:
+            return padded(FAMILY, batch_of(FAMILY, [PROMPTS[i % 2]]))
+
+    model = tiny_model(FAMILY)
+    enable_pruning(model, Choice([0.25, 0.5]), method="pixel_delta", prune_at="input")
+    arguments = TrainingArguments(str(tmp_path), max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True)
+    trainer = Trainer(
+        model, arguments, train_dataset=Levels(), data_collator=lambda rows: rows[0], callbacks=[PruningCallback()]
+    )
+    trainer.train()
+    trainer.save_model()
+    policy = load_policy(str(tmp_path))
+    assert policy is not None and (policy.prune_at, policy.rates["rates"]) == ("input", [0.25, 0.5])
+    (tmp_path / "evs.json").unlink()
+    with pytest.raises(ValueError, match="trained with prune_at=input: copy it there too"):
+        load_policy(str(tmp_path))
+    assert getattr(model.config, MARK) == "input"
+
+
+def test_evaluation_does_not_change_what_training_draws(whole, tmp_path) -> None:
+    model = tiny_model(FAMILY)
+    enable_pruning(model, Uniform(0, 0.9), seed=5, eval_rate=0.75)
+    model.eval()(**Rows()[0])
+    assert model.pruning_state.rates == (0.75,) and model.pruning_state.step == 0
+
+
+def test_a_trainer_without_pruning_is_told_so(tmp_path) -> None:
+    arguments = TrainingArguments(str(tmp_path), max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True)
+    trainer = Trainer(tiny_model(FAMILY), arguments, train_dataset=Rows(), callbacks=[PruningCallback()])
+    with pytest.raises(ValueError, match="has no pruning: call enable_pruning"):
+        trainer.train()
+
+
+def test_a_policy_takes_its_frames_from_the_processor(checkpoint, tmp_path) -> None:
+    processor = AutoProcessor.from_pretrained(checkpoint("qwen3_vl"))
+    processor.video_processor.fps, processor.video_processor.max_frames = 1.0, 64
+    model = tiny_model("qwen3_vl")
+    enable_pruning(model, 0.5)
+    policy = policy_of(model, processor)
+    assert (policy.fps, policy.min_frames, policy.max_frames) == (1.0, 4, 64)
+    assert check_frames(processor, policy) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, []),
+        ({"fps": 1.0}, ["fps=1.0, and the server uses 2.0"]),
+        ({"max_frames": 16, "min_frames": 8}, ["min_frames=8", "max_frames=16"]),
+        ({"num_frames": 8, "fps": None}, ["num_frames=8 of every video"]),
+        ({"do_sample_frames": False}, ["samples no frames itself"]),
+    ],
+)
+def test_differences_in_sampling_are_said(checkpoint, changes, words) -> None:
+    processor = AutoProcessor.from_pretrained(checkpoint("qwen3_vl"))
+    vars(processor.video_processor).update({"do_sample_frames": True, **changes})
+    said = check_frames(processor, Policy())
+    assert len(said) == len(words)
+    for sentence, word in zip(said, words):
+        assert word in sentence
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "glm4v", "nemotron_h_omni"])
+def test_frames_are_compared_for_every_kind_of_processor(checkpoint, family) -> None:
+    processor = AutoProcessor.from_pretrained(checkpoint(family))
+    for policy in (None, Policy(fps=1.0, max_pixels=28 * 28, total_pixels=10**6)):
+        assert all(sentence.endswith(".") and "\n" not in sentence for sentence in check_frames(processor, policy))
+
+
+def test_the_first_lines_of_the_page_work_when_pasted(checkpoint) -> None:
+    page = (ROOT / "docs" / "transformers.md").read_text()
+    lines = textwrap.dedent(re.search(r"(?:^    .*\n|^\n)+", page.split("\n", 2)[2], re.MULTILINE)[0])
+    model = re.search(r'"(Qwen/[^"]+)"', lines)[1]
+    names: dict[str, Any] = {}
+    exec(lines.replace(model, str(checkpoint("qwen2_5_vl"))), names)
+    assert len(lines.strip().splitlines()) == 5 and names["model"].pruning_state.step == 0
+
+
+def test_a_forward_that_was_replaced_since_is_noticed() -> None:
+    model = tiny_model(FAMILY)
+    enable_pruning(model, 0.5)
+    model.forward = MethodType(type(model).forward, model)  # as Liger's kernels are applied to a model
+    with pytest.raises(ValueError, match="was replaced after enable_pruning"):
+        PruningCallback().on_train_begin(None, None, None, model=model)
