@@ -27,7 +27,6 @@ PRUNED = {
     "small": "less than a token of change, late: dropped where the budget is spent elsewhere",
     "fade": "changes less than the noise at every step: dropped",
 }
-LOST = ("small", "fade")  # kinds whose answer pruning may drop, whatever was trained
 NUMBERS = ("one", "two", "three", "four")
 
 Place = tuple[int, int]  # pixels: row and column of a center

@@ -219,11 +219,8 @@ def check_architecture(model: str) -> None:
 
     config = PretrainedConfig.get_config_dict(model)[0]
     architectures, family = config.get("architectures") or [], config["model_type"]
-    missing = (
-        ""
-        if set(architectures) & set(ModelRegistry.get_supported_archs())
-        else f"vLLM {version} has no {architectures[0]}"
-    )
+    supported = set(architectures) & set(ModelRegistry.get_supported_archs())
+    missing = "" if supported else f"vLLM {version} has no {architectures[0]}"
     if missing or family not in CONFIG_MAPPING:
         raise SystemExit(
             f"error: {missing or f'transformers {__version__} of vLLM {version} has no {family}'}: give "

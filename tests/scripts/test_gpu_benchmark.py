@@ -53,11 +53,13 @@ def commands(monkeypatch, tmp_path):
         program.write_text(
             "import json, sys, time\n"
             "out = sys.argv[-1].partition('=')[2]\n"
-            "def figures(value): open(out, 'w').write(json.dumps({'result': value, 'options': {}}))\n"
+            "def figures(passed):\n"
+            "    result = {'passed': passed, 'failed': 0, 'skipped': 0, 'failures': []}\n"
+            "    open(out, 'w').write(json.dumps({'result': result, 'options': {}}))\n"
             "exec(sys.argv[1])\n"
         )
         monkeypatch.setattr(schedule, "ROOT", tmp_path)
-        planned = [Job("train", name, (body,), 1.5) for name, body in bodies.items()]
+        planned = [Job("tests", name, (body,), 1.5) for name, body in bodies.items()]
         monkeypatch.setattr(schedule, "jobs", lambda *_: iter(planned))
 
     return replace
@@ -80,7 +82,7 @@ def test_every_end_of_a_job_is_recorded_and_the_others_run(commands, tmp_path):
         "good": ("done", None),
     }
     page = (tmp_path / "out" / "page.md").read_text()
-    assert "| refused | skipped | too little memory |" in page and "## Serving" in page
+    assert "| refused | skipped | too little memory |" in page and "## GPU tests" in page
 
 
 def test_a_finished_job_is_not_run_again_and_a_failed_one_is_tried_last(commands, tmp_path, capsys):
@@ -88,7 +90,7 @@ def test_a_finished_job_is_not_run_again_and_a_failed_one_is_tried_last(commands
     before = run(tmp_path / "out")["good"]
     commands(broken="1 / 0", good="figures(1)", new="figures(2)")
     after = run(tmp_path / "out")
-    assert after["good"] == before and after["new"]["result"] == 2
+    assert after["good"] == before and after["new"]["result"]["passed"] == 2
     printed = capsys.readouterr().out.rpartition("3 jobs, 1 of them done")[2]
     assert printed.index("new ...") < printed.index("broken ...") and "good ..." not in printed
 
@@ -104,16 +106,15 @@ def test_a_finished_job_is_run_again_once_what_it_depends_on_has_changed(command
             schedule, "machine", lambda: {"device": "x", "torch": "1", "transformers": "1", "commit": ""}
         )
     commands(good="figures(2)" if changed == "settings" else "figures(1)")
-    (tmp_path / "scripts" / "benchmark.py").write_text(
-        "import json, sys\nopen(sys.argv[-1][4:], 'w').write(json.dumps({'result': 'again', 'options': {}}))"
-    )
-    assert run(tmp_path / "out")["good"]["result"] == "again"
+    program = tmp_path / "scripts" / "benchmark.py"
+    program.write_text(program.read_text().replace("passed, 'failed'", "-passed, 'failed'"))
+    assert run(tmp_path / "out")["good"]["result"]["passed"] < 0
 
 
 def test_a_job_that_the_end_of_the_time_stops_leaves_no_record_and_the_next_call_runs_it(
     commands, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(schedule, "LEAST", 0.1)
+    monkeypatch.setattr(schedule, "MIN_SECONDS", 0.1)
     commands(first="figures(1)", slow="time.sleep(30)", last="figures(3)")
     assert set(run(tmp_path / "out", minutes=1 / 60)) <= {"first"}
     commands(first="figures(1)", slow="figures(2)", last="figures(3)")
