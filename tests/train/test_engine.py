@@ -61,7 +61,9 @@ def test_the_first_host_of_a_node_list(nodes, first):
 
 
 def test_more_processes_than_gpus_are_refused():
-    with pytest.raises(ValueError, match="8 processes were started on a machine with 4 GPUs: start one process a GPU"):
+    with pytest.raises(
+        ValueError, match="8 processes were started on a machine with 4 GPUs: start one process per GPU"
+    ):
         check_world("ddp", 16, 8, 4)
 
 
