@@ -35,6 +35,13 @@ class Survivors(NamedTuple):
         source_L[self.index_S] = survivor_S
         return source_L.view(self.shape)[:, columns]
 
+    def padded_hidden(self) -> Tensor:
+        """[B, L, D] the hidden states that the rows of the logits are computed from."""
+        source_BL = self.sources(slice(None))
+        filled_BL = source_BL >= 0
+        padded = self.hidden_SD.new_zeros(*source_BL.shape, self.hidden_SD.shape[-1])
+        return padded.index_put((filled_BL,), self.hidden_SD[source_BL[filled_BL]])
+
     def labels(self) -> Tensor:
         """[B, L] the labels of survivors, IGNORE elsewhere."""
         labels_L = torch.full((self.shape[0] * self.shape[1],), IGNORE, device=self.index_S.device)

@@ -80,14 +80,15 @@ def set_pruning(base: Any, setting: Pruning | None) -> None:
 
 
 def is_ours(method: Any) -> bool:
-    """True for the forward or generate that enable_pruning binds to a model."""
-    return hasattr(getattr(method, "__func__", None), "evs_pruning")
+    """True for what enable_pruning binds to a model: a method, or a partial function of the model."""
+    return hasattr(getattr(method, "__func__", getattr(method, "func", None)), "evs_pruning")
 
 
 def is_bound(model: Any) -> bool:
-    """True if the model runs our forward, by itself or from within what accelerate has wrapped around it."""
-    own = vars(model)
-    return any(is_ours(own.get(name)) for name in ("_original_forward", "_old_forward", "forward"))
+    """True if the model, or the model within it, runs our forward, be it from within what others wrapped around it."""
+    modules = {model, model.base_model}
+    names = ("_original_forward", "_old_forward", "forward")
+    return any(is_ours(vars(module).get(name)) for module in modules for name in names)
 
 
 def model_of(model: Any) -> Any:

@@ -20,7 +20,7 @@ from evs.padded_logits import Survivors, padded_logits, target_logits
 from evs.pipeline import EncodedBatch, PrunedInputs
 from evs.pixel_levels import Normal, normal_of
 from evs.prompts import PaddedRows, unpad
-from evs.pruning_state import Pruning, setting_of
+from evs.pruning_state import SETTING, Pruning, setting_of
 
 UNUSED = ("inputs_embeds", "mm_encoder_outputs", "input_features", "shift_labels")
 NOT_RETURNED = ("output_hidden_states", "output_attentions", "output_router_logits")
@@ -32,13 +32,36 @@ def pruned_forward(model: Any, *args: Any, **kwargs: Any) -> Any:
     setting = setting_of(model)
     inputs = arguments(type(model), "forward", args, kwargs)
     check_inputs(model, inputs)
-    rows, pruned = prune_inputs(model, setting, inputs, training=model.training)
-    hidden_SD = adapter_of(model, setting).decode(pruned.x)
-    index_S = rows.index_N.to(hidden_SD.device)[pruned.keep_N]
-    out = Survivors(hidden_SD, pruned.x, index_S, rows.shape)
+    out = _survivors(model, setting, inputs)
     loss, logits = _loss_and_logits(model, out, inputs, setting.return_logits)
     kind: Any = type(model)
     return _output_class(kind)(loss=loss, logits=logits)
+
+
+@can_return_tuple
+def pruned_backbone(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """What the model without its head returns: hidden states in the caller's rows.
+
+    Trainers that bring a fused head of their own (TRL, Liger) call the model within instead of the model.
+    """
+    backbone, kind = model.base_model, model.base_model.__class__
+    if SETTING not in vars(model):
+        return kind.forward(backbone, *args, **kwargs)
+    inputs = arguments(kind, "forward", args, kwargs)
+    check_inputs(model, inputs)
+    hidden_BLD = _survivors(model, vars(model)[SETTING], inputs).padded_hidden()
+    return _output_class(kind)(last_hidden_state=hidden_BLD)
+
+
+pruned_backbone.evs_pruning = True  # type: ignore[attr-defined]
+
+
+def _survivors(model: Any, setting: Pruning, inputs: Mapping[str, Any]) -> Survivors:
+    """The hidden states of the tokens that are kept."""
+    rows, pruned = prune_inputs(model, setting, inputs, training=model.training)
+    hidden_SD = adapter_of(model, setting).decode(pruned.x)
+    index_S = rows.index_N.to(hidden_SD.device)[pruned.keep_N]
+    return Survivors(hidden_SD, pruned.x, index_S, rows.shape)
 
 
 def adapter_of(model: Any, setting: Pruning) -> Adapter:

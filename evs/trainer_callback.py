@@ -31,8 +31,7 @@ class PruningCallback(TrainerCallback):
         setting, base = setting_of(model), model_of(model)
         if not is_bound(base):
             raise ValueError(
-                f"the forward of {type(base).__name__} was replaced after enable_pruning (by Liger's kernels?): leave "
-                "that out, or call enable_pruning afterwards"
+                f"the forward of {type(base).__name__} was replaced after enable_pruning: call enable_pruning again"
             )
         if setting.method.prune_at != "merger":  # save_pretrained writes it: see evs.policy
             setattr(base.config, MARK, setting.method.prune_at)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from numbers import Real
 from types import MethodType
 from typing import Any
@@ -25,7 +25,7 @@ from evs.pixel_levels import processor_normal
 from evs.pruning_state import SETTING, Pruning, PruningState, is_bound, is_ours, set_pruning
 from evs.rates import Constant, RateDistribution
 from evs.selection import check_rate
-from evs.stock_forward import pruned_forward
+from evs.stock_forward import pruned_backbone, pruned_forward
 from evs.stock_generate import pruned_generate
 from evs.trainer_callback import PruningCallback, policy_of
 
@@ -125,7 +125,11 @@ def _patch(base: Any) -> None:
     if not is_bound(base):
         if "_original_forward" in vars(base):
             raise ValueError("the model is prepared by accelerate: call enable_pruning before Accelerator.prepare")
-        patch_forward(base, MethodType(_ours(kind, "forward"), base))
+        within = base.base_model is not base
+        if within:
+            patch_forward(base.base_model, partial(pruned_backbone, base))
+        if not within or "_hf_hook" in vars(base) or "forward" not in vars(base):  # a trainer's own calls base_model
+            patch_forward(base, MethodType(_ours(kind, "forward"), base))
     if not is_ours(vars(base).get("generate")):
         patch(base, "generate", MethodType(_ours(kind, "generate"), base))
 

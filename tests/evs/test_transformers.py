@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from dataclasses import replace
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +20,7 @@ from evs import FrameDelta, Uniform, draw
 from evs.families import adapter_for
 from evs.generate import generate
 from evs.methods import method_named
-from evs.transformers import disable_pruning, enable_pruning, pruning
+from evs.transformers import PruningCallback, disable_pruning, enable_pruning, pruning
 from tests.evs.models import BUILDERS, GLM, IMAGE, VIDEO, Prompts, prompts, stock_inputs, tiny_model, unclamped
 from train.task import TrainRequest, UptrainTask
 
@@ -296,6 +296,28 @@ def test_without_logits_the_loss_is_the_same(family) -> None:
         torch.testing.assert_close(value, gradients(whole)[name], atol=1e-5, rtol=1e-3, msg=name)
     del inputs["labels"]
     assert lean(**inputs).logits.shape[:2] == inputs["input_ids"].shape
+
+
+@pytest.mark.parametrize("first", ["pruning", "trainer"])
+def test_a_trainer_with_a_head_of_its_own_gets_pruned_hidden_states(family, first) -> None:
+    if family == "nemotron_h_omni":
+        return  # it has no model within
+    inputs = padded(family, batch_of(family, [[3, ("video", (4, 2, 3)), 5], [6]]), "left")
+    expected = enabled(family, 0.6)(**inputs)
+    model = tiny_model(family)
+    if first == "pruning":
+        enable_pruning(model, 0.6, scorer_dtype=None)
+
+    def fused(self: Any, labels: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        return self.lm_head(self.base_model(**arguments).last_hidden_state)
+
+    model.forward = MethodType(fused, model)
+    if first == "trainer":
+        enable_pruning(model, 0.6, scorer_dtype=None)
+    torch.testing.assert_close(model(**inputs), expected.logits)
+    PruningCallback().on_train_begin(None, None, None, model=model)
+    disable_pruning(model)
+    assert not torch.allclose(model(**inputs), expected.logits)
 
 
 def test_samples_packed_into_a_row_do_not_see_each_other() -> None:

@@ -171,8 +171,8 @@ def test_the_first_lines_of_the_page_work_when_pasted(checkpoint) -> None:
 
 
 def test_a_forward_that_was_replaced_since_is_noticed() -> None:
-    model = tiny_model(FAMILY)
+    model = tiny_model("nemotron_h_omni")
     enable_pruning(model, 0.5)
-    model.forward = MethodType(type(model).forward, model)  # as Liger's kernels are applied to a model
+    model.forward = MethodType(type(model).forward, model)
     with pytest.raises(ValueError, match="was replaced after enable_pruning"):
         PruningCallback().on_train_begin(None, None, None, model=model)
