@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -13,11 +14,14 @@ import torch
 from transformers import AutoProcessor, Trainer, TrainingArguments
 
 from evs import Choice, Uniform, draw
+from evs.families import adapter_for
+from evs.methods import method_named
 from evs.policy import MARK, Policy, load_policy
 from evs.transformers import PruningCallback, check_frames, enable_pruning, policy_of
 from tests.evs.models import prompts, tiny_model
 from tests.evs.test_transformers import batch_of, padded
 from tests.runs import ROOT
+from train.task import TrainRequest, UptrainTask
 
 FAMILY = "qwen3_vl"
 PROMPTS = [[3, ("video", (4, 2, 3)), 5], [2, ("video", (6, 2, 2)), 1, ("image", (1, 2, 2)), 4]]
@@ -176,3 +180,52 @@ def test_a_forward_that_was_replaced_since_is_noticed() -> None:
     model.forward = MethodType(type(model).forward, model)
     with pytest.raises(ValueError, match="was replaced after enable_pruning"):
         PruningCallback().on_train_begin(None, None, None, model=model)
+
+
+def test_a_callback_may_enable_pruning_when_the_framework_loads_the_model(whole, tmp_path) -> None:
+    class Enable(PruningCallback):
+        def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            enable_pruning(model, Uniform(0, 0.9), seed=5)
+
+    trainer = Trainer(
+        tiny_model(FAMILY),
+        replace(whole.args, output_dir=str(tmp_path)),
+        train_dataset=Rows(),
+        data_collator=lambda rows: rows[0],
+        callbacks=[Enable()],
+    )
+    trainer.train()
+    assert logged(trainer, "loss") == logged(whole, "loss")
+    assert load_policy(str(tmp_path)) == load_policy(whole.args.output_dir)
+
+
+def test_the_trainer_takes_the_steps_of_our_task(tmp_path) -> None:
+    model = tiny_model(FAMILY)
+    task = UptrainTask(model, adapter_for(model), method_named("evs", "bfloat16", "merger")).train()
+    optimizer, expected = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0), []
+    for i in range(5):
+        out = task(prompts(FAMILY, [PROMPTS[i % 2]], seed=i), TrainRequest((0.75,)))
+        expected.append(out.loss_sum.item() / out.targets)
+        (out.loss_sum / out.targets).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    arguments = TrainingArguments(
+        str(tmp_path),
+        max_steps=5,
+        logging_steps=1,
+        per_device_train_batch_size=1,
+        learning_rate=1e-3,
+        lr_scheduler_type="constant",
+        train_sampling_strategy="sequential",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    stock = tiny_model(FAMILY)
+    enable_pruning(stock, 0.75, return_logits=False)
+    trainer = Trainer(
+        stock, arguments, train_dataset=Rows(), data_collator=lambda rows: rows[0], callbacks=[PruningCallback()]
+    )
+    trainer.train()
+    assert logged(trainer, "loss") == pytest.approx(expected, abs=1e-4)
