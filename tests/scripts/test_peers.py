@@ -44,6 +44,20 @@ def test_ratios_are_taken_round_by_round_and_a_failure_is_a_row():
     assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1
 
 
+def test_the_share_of_a_step_that_pruning_saves_is_said_of_ours_and_of_each_peer():
+    rows = {"ours at 0": rounds(1.0), "ours at .75": rounds(1.0), "slow": rounds(1.0), "slow at .75": rounds(1.0)}
+    rows["ours at .75"]["rounds"][0]["step_s"], rows["slow at .75"]["rounds"][0]["step_s"] = 0.25, 0.5
+    rows["broken at .75"] = {"rounds": [], "reason": "gone"}
+    assert figures.savings(rows) == ["ours: pruning saves 75% of a step", "slow: pruning saves 50% of a step"]
+
+
+def test_the_largest_difference_between_losses_counts():
+    mine, theirs = (
+        [batch(i) | {"loss": loss} for i, loss in enumerate(losses)] for losses in ([1.0, 2.0], [1.5, 2.25])
+    )
+    assert figures.loss_difference(mine, theirs) == 0.5
+
+
 def test_every_second_round_runs_in_reverse_order():
     order = [one.name for _, _, one in comparison.order([OURS[0], PEERS["trl"]], ["batch 1"], 2)]
     assert order == ["ours at 0", "TRL", "TRL", "ours at 0"]
@@ -66,7 +80,7 @@ def test_a_record_is_used_again_until_something_it_depends_on_changes(tmp_path, 
     monkeypatch.setattr(comparison, "prepare", lambda folder: training_data.BenchmarkData(folder, folder, folder))
     for samples in (1, 1, 2):
         (tmp_path / "records").mkdir(exist_ok=True)
-        comparison.measure(PEERS["trainer"], "batch 1", 0, tmp_path, samples)
+        comparison.measure(PEERS["trainer"], "batch 1", 0, tmp_path, comparison.Options(samples=samples))
     assert started == [3, 4]
 
 
@@ -88,7 +102,7 @@ def test_a_failed_framework_is_a_row_and_is_not_tried_again(tmp_path, monkeypatc
     monkeypatch.setattr(comparison, "prepare", lambda folder: training_data.BenchmarkData(folder, folder, folder))
     options = comparison.Options(["trainer"], ["batch 1", "packed"], rounds=2, folder=str(tmp_path))
     modes = comparison.compare(options)["modes"]
-    assert started == ["transformers' Trainer"]
+    assert started == ["transformers' Trainer", "transformers' Trainer at .75"]
     assert modes["batch 1"]["transformers' Trainer"]["reason"] == "ImportError: gone"
     assert "packs text alone" in modes["packed"]["transformers' Trainer"]["reason"]
 
@@ -112,5 +126,6 @@ def test_ours_and_the_trainer_train_on_equal_batches_and_are_recorded_alike(tmp_
     for name in ("ours at 0", "transformers' Trainer"):
         [figure] = result["modes"]["batch 1"][name]["rounds"]
         assert all(figure[span] > 0 for span in ("samples_per_s", *figures.SPANS, "first_step_s", "peak_gib"))
-    assert result["checks"] == ["grids, video tokens and label tokens are equal in all batches"]
+    equal, *losses = result["checks"]
+    assert equal == "grids, video tokens and label tokens are equal in all batches" and len(losses) == 2
     assert comparison.compare(options) == result  # the records are there

@@ -20,6 +20,7 @@ from scripts.bench.peers import environments, figures
 from scripts.bench.peers.frameworks import BATCH_SIZES, OURS, PACKED, PEERS, Framework, Job
 from scripts.bench.processes import reason, run_limited
 from scripts.bench.records import fingerprint, read_json, write_json
+from scripts.bench.timing import ROOT
 from scripts.bench.training_data import prepare
 from train.ranges import names, number
 
@@ -32,6 +33,7 @@ LIMIT = 900  # seconds of one process
 class Options:
     peers: list[str] = names(list(PEERS), *PEERS)  # frameworks to compare with
     modes: list[str] = names(list(BATCH_SIZES), *BATCH_SIZES)  # how rows are batched
+    precision: str = names("bf16", "bf16", "fp32")  # of forward and backward passes; weights are float32
     rounds: int = number(2, least=1)  # processes per framework and mode; figures are medians over them
     samples: int = number(10, least=1)  # timed in a process, after two steps of warm-up
     folder: str = "runs/peers"  # environments, model, clips and records; a later call uses them again
@@ -42,7 +44,8 @@ def compare(options: Options) -> dict[str, Any]:
     """Rows by mode and framework: its `rounds`, or the `reason` why there are none; and `checks`, one line for every
     difference between the batches of a peer and ours."""
     folder = Path(options.folder).resolve()
-    frameworks = [*OURS, *(PEERS[name] for name in options.peers)]
+    peers = [PEERS[name] for name in options.peers]
+    frameworks = [*OURS, *(row for peer in peers for row in (peer, peer.with_pruning()))]
     modes: dict[str, dict[str, Any]] = {
         mode: {framework.name: {"rounds": []} for framework in frameworks} for mode in options.modes
     }
@@ -51,7 +54,7 @@ def compare(options: Options) -> dict[str, Any]:
     for turn, mode, framework in progress_bar(plan, desc="peers", unit="process"):
         row = modes[mode][framework.name]
         try:
-            record = "reason" not in row and measure(framework, mode, turn, folder, options.samples)
+            record = "reason" not in row and measure(framework, mode, turn, folder, options)
         except ValueError as error:
             row["reason"] = str(error)
             continue
@@ -60,7 +63,10 @@ def compare(options: Options) -> dict[str, Any]:
             row["versions"] = record["versions"]
             batches.setdefault((mode, framework.name), record["batches"])
     checks = list(_differences(batches)) or ["grids, video tokens and label tokens are equal in all batches"]
-    print("\n\n".join(f"{mode}:\n\n{figures.table(rows)}" for mode, rows in modes.items()), "", *checks, sep="\n")
+    checks += _losses(batches)
+    for mode, rows in modes.items():
+        print(f"{mode}:\n", figures.table(rows), "", *figures.savings(rows), "", sep="\n")
+    print(*checks, sep="\n")
     return {"modes": modes, "checks": checks}
 
 
@@ -71,7 +77,7 @@ def order(frameworks: Sequence[Framework], modes: Sequence[str], rounds: int) ->
             yield from ((turn, mode, framework) for framework in frameworks[:: -1 if turn % 2 else 1])
 
 
-def measure(framework: Framework, mode: str, turn: int, folder: Path, samples: int) -> dict[str, Any]:
+def measure(framework: Framework, mode: str, turn: int, folder: Path, options: Options) -> dict[str, Any]:
     """What the hook recorded in one process; an earlier record is used again if it was made by the same code with the
     same settings. ValueError says in one line why there is no record."""
     if mode == PACKED and not framework.packs:
@@ -79,12 +85,18 @@ def measure(framework: Framework, mode: str, turn: int, folder: Path, samples: i
     cpu = not torch.cuda.is_available()
     job = Job(
         mode=mode,
-        steps=figures.WARMUP - samples // -BATCH_SIZES[mode],
+        steps=figures.WARMUP - options.samples // -BATCH_SIZES[mode],
         data=prepare(folder / "data"),
         attention="flash_attention_2" if not cpu and find_spec("flash_attn") else "sdpa",
+        precision=options.precision,
         cpu=cpu,
         folder=folder / "records" / re.sub(r"\W+", "_", f"{framework.name} {mode} {turn}"),
-        programs=environments.build(folder / "environments" / framework.name, framework.requires, framework.empty),
+        programs=environments.build(
+            folder / "environments" / "".join(framework.requires[:1]),
+            framework.requires,
+            framework.empty,
+            framework.shared,
+        ),
     )
     path, key = job.folder.with_suffix(".json"), repr((job, framework.requires, fingerprint(*CODE)))
     earlier = read_json(path)
@@ -101,7 +113,12 @@ def run(framework: Framework, job: Job) -> dict[str, Any]:
     job.folder.mkdir(parents=True)
     record, log = job.folder / "record.json", job.folder / "log.txt"
     environment = {  # nothing is downloaded and no cache survives the process
-        **{"PYTHONPATH": str(HOOK), "PEERS_RECORD": str(record), "PEERS_STEPS": str(job.steps)},
+        **{
+            "PYTHONPATH": f"{HOOK}:{ROOT}",
+            "PEERS_RATE": str(framework.rate),
+            "PEERS_RECORD": str(record),
+            "PEERS_STEPS": str(job.steps),
+        },
         **{"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PEERS_BEGAN": repr(time.time())},
         **{"HF_HOME": str(job.folder / "hf"), "MODELSCOPE_CACHE": str(job.folder / "ms")},
         "CUDA_VISIBLE_DEVICES": "" if job.cpu else os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
@@ -121,3 +138,13 @@ def _differences(batches: dict[tuple[str, str], list[dict[str, Any]]]) -> Iterat
         ours = batches.get((mode, figures.REFERENCE))
         if ours and mode != PACKED:  # every framework packs rows of its own choice
             yield from (f"{mode}, {name}: {line}" for line in figures.differences(ours, theirs))
+
+
+def _losses(batches: dict[tuple[str, str], list[dict[str, Any]]]) -> Iterator[str]:
+    """Of every peer, next to ours at the same rate."""
+    for (mode, name), theirs in batches.items():
+        reference = f"ours{figures.PRUNED}" if name.endswith(figures.PRUNED) else figures.REFERENCE
+        ours = batches.get((mode, reference))
+        if ours and mode != PACKED and not name.startswith("ours"):
+            difference = figures.loss_difference(ours, theirs)
+            yield f"{mode}, {name}: losses of {len(theirs)} batches within {difference:.1e} of {reference}"

@@ -12,7 +12,7 @@ WARMUP = 2  # steps that are not counted
 SPANS = ("vision", "language_model", "backward", "optimizer")
 COMPARED = {"grids": "grids", "video_tokens": "video tokens", "labels": "label tokens"}  # of a batch
 COLUMNS = ("samples/s", "ours at 0 is", "step s", *SPANS, "other", "processor s/sample", "peak GiB", "first step s")
-REFERENCE = "ours at 0"
+REFERENCE, PRUNED = "ours at 0", " at .75"  # a framework, and what ends the names of those that prune
 Round = Mapping[str, float]
 
 
@@ -44,6 +44,24 @@ def differences(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str,
                 f"first {unequal[0][1]} against {unequal[0][0]}"
             )
     return lines
+
+
+def loss_difference(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> float:
+    """The largest difference between the losses of two lists of batches."""
+    return max(abs(a["loss"] - b["loss"]) for a, b in zip(ours, theirs))
+
+
+def savings(rows: Mapping[str, Any]) -> list[str]:
+    """One line for each framework that ran with and without pruning: the share of a step's time that pruning saves."""
+    seconds = {
+        name: statistics.median(one["step_s"] for one in row["rounds"]) for name, row in rows.items() if row["rounds"]
+    }
+    pairs = {name: name.removesuffix(" at 0") + PRUNED for name in seconds}
+    return [
+        f"{name.removesuffix(' at 0')}: pruning saves {1 - seconds[pruned] / seconds[name]:.0%} of a step"
+        for name, pruned in pairs.items()
+        if pruned in seconds
+    ]
 
 
 def table(rows: Mapping[str, Any]) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from scripts.bench.peers.figures import PRUNED, REFERENCE
 from scripts.bench.timing import ROOT
 from scripts.bench.training_data import BenchmarkData
 
@@ -16,6 +17,7 @@ PROGRAMS = Path(__file__).parent / "programs"
 PACKED_TOKENS = 1024  # of a packed row: two of the rows fit
 PACKED = "packed"
 BATCH_SIZES = {"batch 1": 1, "batch 2": 2, PACKED: 1}  # by mode
+LEARNING_RATE, RATE = 1e-4, 0.75
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Job:
     steps: int
     data: BenchmarkData
     attention: str
+    precision: str  # bf16 or fp32
     cpu: bool
     folder: Path  # for the files of this process
     programs: Path  # executables of the framework's environment
@@ -39,8 +42,14 @@ class Framework:
     command: Callable[[Job], list[str]]
     requires: tuple[str, ...] = ()  # packages to install in addition to the benchmark's environment
     empty: tuple[str, ...] = ()  # modules that it imports without using them, to be replaced by empty ones
+    shared: tuple[str, ...] = ()  # packages of the benchmark's environment that replace those it installs
     packs: bool = True  # whether it packs rows that hold videos
+    rate: float = 0.0  # of evs.transformers.enable_pruning; 0: the stock model
     environment: Mapping[str, str] = field(default_factory=dict)
+
+    def with_pruning(self) -> Framework:
+        """The same framework with pruning enabled on its model."""
+        return replace(self, name=self.name + PRUNED, rate=RATE)
 
 
 def _ours(rate: str, job: Job) -> list[str]:
@@ -49,7 +58,15 @@ def _ours(rate: str, job: Job) -> list[str]:
     return [
         *(str(job.programs / "python"), str(ROOT / "train" / "run.py"), "+experiment=qwen_evs_uptrain", "engine=none"),
         *(f"model.path={job.data.model}", f"data.train={job.data.ours}", f"run_dir={job.folder / 'run'}"),
-        *("method=evs", *rate.split(), batch, f"train.steps={job.steps + 1}", "train.accumulation=1", "optim.lr=1e-5"),
+        *(
+            "method=evs",
+            *rate.split(),
+            batch,
+            f"train.steps={job.steps + 1}",
+            "train.accumulation=1",
+            f"optim.lr={LEARNING_RATE}",
+        ),
+        *("optim.warmup=0", "optim.final_lr=1", "optim.betas=[0.9,0.999]", f"engine.precision={job.precision}"),
         *("model.freeze=[]", "model.gradient_checkpointing=false", f"model.attention={job.attention}"),
         *("data.workers=1", "train.log_every=1", "tracker.wandb=false", "eval.every=0"),
     ]
@@ -62,8 +79,11 @@ def _training_arguments(job: Job) -> dict[str, Any]:
         "max_steps": job.steps + 1,
         "per_device_train_batch_size": BATCH_SIZES[job.mode],
         "gradient_accumulation_steps": 1,
-        "learning_rate": 1e-5,
-        "bf16": True,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
+        "adam_beta2": 0.999,
+        "bf16": job.precision == "bf16",
         "use_cpu": job.cpu,
         "dataloader_num_workers": 1,
         "logging_steps": 1,
@@ -100,9 +120,9 @@ def _llamafactory(job: Job) -> list[str]:
         **{"flash_attn": {"flash_attention_2": "fa2"}.get(job.attention, job.attention)},
         **{"disable_gradient_checkpointing": True},
     }
-    path = job.folder / "arguments.yaml"  # every JSON document is YAML too
+    path = job.folder / "arguments.json"
     path.write_text(json.dumps(arguments))
-    return [str(job.programs / "llamafactory-cli"), "train", str(path)]
+    return [str(job.programs / "python"), str(PROGRAMS / "llama_factory.py"), str(path)]
 
 
 def _ms_swift(job: Job) -> list[str]:
@@ -118,15 +138,16 @@ def _ms_swift(job: Job) -> list[str]:
         **{"tuner_type": "full", "freeze_vit": False, "freeze_aligner": False, "freeze_llm": False},
         **{"dataset": str(job.data.peers), "split_dataset_ratio": 0, "dataset_num_proc": 1, "dataset_shuffle": False},
         **{"train_dataloader_shuffle": False, "max_length": PACKED_TOKENS, "packing": job.mode == PACKED},
-        **{"attn_impl": job.attention, "external_plugins": str(PROGRAMS / "swift_ids.py")},
+        **{"attn_impl": job.attention, "external_plugins": str(PROGRAMS / "swift_plugin.py")},
+        **{"callbacks": "pruning", "use_logits_to_keep": False},
     }
     words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in arguments.items()}
     return [str(job.programs / "swift"), "sft", *(word for key in words for word in (f"--{key}", words[key]))]
 
 
 OURS = (
-    Framework("ours at 0", partial(_ours, "rate=constant rate.rate=0")),
-    Framework("ours at .75", partial(_ours, "rate=constant rate.rate=0.75")),
+    Framework(REFERENCE, partial(_ours, "rate=constant rate.rate=0")),
+    Framework("ours" + PRUNED, partial(_ours, "rate=constant rate.rate=0.75")),
     Framework("ours uniform", partial(_ours, "rate=uniform")),
 )
 PEERS = {
@@ -134,6 +155,8 @@ PEERS = {
     "llamafactory": Framework(
         *("LLaMA-Factory", _llamafactory, ("llamafactory==0.9.5",)),
         empty=("torchaudio",),  # its newest release refuses newer builds of torch at import
+        shared=("transformers", "tokenizers", "huggingface_hub"),  # it pins a transformers that pruning cannot use
+        environment={"DISABLE_VERSION_CHECK": "1"},
     ),
     "ms_swift": Framework(
         *("ms-swift", _ms_swift, ("ms-swift==4.6.0", "qwen-vl-utils", "decord")),

@@ -53,13 +53,15 @@ class Recorder:
 
         def recorded_call(this: Any, *args: Any, **kwargs: Any) -> Any:
             name = type(this).__name__
+            if name in TOWERS and this.training:
+                return self.span(TOWERS[name], call, this, *args, **kwargs)
+            result = call(this, *args, **kwargs)
             if name == "UptrainTask":
-                self.record_batch(vars(args[0]), OUR_INPUTS, this.model.config.video_token_id)
+                loss = result.loss_sum / result.targets
+                self.record_batch(vars(args[0]), OUR_INPUTS, this.model.config.video_token_id, loss)
             elif name == "Qwen2_5_VLForConditionalGeneration" and "labels" in kwargs:
-                self.record_batch(kwargs, INPUTS, this.config.video_token_id)
-            if name not in TOWERS or not this.training:
-                return call(this, *args, **kwargs)
-            return self.span(TOWERS[name], call, this, *args, **kwargs)
+                self.record_batch(kwargs, INPUTS, this.config.video_token_id, result.loss)
+            return result
 
         module.__call__ = recorded_call
         tensor.backward = lambda *args, **kwargs: self.span("backward", backward, *args, **kwargs)
@@ -80,11 +82,11 @@ class Recorder:
         self.spans.append((len(self.ends), name, begin, self.now()))
         return result
 
-    def record_batch(self, inputs: dict[str, Any], names: dict[str, str], video_token: int) -> None:
+    def record_batch(self, inputs: dict[str, Any], names: dict[str, str], video_token: int, loss: Any) -> None:
         """What one micro-batch holds. Sums stay on the device until the end."""
         ids, labels, grids = (inputs[name] for name in names.values())
         sums = {"video_tokens": (ids == video_token).sum(), "labels": (labels != -100).sum()}
-        self.batches.append({"step": len(self.ends), "grids": grids, **sums})
+        self.batches.append({"step": len(self.ends), "grids": grids, "loss": loss.detach(), **sums})
 
     def end_step(self, optimizer_begin: Any) -> None:
         end = self.now()

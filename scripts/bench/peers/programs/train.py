@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pruning import rate
 from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
 from transformers.video_utils import load_video
+
+from evs.transformers import PruningCallback, enable_pruning
 
 IGNORE = -100
 
@@ -55,16 +58,18 @@ def main() -> None:
     processor = AutoProcessor.from_pretrained(arguments["model"])
     rows: Any = [conversation(json.loads(line)) for line in Path(arguments["rows"]).read_text().splitlines()]
     training = arguments["training"] | {"remove_unused_columns": False}
+    if rate():
+        enable_pruning(model, rate=rate(), return_logits=False)
+    callbacks = [PruningCallback()] if rate() else []
     if arguments["trainer"] == "trl":  # its own collator takes images, but no videos
         from datasets import Dataset
         from trl import SFTConfig, SFTTrainer
 
         rows, keys = Dataset.from_list(rows), {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
-        trainer: Any = SFTTrainer(
-            model, SFTConfig(**training, **keys), Collator(processor), rows, processing_class=processor
-        )
+        kind, settings = SFTTrainer, SFTConfig(**training, **keys)
     else:
-        trainer = Trainer(model, TrainingArguments(**training), Collator(processor), rows)
+        kind, settings = Trainer, TrainingArguments(**training)
+    trainer: Any = kind(model, settings, Collator(processor), rows, processing_class=processor, callbacks=callbacks)
     trainer.train()
 
 
