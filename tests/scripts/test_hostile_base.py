@@ -28,7 +28,7 @@ def test_a_hostile_base_is_refused_without_a_question(checkpoint, questions, tmp
     node |= {kind: "Own", "auto_map": {auto: "code.Own"}}
     path.write_text(json.dumps(content))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asks whether to trust the code"))
-    with pytest.raises(ValueError, match="it needs custom code of its own, which is never run") as error:
+    with pytest.raises(ValueError, match="it needs custom code, which is never run") as error:
         if script == "generate":
             generate.main(generate.Options(str(base), "Q"))
         else:

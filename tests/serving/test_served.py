@@ -15,7 +15,7 @@ from evs.serving.vllm import SUPPORTED
 from evs.types import Grid
 from scripts.check_serving import Options, check, prepare, serve
 from scripts.make_tiny_model import make
-from scripts.serving.cases import ASK, CASES, LOOK, Case, Video
+from scripts.serving.cases import AFTER, BEFORE, CASES, Case, Video
 from tests.serving.conftest import SERVABLE
 
 pytestmark = pytest.mark.serving
@@ -112,7 +112,7 @@ def test_bf16_positions_of_a_long_video_are_exact(checkpoint, environment, tmp_p
     processor.video_processor.size = {"shortest_edge": 56 * 56, "longest_edge": 10**9}
     processor.save_pretrained(model)
     video = Video("wide", grids=grid.T, fps=1.9)  # a rate whose seconds per grid bf16 cannot hold
-    (prompt,) = prepare(model, {"long": Case((LOOK, video, ASK))})
+    (prompt,) = prepare(model, {"long": Case((BEFORE, video, AFTER))})
     options = Options(model, environment("0.32.0"), [rate], dtype="bfloat16")
     served = torch.tensor(serve([prompt], options, "plugin")["plugin", "long", rate, 0]["positions"])
 
