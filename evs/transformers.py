@@ -18,16 +18,16 @@ from transformers import PreTrainedModel
 
 from evs.families import check_scheme, towers_of
 from evs.families.patch import patch, patch_forward, unpatch
-from evs.frame_sampling import check_frames
 from evs.methods import Method, method_named
 from evs.pipeline import check_method
-from evs.pixel_levels import processor_normal
-from evs.pruning_state import SETTING, Pruning, PruningState, is_bound, is_ours, set_pruning
 from evs.rates import Constant, RateDistribution
 from evs.selection import check_rate
-from evs.stock_forward import pruned_backbone, pruned_forward
-from evs.stock_generate import pruned_generate
-from evs.trainer_callback import PruningCallback, policy_of
+from evs.stock.forward import pruned_backbone, pruned_forward
+from evs.stock.frame_sampling import check_frames
+from evs.stock.generate import pruned_generate
+from evs.stock.pixel_levels import processor_normal
+from evs.stock.pruning_state import SETTING, Pruning, PruningState, is_bound, is_ours, set_pruning
+from evs.stock.trainer_callback import PruningCallback, policy_of
 
 __all__ = [
     "PruningCallback",

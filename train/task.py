@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from data.types import IGNORE, Batch
 from evs import DecoderInputs
 from evs.families import Adapter, towers_of
-from evs.fused_head import fuse_loss
 from evs.generate import continue_at
+from evs.losses.fused_head import fuse_loss
+from evs.losses.objective import Losses, Objective, mean_objective
 from evs.methods import Method
-from evs.objective import Losses, Objective, mean_objective
 from evs.pipeline import EncodedBatch, PrunedInputs
 from evs.views import decode_views
 from train.config import DistillConfig

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from evs import FrameDelta, Grid
-from evs.fused_head import fused_losses
+from evs.losses.fused_head import fused_losses
+from evs.losses.objective import mean_objective
 from evs.methods.pixels import PixelDelta
-from evs.objective import mean_objective
 from scripts.bench import models
 from tests.runs import ended, rows, started
 from train.task import TrainRequest

@@ -18,7 +18,7 @@ from data.batching.plans import BudgetPlan, Plan
 from data.batching.sample_cost import Patches
 from data.batching.sizes import KeptCounts, Rates, Sizes
 from evs.families import spec_of
-from evs.fused_head import CHUNK
+from evs.losses.fused_head import CHUNK
 from evs.packing import installed
 from train.config import Config
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from evs.objective import DistillationPair, Losses, Objective
+from evs.losses.objective import DistillationPair, Losses, Objective
 from train.config import DistillConfig
 from train.views import Rate
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
 
-from evs.fused_head import fuse_loss, fused_losses
-from evs.objective import DistillationPair, Objective, mean_objective
+from evs.losses.fused_head import fuse_loss, fused_losses
+from evs.losses.objective import DistillationPair, Objective, mean_objective
 from train.losses.objective import from_logits
 
 

@@ -14,13 +14,13 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from evs.families import Adapter, adapter_for, towers_of
-from evs.fused_head import fuse_loss
-from evs.objective import Losses, mean_objective
-from evs.padded_logits import Survivors, padded_logits, target_logits
+from evs.losses.fused_head import fuse_loss
+from evs.losses.objective import Losses, mean_objective
 from evs.pipeline import EncodedBatch, PrunedInputs
-from evs.pixel_levels import Normal, normal_of
-from evs.prompts import PaddedRows, unpad
-from evs.pruning_state import SETTING, Pruning, setting_of
+from evs.stock.padded_logits import Survivors, padded_logits, target_logits
+from evs.stock.pixel_levels import Normal, normal_of
+from evs.stock.prompts import PaddedRows, unpad
+from evs.stock.pruning_state import SETTING, Pruning, setting_of
 
 UNUSED = ("inputs_embeds", "mm_encoder_outputs", "input_features", "shift_labels")
 NOT_RETURNED = ("output_hidden_states", "output_attentions", "output_router_logits")

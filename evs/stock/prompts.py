@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evs.families import Adapter
-from evs.pixel_levels import Normal
+from evs.stock.pixel_levels import Normal
 from evs.types import IGNORE
 
 VIDEO_TYPE = 2  # of mm_token_type_ids, as processors number them

@@ -9,9 +9,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from evs.frame_sampling import frame_fields
 from evs.policy import MARK, Policy, package_version
-from evs.pruning_state import is_bound, model_of, setting_of
+from evs.stock.frame_sampling import frame_fields
+from evs.stock.pruning_state import is_bound, model_of, setting_of
 
 
 class PruningCallback(TrainerCallback):

@@ -13,9 +13,9 @@ from torch import Tensor
 from evs.families import Adapter
 from evs.generate import generate_pruned, next_positions
 from evs.pipeline import PrunedInputs
-from evs.prompts import PaddedRows
-from evs.pruning_state import set_pruning, setting_of
-from evs.stock_forward import adapter_of, arguments, check_inputs, prune_inputs
+from evs.stock.forward import adapter_of, arguments, check_inputs, prune_inputs
+from evs.stock.prompts import PaddedRows
+from evs.stock.pruning_state import set_pruning, setting_of
 
 # Arguments that say what the prompt is: generate_pruned gives their place to the survivors.
 PROMPT = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids", "labels", "second_per_grid_ts")

@@ -9,8 +9,8 @@ import torch
 
 from evs.families import Adapter
 from evs.methods import Method
-from evs.pixel_levels import Normal
 from evs.rates import RateDistribution, draw
+from evs.stock.pixel_levels import Normal
 
 SETTING, STATE = "_evs_pruning", "pruning_state"  # names of the attributes
 

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from evs.families.patch import patch_forward
-from evs.objective import Losses, Objective, divergence
+from evs.losses.objective import Losses, Objective, divergence
 
 CHUNK = 2**27  # logits in memory at once: half a GiB in float32
 

@@ -1,0 +1,1 @@
+"""The objective of training, and the language model head that computes it in chunks."""
