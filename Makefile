@@ -9,7 +9,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install demo check format test test-serving test-faults test-gpu test-oldest test-pythons package clean
+.PHONY: help install demo check format test test-serving test-faults test-extended test-gpu test-oldest test-pythons package clean
 
 help:
 	@echo "make demo          train, uptrain, evaluate and export a tiny model on the CPU"
@@ -17,6 +17,7 @@ help:
 	@echo "make check         format, lint, types, layering, fast tests"
 	@echo "make test-serving  tests against a real vLLM, in a separate environment"
 	@echo "make test-faults   tests of kills, signals, full disks, broken checkpoints and launchers"
+	@echo "make test-extended more engines and families on two ranks, and the benchmark commands"
 	@echo "make test-gpu      tests that need a GPU: kernels and engines (to measure one: scripts/benchmark.py gpu)"
 	@echo "make test-pythons  the fast tests on each supported Python (PYTHONS), each in a temporary environment"
 	@echo "make package       wheel and source distribution, in dist/"
@@ -38,14 +39,14 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not serving and not faults"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not serving and not faults and not extended"
 
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 test: install
-	$(BIN)/python -m pytest -q -n 2 -m "not serving and not faults"
+	$(BIN)/python -m pytest -q -n 2 -m "not serving and not faults and not extended"
 
 test-serving: install
 	$(BIN)/python -m pytest -q -m serving
@@ -53,20 +54,23 @@ test-serving: install
 test-faults: install
 	$(BIN)/python -m pytest -q -m faults
 
+test-extended: install
+	$(BIN)/python -m pytest -q -n 2 -m extended
+
 test-gpu: install
 	$(BIN)/python -m pytest -q -m gpu
 
 test-oldest: pyproject.toml
 	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet -e ".[train,dev]" "transformers==5.18.0"
-	$(VENV)-oldest/bin/python -m pytest -q -n 2 -m "not serving and not faults"
+	$(VENV)-oldest/bin/python -m pytest -q -n 2 -m "not serving and not faults and not extended"
 
 test-pythons:
 	for python in $(PYTHONS); do \
 		rm -rf $(VENV)-python; \
 		$$python -m venv $(VENV)-python && \
 		$(VENV)-python/bin/python -m pip install --quiet -e ".[train,dev]" && \
-		$(VENV)-python/bin/python -m pytest -q -n 2 -m "not slow and not serving and not faults" || exit 1; \
+		$(VENV)-python/bin/python -m pytest -q -n 2 -m "not slow and not serving and not faults and not extended" || exit 1; \
 	done
 	rm -rf $(VENV)-python
 

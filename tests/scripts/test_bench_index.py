@@ -6,6 +6,7 @@ from scripts.bench.index import Options, index
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_ranks_share_the_first_start_and_the_second_makes_nothing():
     found = index(Options(rows=5000, files=3))
     assert [rank["samples"] for rank in (*found["first"], *found["second"])] == [5000] * 4

@@ -6,6 +6,7 @@ from scripts.bench import media
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_every_mutated_medium_is_decoded_or_quarantined_with_a_reason():
     found = media.media(media.Options(count=60, workers=1))
     assert found["decoded"] + found["quarantined"] == 60 and found["decoded"] >= 5

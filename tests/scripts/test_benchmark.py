@@ -22,6 +22,7 @@ def figures_of(monkeypatch, out, *words: str) -> dict:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("words", [["step", "towers=[frozen]"], ["prefill"]], ids=["step", "prefill"])
 def test_it_runs_and_writes_its_figures(words, tmp_path, monkeypatch):
     figures = figures_of(monkeypatch, tmp_path / "figures.json", *words, "shape=tiny", "rates=[0.75]", "rounds=1")
@@ -29,6 +30,7 @@ def test_it_runs_and_writes_its_figures(words, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_a_step_is_broken_down_by_part_and_its_peak_memory_stands_next_to_the_forecast(tmp_path, monkeypatch):
     words = ["step", "shape=tiny", "rates=[0,0.75]", "rounds=1", "towers=[frozen]", "extras=[]"]
     result = figures_of(monkeypatch, tmp_path / "figures.json", *words)["result"]
@@ -42,6 +44,7 @@ def test_a_step_is_broken_down_by_part_and_its_peak_memory_stands_next_to_the_fo
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_a_profile_lists_the_operations_that_take_longest(tmp_path, monkeypatch):
     result = figures_of(monkeypatch, tmp_path / "figures.json", "profile", "shape=tiny", "rates=[0.75]")["result"]
     seconds = [row["seconds"] for row in result["operations"]]

@@ -85,6 +85,7 @@ def test_a_record_is_used_again_until_something_it_depends_on_changes(tmp_path, 
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_a_package_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(ValueError, match="pip could not install evs-no-such-package"):
         environments.build(tmp_path / "environment", ["evs-no-such-package==9.9"])
@@ -117,6 +118,7 @@ def test_peers_read_the_rows_in_the_order_in_which_our_run_takes_them(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_ours_and_the_trainer_train_on_equal_batches_and_are_recorded_alike(tmp_path, monkeypatch):
     tiny = {"text_width": 64, "text_heads": 2, "text_layers": 2, "text_mlp": 64, "vocabulary": 768, "vision_depth": 2}
     monkeypatch.setattr(training_data, "SIZES", training_data.SIZES | tiny)

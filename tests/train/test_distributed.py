@@ -12,6 +12,7 @@ from tests.runs import trained
 from tests.train.test_run import assert_same_weights, metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributed")]
+EXTENDED = pytest.mark.extended
 FIXED = ["rate=constant", "rate.rate=0.5", "train.steps=3", "optim.lr=1e-4", "engine.precision=fp32"]
 
 BEFORE = ["method=pixel_delta", "method.prune_at=input", "model.gradient_checkpointing=true"]
@@ -21,13 +22,14 @@ BEFORE = ["method=pixel_delta", "method.prune_at=input", "model.gradient_checkpo
     ("engine", "family", "more"),
     [
         *((engine, "qwen2_5_vl", []) for engine in ("ddp", "zero1", "zero2", "zero3")),
-        ("zero3", "qwen3_5_moe", []),
-        ("zero3", "nemotron_h_omni", []),
+        pytest.param("zero3", "qwen3_5_moe", [], marks=EXTENDED),
+        pytest.param("zero3", "nemotron_h_omni", [], marks=EXTENDED),
+        pytest.param("zero3", "qwen2_5_vl", BEFORE, id="zero3-qwen2_5_vl-before_tower"),
         *(
-            pytest.param("zero3", family, BEFORE, id=f"zero3-{family}-before_tower")
-            for family in ("qwen2_5_vl", "qwen3_vl", "qwen3_5_moe")
+            pytest.param("zero3", family, BEFORE, id=f"zero3-{family}-before_tower", marks=EXTENDED)
+            for family in ("qwen3_vl", "qwen3_5_moe")
         ),
-        pytest.param("zero3", "qwen2_5_vl", ["method=drawn"], id="zero3-qwen2_5_vl-before_tower_drawn"),
+        pytest.param("zero3", "qwen2_5_vl", ["method=drawn"], id="zero3-qwen2_5_vl-before_tower_drawn", marks=EXTENDED),
     ],
 )
 def test_two_ranks_train_as_one_process_does(words, two_ranks, tmp_path, engine, family, more):
@@ -41,7 +43,7 @@ def test_two_ranks_train_as_one_process_does(words, two_ranks, tmp_path, engine,
     assert_same_weights(tmp_path / "one", tmp_path / "two", atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero3"])
+@pytest.mark.parametrize("engine", [pytest.param("ddp", marks=EXTENDED), "zero3"])
 def test_two_ranks_draw_the_adapters_and_drop_out_what_one_process_does(words, two_ranks, tmp_path, engine):
     lora = ["model.lora.r=4", "model.lora.dropout=0.5"]
     trained(*words(*FIXED, *lora, "train.accumulation=4", run_dir=tmp_path / "one"))
@@ -51,8 +53,11 @@ def test_two_ranks_draw_the_adapters_and_drop_out_what_one_process_does(words, t
 
 @pytest.mark.parametrize(
     ("engine", "more"),
-    [("ddp", []), ("zero3", []), ("zero3", ["method=pixel_delta", "method.prune_at=input", "rate.rate=0"])],
-    ids=["ddp", "zero3", "zero3-input"],
+    [
+        pytest.param("ddp", [], marks=EXTENDED, id="ddp"),
+        pytest.param("zero3", [], id="zero3"),
+        pytest.param("zero3", [*BEFORE[:2], "rate.rate=0"], marks=EXTENDED, id="zero3-input"),
+    ],
 )
 def test_two_ranks_train_views_as_one_process_does(words, two_ranks, tmp_path, engine, more):
     views = [*FIXED, "train.views=2", "train.anchor_rate=0", "model.freeze=[]", *more]
@@ -66,11 +71,10 @@ def test_two_ranks_train_views_as_one_process_does(words, two_ranks, tmp_path, e
 @pytest.mark.parametrize(
     ("engine", "more"),
     [
-        ("zero3", ["train.distill.train_teacher=false"]),
-        ("zero3", ["model.lora.r=4", "train.distill.teacher=base"]),
-        ("ddp", ["model.lora.r=4", "train.distill.base_weight=0.5"]),
+        pytest.param("zero3", ["train.distill.train_teacher=false"], marks=EXTENDED, id="zero3-alone"),
+        pytest.param("zero3", ["model.lora.r=4", "train.distill.teacher=base"], id="zero3-base"),
+        pytest.param("ddp", ["model.lora.r=4", "train.distill.base_weight=0.5"], marks=EXTENDED, id="ddp-base"),
     ],
-    ids=["zero3-alone", "zero3-base", "ddp-base"],
 )
 def test_two_ranks_distill_as_one_process_does(words, two_ranks, tmp_path, engine, more):
     views = [*FIXED, "train.views=2", "train.anchor_rate=0", "train.distill.weight=1", *more]

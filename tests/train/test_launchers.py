@@ -12,7 +12,7 @@ import pytest
 from tests.train.test_run import metrics
 from train.distributed import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributed")]
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 

@@ -31,6 +31,7 @@ def test_a_run_that_sigterm_ended_resumes_without_losing_a_step(words, tmp_path)
     assert [row["loss"] for row in rows(run)] == [row["loss"] for row in rows(tmp_path / "whole")]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("more", "number", "status"),
     [(["train.signals=[SIGUSR2]"], signal.SIGUSR2, 85), ([], signal.SIGINT, 130)],
@@ -60,6 +61,7 @@ def caught(status: Path, number: int) -> bool:
     return bool(int(mask, 16) >> (number - 1) & 1)
 
 
+@pytest.mark.faults
 def test_a_signal_after_the_last_step_leaves_a_complete_run(words, tmp_path):
     process = started(*words("train.steps=1"))
     reached(process, tmp_path / "run", 1)
@@ -83,6 +85,7 @@ def test_a_signal_in_the_last_step_asks_for_what_is_left(words, questions, tmp_p
     assert complete(tmp_path / "run" / "checkpoints")
 
 
+@pytest.mark.faults
 def test_a_signal_before_the_first_step_asks_to_be_started_again(words, tmp_path):
     process = started(*words())
     while not (tmp_path / "run" / "config.yaml").exists():
