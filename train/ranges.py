@@ -91,7 +91,7 @@ def check_values(node: Any, prefix: str = "") -> None:
 
 
 def _mistake(
-    key: str, value: Any, rule: Rule | None = None, fewest: int = 0, unique: bool = False, length: int | None = None
+    key: str, value: Any, *, rule: Rule | None = None, fewest: int = 0, unique: bool = False, length: int | None = None
 ) -> str | None:
     items = list(value) if isinstance(value, list | tuple) else [value]
     if len(items) < fewest:

@@ -68,7 +68,8 @@ def static(rng: np.random.Generator, places: list[Place], beats: int) -> Item:
 
 def late(rng: np.random.Generator, places: list[Place], beats: int) -> Item:
     """A ring that appears and stays."""
-    return _appearing("late", "What color is the ring?", RING, color(rng), places[0], _beat(rng, 0.3, 0.9, beats))
+    name, begin = color(rng), _beat(rng, 0.3, 0.9, beats)
+    return _appearing("late", "What color is the ring?", RING, name=name, place=places[0], begin=begin)
 
 
 def state(rng: np.random.Generator, places: list[Place], beats: int) -> Item:
@@ -130,7 +131,8 @@ def count(rng: np.random.Generator, places: list[Place], beats: int) -> Item:
 
 def small(rng: np.random.Generator, places: list[Place], beats: int) -> Item:
     """A dot of a tenth of a token that appears late and stays."""
-    return _appearing("small", "What color is the small one?", DOT, color(rng), places[0], _beat(rng, 0.5, 0.9, beats))
+    name, begin = color(rng), _beat(rng, 0.5, 0.9, beats)
+    return _appearing("small", "What color is the small one?", DOT, name=name, place=places[0], begin=begin)
 
 
 def fade(rng: np.random.Generator, places: list[Place], beats: int) -> Item:
@@ -151,7 +153,7 @@ KINDS: dict[str, Callable[[np.random.Generator, list[Place], int], Item]] = {
 CELLS_OF = {"order": 2, "direction": 2}  # others take one; direction's lie side by side
 
 
-def _appearing(kind: str, question: str, mask: np.ndarray, name: str, place: Place, begin: int) -> Item:
+def _appearing(kind: str, question: str, mask: np.ndarray, *, name: str, place: Place, begin: int) -> Item:
     def paint(frame: np.ndarray, t: int) -> None:
         if t >= begin:
             stamp(frame, place, mask, rgb(name))
