@@ -1,4 +1,4 @@
-"""What a checkpoint was trained on, in a file beside its weights: every side that reads the weights can follow it.
+"""What a checkpoint was trained on, in a file next to its weights, for every program that reads the weights.
 
 `evs.json` is one flat JSON object, the fields of `Policy` and the file's own `version`.
 """
@@ -41,11 +41,11 @@ class Policy:
 
     @property
     def max_duration(self) -> float:
-        """Seconds of video that `max_frames` at `fps` last; GLM's servers are given the limit so."""
+        """The duration in seconds of `max_frames` frames at `fps`, which is how GLM's servers state the limit."""
         return self.max_frames / self.fps
 
     def write(self, folder: str | Path) -> Path:
-        """Writes `folder`/evs.json, marks a config.json beside it, and returns the path of the former."""
+        """Writes `folder`/evs.json, marks the config.json next to it, and returns the path of the former."""
         path = Path(folder) / FILE
         _mark(Path(folder) / "config.json", {} if self.prune_at == "merger" else {MARK: self.prune_at})
         path.write_text(json.dumps({"version": VERSION, **asdict(self)}, indent=2) + "\n")
@@ -105,13 +105,15 @@ def load_policy(model: str, revision: str | None = None) -> Policy | None:
 
 
 def read(folder: str | Path) -> Policy | None:
-    """The policy of the checkpoint in `folder`; None where there is no evs.json. ValueError for a damaged one, and
-    where weights need it that was not copied with them."""
+    """The policy of the checkpoint in `folder`, or None if there is no evs.json.
+
+    Raises ValueError if the file is damaged, or if it is missing and config.json says that the weights need it.
+    """
     path, config = Path(folder) / FILE, Path(folder) / "config.json"
     if not path.is_file():
-        if config.is_file() and (place := json.loads(config.read_text()).get(MARK)) is not None:
+        if config.is_file() and (prune_at := json.loads(config.read_text()).get(MARK)) is not None:
             raise ValueError(
-                f"{path} is missing, and the weights were trained with prune_at={place}: copy it there too"
+                f"{path} is missing, and the weights were trained with prune_at={prune_at}: copy it there too"
             )
         return None
     try:
@@ -120,12 +122,12 @@ def read(folder: str | Path) -> Policy | None:
         raise ValueError(f"{path}: not JSON ({error}): export the checkpoint again") from None
     if not isinstance(values, dict) or values.pop("version", None) != VERSION:
         raise ValueError(f"{path}: not an evs.json of version {VERSION}: export the checkpoint again with this package")
-    if unknown := values.keys() - {each.name for each in fields(Policy)}:
+    if unknown := values.keys() - {key.name for key in fields(Policy)}:
         raise ValueError(f"{path}: unknown key {min(unknown)!r}: update this package or export the checkpoint again")
-    for each in fields(Policy):
-        if each.name in values and not _fits(values[each.name], str(each.type)):
+    for key in fields(Policy):
+        if key.name in values and not _fits(values[key.name], str(key.type)):
             raise ValueError(
-                f"{path}: {each.name}={values[each.name]!r:.60} is not {each.type}: export the checkpoint again"
+                f"{path}: {key.name}={values[key.name]!r:.60} is not {key.type}: export the checkpoint again"
             )
     return Policy(**values)
 
@@ -137,7 +139,7 @@ def _fits(value: Any, annotation: str) -> bool:
 
 
 def _mark(config: Path, marks: dict[str, Any]) -> None:
-    """Leaves a configuration with these marks alone, if there is one."""
+    """Replaces the marks in a configuration file, if there is one."""
     values = json.loads(config.read_text()) if config.is_file() else marks
     marked = {key: value for key, value in values.items() if key != MARK} | marks
     if marked != values:

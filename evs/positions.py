@@ -38,7 +38,7 @@ def image_box(grid: Grid) -> Box:
 
 
 def timed_box(grid: Grid, *, tokens_per_second: float, second_per_grid: float) -> Box:
-    """A video on the clock: temporal grid k has the offset `int(k * tokens_per_second * second_per_grid)`.
+    """A video with absolute time: temporal grid k has the offset `int(k * tokens_per_second * second_per_grid)`.
 
     The seconds are rounded to float32, as on their way to a server; the product is float64, then truncated.
     """
@@ -47,7 +47,7 @@ def timed_box(grid: Grid, *, tokens_per_second: float, second_per_grid: float) -
 
 
 def stock_vllm(box: Box, scheme: str) -> Box:
-    """A medium on the clock as stock vLLM 0.33.0 places it if pruning is on."""
+    """A medium with absolute time, positioned as stock vLLM 0.33.0 does when pruning is enabled."""
     t = torch.tensor(box.t_offsets)
     offsets = t.bfloat16().long() if scheme == "vllm_bf16" else t
     return replace(box, t_offsets=tuple(offsets.tolist()), extent=box.grid.W)
@@ -64,18 +64,18 @@ def rope_positions(visual_N: Tensor, boxes: Sequence[Box]) -> tuple[Tensor, int]
     `visual_N` is True on placeholder tokens; `boxes` are the prompt's media in order. Raises ValueError when the
     placeholders are not the boxes' tokens in unbroken runs.
     """
-    places = visual_N.nonzero().squeeze(1).tolist()
-    if len(places) != sum(box.grid.tokens for box in boxes):
+    visual = visual_N.nonzero().squeeze(1).tolist()
+    if len(visual) != sum(box.grid.tokens for box in boxes):
         raise ValueError(
-            f"the prompt has {len(places)} placeholder tokens for media of "
+            f"the prompt has {len(visual)} placeholder tokens for media of "
             f"{sum(box.grid.tokens for box in boxes)}: give each mark one video or image of its own"
         )
     pieces: list[Tensor] = []
     cursor = position = used = 0
     for box in boxes:
-        start = places[used]
+        start = visual[used]
         used += box.grid.tokens
-        if places[used - 1] - start != box.grid.tokens - 1:
+        if visual[used - 1] - start != box.grid.tokens - 1:
             raise ValueError(f"text interrupts the {box.grid.tokens} placeholders of the medium at token {start}")
         pieces += [_text(position, start - cursor), _box(position + start - cursor, box)]
         position = int(pieces[-1].max()) + 1 if box.extent is None else int(pieces[-1][0, 0]) + box.extent

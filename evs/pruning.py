@@ -1,4 +1,4 @@
-"""Which tokens of a batch survive, and the batch without the others."""
+"""The mask of the tokens of a batch that survive, and the batch reduced to them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def keep_mask(
 ) -> Tensor:
     """[N] bool, True for every token that survives; all text and images do.
 
-    `inputs_MC` holds the rows that the method needs, video after video; `grids` and `rates_V` have one entry per video.
-    At rate 0 a video keeps all of its tokens whatever the method, as on a server.
+    `inputs_MC` holds the rows that the method scores, video after video, and `grids` and `rates_V` one entry per video.
+    At rate 0 a video keeps all of its tokens under every method, as on a server.
     """
     if len(rates_V) != len(grids):
         raise ValueError(f"{len(rates_V)} pruning rates for {len(grids)} videos: give one rate per video")

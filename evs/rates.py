@@ -44,7 +44,7 @@ class RateDistribution:
 
 @dataclass(frozen=True)
 class Constant(RateDistribution):
-    """One rate, always. `Constant(0)` trains without pruning: the control."""
+    """A single rate. `Constant(0)` trains without pruning, as a control."""
 
     rate: float
 
@@ -92,7 +92,7 @@ class Beta(RateDistribution):
     """A Beta distribution scaled to [low, high], by its mode and concentration (alpha + beta, more than 2).
 
     The paper draws from a Beta. Stated by its mode it stays unimodal whatever the mode; alpha = 1 + m (k - 2) and
-    beta = 1 + (1 - m)(k - 2) with m the mode's place within [low, high].
+    beta = 1 + (1 - m)(k - 2) with m the mode as a fraction of [low, high].
     """
 
     mode: float
@@ -111,8 +111,8 @@ class Beta(RateDistribution):
             )
 
     def icdf(self, u: Tensor) -> Tensor:
-        place = (self.mode - self.low) / (self.high - self.low)
-        alpha, beta = 1 + place * (self.concentration - 2), 1 + (1 - place) * (self.concentration - 2)
+        mode = (self.mode - self.low) / (self.high - self.low)
+        alpha, beta = 1 + mode * (self.concentration - 2), 1 + (1 - mode) * (self.concentration - 2)
         # Both exponents are >= 0, so the density is bounded and its cumulative sum inverts by interpolation.
         x = torch.linspace(0, 1, 8193, dtype=torch.float64)
         density = x.pow(alpha - 1) * (1 - x).pow(beta - 1)
@@ -226,7 +226,7 @@ def draw(
     micro_batch: int | None = None,
     levels: int | None = None,
 ) -> Tensor:
-    """[n] float64 rates on the CPU, a function of the arguments alone: those of a step, or of one micro-batch of it.
+    """[n] float64 rates on the CPU of a step, or of one micro-batch of it. They depend on the arguments alone.
 
     The draws are stratified: one quantile in each n-th of [0, 1), ascending cyclically from a random one, so that the
     micro-batches of an optimizer step cover the distribution, and ranks draw neighbouring rates in an accumulation
@@ -261,7 +261,7 @@ def _check_weights(weights: Sequence[float] | None, n: int, what: str) -> None:
 def _check_parts(parts: Sequence[RateDistribution]) -> None:
     for part in parts:
         if isinstance(part, FrameBeta | Curriculum):
-            raise ValueError(f"{type(part).__name__} holds alone, not as a part of another distribution: use rate=")
+            raise ValueError(f"{type(part).__name__} cannot be a part of another distribution: use it as rate= alone")
 
 
 def _edges(weights: Sequence[float] | None, n: int) -> Tensor:
@@ -270,7 +270,7 @@ def _edges(weights: Sequence[float] | None, n: int) -> Tensor:
 
 
 def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
-    """Piecewise linear through the points (xs, ys), xs non-decreasing."""
+    """Piecewise linear interpolation through the points (xs, ys), xs non-decreasing."""
     i = torch.searchsorted(xs, x, right=True).clamp(1, len(xs) - 1)
     width = (xs[i] - xs[i - 1]).clamp_min(torch.finfo(xs.dtype).tiny)
     return ys[i - 1] + (ys[i] - ys[i - 1]) * ((x - xs[i - 1]) / width).clamp(0, 1)

@@ -31,7 +31,7 @@ def joined(views: Sequence[DecoderInputs]) -> DecoderInputs:
         views[0],
         embeds_ND=torch.cat([x.embeds_ND for x in views]),
         positions_PN=torch.cat([x.positions_PN for x in views], dim=1),
-        segment_N=torch.cat([x.segment_N + place * samples for place, x in enumerate(views)]),
+        segment_N=torch.cat([x.segment_N + view * samples for view, x in enumerate(views)]),
         labels_N=torch.cat([x.labels_N for x in views]),
         video_N=torch.cat([x.video_N for x in views]),
         visual_N=torch.cat([x.visual_N for x in views]),

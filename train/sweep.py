@@ -101,7 +101,7 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         WATCHDOG.stop()  # a launcher waits for its jobs without a time limit
         HydraConfig.instance().set_config(config)  # the default run_dir reads it
-        with read_write(config.hydra.overrides):  # another process would resolve them anew
+        with read_write(config.hydra.overrides):  # another process would resolve them again
             config.run_dir = cli.expand_home(str(config.run_dir))
             config.hydra.overrides.hydra.append(cli.override("run_dir", config.run_dir))
 

@@ -60,7 +60,9 @@ def rule_of(video_processor: Any, policy: FramePolicy, settings: VideoSettings |
     if settings is not None:
         for name in getattr(video_processor, "unsupported", ()):
             if (value := getattr(settings, name)) is not None:
-                raise ValueError(f"{name}={value} cannot be asked of this family's server; use fps and max_frames")
+                raise ValueError(
+                    f"{name}={value} cannot be requested from this family's server: use fps and max_frames"
+                )
         policy = policy.with_settings(settings)
     processor = configured(video_processor, policy)
     return VideoRule(processor, Sampler(processor), policy)
@@ -125,7 +127,7 @@ def _token(processor: Any) -> int:
     return (processor.patch_size * processor.merge_size) ** 2
 
 
-@lru_cache(16)  # asked first by Encoder in the main process: a forked data worker must not start PyTorch's threads
+@lru_cache(16)  # called first by Encoder in the main process: a forked data worker must not start PyTorch's threads
 def _bounds_the_video(video_processor: Any) -> bool:
     """True if `size` bounds a whole video, so that frames shrink as their number grows."""
     side = 4 * video_processor.patch_size * video_processor.merge_size

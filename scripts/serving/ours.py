@@ -44,8 +44,8 @@ class Ours:
             choice = ServersChoice(kept, self.method)
             # More log-probabilities than the server's, so that they include all tokens of the server.
             settings: dict[str, Any] = {"logprobs": 4 * TOP, "max_new_tokens": STEPS, "eos_token_id": None}
-            (said,) = generate(self.model, self.adapter, batch, rate, method=choice, **settings)
-            self._answers[key] = Answer(said, self._positions(batch, rate, kept), choice)
+            (generation,) = generate(self.model, self.adapter, batch, rate, method=choice, **settings)
+            self._answers[key] = Answer(generation, self._positions(batch, rate, kept), choice)
         return self._answers[key]
 
     @torch.no_grad()

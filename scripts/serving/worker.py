@@ -51,7 +51,7 @@ def answer(llm: Any, case: dict[str, Any], media: Any, steps: int, top: int) -> 
     """The result of `generate` for one prompt, the positions of its tokens, and the kept tokens of each video."""
     llm.llm_engine.reset_encoder_cache()  # or a video encoded before is not pruned again
     if not case.get("remembered"):
-        llm.llm_engine.reset_mm_cache()  # or the processor is skipped for a prompt asked before
+        llm.llm_engine.reset_mm_cache()  # or the processor is skipped for a repeated prompt
         llm.apply_model(forget_masks)
     llm.apply_model(watch)
     try:

@@ -20,7 +20,7 @@ INTERRUPTED = 130  # exit status: the state is saved after Ctrl-C
 
 @dataclass
 class Stop:
-    """Whether a signal has asked this process to end."""
+    """Whether a signal has told this process to end."""
 
     status: int = 0  # PREEMPTED, INTERRUPTED, or 0 without a signal
 
