@@ -36,7 +36,6 @@ from data.encoding.encoder import Encoder
 from data.media.frames import FramePolicy
 from evs.families import spec_of
 from evs.methods import method_named
-from evs.selection import check_rate
 from scripts.serving.cases import CASES, Case, clip, picture, server_metadata
 from scripts.serving.compare import Verdict, compare, share_of_ties, summary
 from scripts.serving.files import compare_file
@@ -46,7 +45,7 @@ from scripts.serving.prompts import Prompt, without_headers
 from train import cli
 from train.export.serving_metadata import architecture, checkpoint_policy, filled, frames_of, media_io
 from train.model import encoder_of, load_pretrained
-from train.ranges import number, pruning_rates
+from train.ranges import device, names, number, pruning_rates
 from train.reports.markdown import markdown_table
 
 SERVED = ("evs", "vidcom2")  # --video-pruning-method
@@ -63,23 +62,27 @@ class Options:
     # Python of an environment with vLLM and this package; default: $EVS_VLLM_PYTHON
     vllm_python: str = os.environ.get("EVS_VLLM_PYTHON", "")
     rates: list[float] = pruning_rates([0.0, 0.5, 0.75])  # pruning rates
-    cases: list[str] = field(default_factory=lambda: list(CASES))  # prompts of scripts/serving/cases.py
+    cases: list[str] = names(list(CASES), *CASES, fewest=1)  # prompts of scripts/serving/cases.py
     videos: list[str] = field(default_factory=list)  # video files to compare instead of the cases
-    server_flags: str = "export"  # for videos: export (frame rate and limits as `export.py` prints them) or default
+    # for videos: export (frame rate and limits as `export.py` prints them) or default
+    server_flags: str = names("export", *FLAGS)
     # max_num_batched_tokens of the server, which splits longer prefills; 0: no split
     chunks: list[int] = number([0], least=0, fewest=1, unique=True)
-    servers: list[str] = field(default_factory=lambda: ["plugin"])  # plugin, stock or both
+    servers: list[str] = names(["plugin"], *SERVERS, fewest=1)  # plugin, stock or both
     method: str | None = None  # pruning method of both sides; default: that of evs.json, also for prune_at and scheme
     prune_at: str | None = None  # merger, or input for method=pixel_delta; as in evs.json, which the server reads
     scheme: str | None = None  # positions on our side; vllm: those of a stock server (Qwen2.5-VL)
-    dtype: str = "float32"  # of both sides; in bfloat16 two implementations round differently
-    device: str = "cpu"  # for our side: cpu or cuda
+    # of both sides; in bfloat16 two implementations round differently
+    dtype: str = names("float32", "float32", "bfloat16", "float16")
+    device: str = device("cpu")  # for our side: cpu, cuda or cuda:INDEX
     tolerance: float = number(1e-3, above=0)  # largest accepted difference of log-probabilities
     table: str | None = None  # file for the table
     engine: dict[str, Any] = field(default_factory=dict)  # further arguments of vLLM's LLM, as {tensor_parallel_size:2}
 
 
 def main(options: Options) -> None:
+    if options.table:
+        Path(options.table).parent.mkdir(parents=True, exist_ok=True)
     verdicts = check(options)
     text = table(verdicts, options)
     print(text)
@@ -212,16 +215,6 @@ def _prompt(name: str, case: Case, encoder: Encoder) -> Prompt:
 
 
 def _check(options: Options) -> None:
-    for rate in options.rates:
-        check_rate(rate)
-    for kind, chosen, allowed in (
-        ("case", options.cases, CASES),
-        ("server", options.servers, SERVERS),
-        ("server_flags", [options.server_flags], FLAGS),
-    ):
-        for name in chosen:
-            if name not in allowed:
-                raise ValueError(f"unknown {kind} {name!r}{cli.suggest(name, list(allowed))}")
     if (options.method, options.prune_at) == ("pixel_delta", "input"):
         if checkpoint_policy(options.model).prune_at != "input":
             raise ValueError("prune_at=input: the server reads it from the checkpoint's evs.json, which says merger")

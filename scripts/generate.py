@@ -27,18 +27,20 @@ from data.collate import collate
 from data.encoding.encoder import Encoder
 from data.formats.conversation import MARK, Media
 from data.formats.roots import Folder
-from data.media.frames import FramePolicy
+from data.media.frames import TIMES, FramePolicy
 from data.types import Batch, Sample, Turn
 from evs.families import adapter_for
 from evs.generate import Generation, generate
-from evs.methods import method_named
+from evs.methods import METHODS, method_named
 from evs.pipeline import check_place
 from evs.selection import check_rate
 from train import cli
-from train.config import CELL
+from train.config import ATTENTION, CELL, SCHEMES
 from train.export.serving_metadata import checkpoint_policy, filled
 from train.model import encoder_of, load_pretrained
-from train.ranges import number
+from train.ranges import device, names, number
+
+SAMPLING = ("temperature", "top_k", "top_p", "seed")  # options without effect on greedy decoding
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,9 @@ class Options:
     rate: float = number(0.0, least=0, below=1)  # pruning rate: the fraction of video tokens to remove
     video: Any = None  # a file or a list of files
     image: Any = None  # a file or a list of files
-    method: str | None = None  # pruning method; default: that of evs.json, also for prune_at to times
+    method: str | None = names(None, *METHODS)  # pruning method; default: that of evs.json, also for prune_at to times
     prune_at: Any = None  # merger, input or a block of the vision tower
-    scheme: str | None = None
+    scheme: str | None = names(None, *SCHEMES)
     scorer_dtype: str | None = None
     fps: float | None = number(None, above=0)
     min_frames: int | None = number(None, least=2)
@@ -58,10 +60,10 @@ class Options:
     min_pixels: int | None = number(None, least=CELL)
     max_pixels: int | None = number(None, least=CELL)
     total_pixels: int | None = number(None, least=CELL)
-    times: str | None = None
-    dtype: str = "auto"  # of the weights; auto: the checkpoint's own
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"  # cpu or cuda
-    attention: str = "sdpa"
+    times: str | None = names(None, *TIMES)
+    dtype: str = names("auto", "auto", "float32", "bfloat16", "float16")  # of the weights; auto: the checkpoint's own
+    device: str = device("cuda" if torch.cuda.is_available() else "cpu")  # cpu, cuda or cuda:INDEX
+    attention: str = names("sdpa", *ATTENTION, pattern=".+/.+")
     max_new_tokens: int = number(128, least=1)  # the longest answer
     sample: bool = False  # sample tokens; false: greedy decoding
     temperature: float = number(1.0, above=0)  # of sampling
@@ -75,6 +77,7 @@ class Options:
 
 def main(options: Options) -> None:
     check_rate(options.rate)
+    check_sampling(options)
     options = filled(options, checkpoint_policy(options.model))
     method = method_named(cast(str, options.method), options.scorer_dtype, options.prune_at)
     encoder = encoder_of(
@@ -127,11 +130,20 @@ class Times:
         pass
 
 
+def check_sampling(options: Options) -> None:
+    """Raise ValueError if an option of sampling is set and decoding is greedy."""
+    changed = [name for name in SAMPLING if getattr(options, name) != getattr(Options, name)]
+    if changed and not options.sample:
+        raise ValueError(
+            f"{changed[0]}={getattr(options, changed[0])} has no effect on greedy decoding: add sample=true"
+        )
+
+
 def settings(options: Options) -> dict[str, Any]:
     """The options of decoding, as `evs.generate.generate` takes them."""
     sampling = ("temperature", "top_k", "top_p") if options.sample else ()
-    names = ("max_new_tokens", "repetition_penalty", "logprobs", *sampling)
-    return {"do_sample": options.sample} | {name: getattr(options, name) for name in names}
+    keys = ("max_new_tokens", "repetition_penalty", "logprobs", *sampling)
+    return {"do_sample": options.sample} | {key: getattr(options, key) for key in keys}
 
 
 def report(out: Generation, batch: Batch, answer: str, seconds: float) -> dict[str, Any]:

@@ -49,19 +49,36 @@ def pruning_rates(default: list[float]) -> Any:
     return number(default, least=0, below=1, fewest=1, unique=True)
 
 
-def names(default: Any, *allowed: str, pattern: str = NEVER) -> Any:
-    """A field for one of the words `allowed` or a match of `pattern`, or for a list of them."""
+def names(default: Any, *allowed: str, pattern: str = NEVER, fewest: int = 0) -> Any:
+    """A field for one of the words `allowed` or a match of `pattern`, or for a list of at least `fewest` of them."""
     words = f"one of {', '.join(allowed)}"
 
     def allows(value: str) -> bool:
         return value in allowed or re.fullmatch(pattern, value) is not None
 
-    return ruled(default, Rule(words, allows, f"is unknown: use {words}", allowed))
+    return ruled(default, Rule(words, allows, f"is unknown: use {words}", allowed), fewest)
 
 
 def expression(default: str | None) -> Any:
     """A field for a regular expression."""
     return ruled(default, Rule("", _compiles, "is not a regular expression"))
+
+
+def device(default: str) -> Any:
+    """A field for a device of this machine, in PyTorch's words."""
+    return ruled(
+        default, Rule("", _has_device, "is not a device of this machine: use cpu, or cuda where a GPU is visible")
+    )
+
+
+def _has_device(value: str) -> bool:
+    import torch  # slow, and no configuration of a run needs it
+
+    try:
+        torch.empty(0, device=value)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        return False
+    return value != "meta"
 
 
 def _compiles(value: str) -> bool:

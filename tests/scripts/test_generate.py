@@ -81,3 +81,11 @@ def test_what_cannot_be_answered_is_refused_in_one_line(model, video, tmp_path) 
         with pytest.raises(error, match=message) as raised:
             generate.main(generate.Options(**{"model": model, "prompt": "What?", "video": video, **options}))
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("option", ["temperature=0.5", "top_k=5", "top_p=0.9", "seed=1"])
+def test_an_option_of_sampling_needs_sampling(option) -> None:
+    key, value = option.split("=")
+    greedy = generate.Options("model", "What?", **{key: float(value) if "." in value else int(value)})
+    with pytest.raises(ValueError, match=f"{option} has no effect on greedy decoding: add sample=true"):
+        generate.main(greedy)

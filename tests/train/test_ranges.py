@@ -1,4 +1,4 @@
-"""Ranges stand beside the fields, and one checker reads them all."""
+"""Ranges are declared with the fields of a dataclass and checked at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from evs.positions import SCHEMES as LIBRARY_SCHEMES
 from train.config import SCHEMES, Config
-from train.ranges import check_values, names, number, pruning_rates
+from train.ranges import check_values, device, names, number, pruning_rates
 
 
 @dataclass
@@ -68,3 +68,21 @@ def test_every_number_of_the_configuration_has_a_range():
 
 def test_the_schemes_offered_are_the_library_s():
     assert SCHEMES == LIBRARY_SCHEMES
+
+
+@dataclass
+class Machine:
+    device: str = device("cpu")
+    servers: list[str] = names(["plugin"], "plugin", "stock", fewest=1)
+
+
+def test_a_device_that_this_machine_lacks_is_named():
+    check_values(Machine(device="cpu:0"))
+    for missing in ("tpu", "meta", "cuda:99"):
+        with pytest.raises(ValueError, match=f"device={missing} is not a device of this machine: use cpu"):
+            check_values(Machine(device=missing))
+
+
+def test_a_list_of_names_may_need_an_item():
+    with pytest.raises(ValueError, match=r"servers=\[\] must hold at least 1"):
+        check_values(Machine(servers=[]))
