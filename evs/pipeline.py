@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from torch import Tensor
 
 from evs.families import Adapter, MediaBatch, spec_of
 from evs.methods.base import Method, depth
+from evs.methods.pixels import PixelDelta
 from evs.pruning import keep_mask, prune
+from evs.score_area import score_area
 from evs.types import DecoderInputs
 
 
@@ -55,6 +58,27 @@ class EncodedBatch:
             embedded, self.adapter.pixels(self.batch) if pixels else features_MC, grids, rates_V, self.method
         )
         return PrunedInputs(embedded, keep_N, prune(replace(encoded, positions_PN=embedded.positions_PN), keep_N))
+
+    def score_areas(self) -> list[list[float]]:
+        """`score_area` of the videos of every sample, by the method's scores.
+
+        Videos without one are skipped, and so are all videos whose uint8 pixels are not known.
+        """
+        grids, x = self.adapter.grids(self.batch), self._embedded
+        areas: list[list[float]] = [[] for _ in range(int(x.segment_N.max()) + 1)]
+        pixels = self.batch.pixel_values_videos
+        known = pixels is not None and (not pixels.is_floating_point() or self.batch.video_normal is not None)
+        if not (known and self.adapter.spec.uint8_pixels):
+            return areas
+        sizes, pixels_MC = [grid.tokens for grid in grids], self.adapter.pixels(self.batch)
+        inputs_MC = pixels_MC if self.method.needs == "pixels" else self._encoded[1]
+        samples = x.segment_N[x.video_N >= 0].tolist()
+        for first, inputs, pixels, grid in zip(
+            accumulate([0, *sizes]), inputs_MC.split(sizes), pixels_MC.split(sizes), grids
+        ):
+            area = score_area(self.method(inputs, grid), PixelDelta()(pixels, grid))
+            areas[samples[first]] += [] if area is None else [area]
+        return areas
 
     @cached_property
     def _embedded(self) -> DecoderInputs:

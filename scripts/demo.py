@@ -4,6 +4,7 @@
 
 It generates videos with known answers and trains a tiny base model without pruning. From the base it trains one model
 under random rates, and one without pruning for as many steps as control. All are evaluated at every rate and exported.
+The uptrained model is also evaluated without pruning on fewer and on smaller frames, with as many tokens.
 The results are a table, a curve and the report of the uptrained run.
 """
 
@@ -22,11 +23,13 @@ from pathlib import Path
 if not __package__:  # run as a file: imports start at the repository root, not in scripts/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from data.encoding.reduction import REDUCTIONS
 from data.synthetic.demo import generate
 from scripts.make_tiny_model import make
 from train import cli
 from train.ranges import number, pruning_rates
 from train.reports.curve import Curve, from_results, plot, table
+from train.reports.equal_tokens import equal_tokens_text
 
 # Each process has one thread: on two cores, two such processes are faster than one process with two threads.
 RANKS, BATCH = 2, 16  # ranks of the base run; samples of a step, as in configs/experiment/demo.yaml
@@ -73,7 +76,7 @@ def main(options: Options) -> None:
         before = background.submit(logged.evaluate, "base, not trained for pruning", base)
         started = background.submit(logged.train, "control", base, options.steps, "rate=constant", frozen)
         uptrained = demo.train("uptrained", base, options.steps, "rate=uniform", frozen)
-        after = demo.evaluate("uptrained on U(0, .9)", uptrained)
+        after = demo.evaluate("uptrained on U(0, .9)", uptrained, f"baselines=[{','.join(REDUCTIONS)}]")
         control = demo.evaluate("control, trained on at rate 0", started.result())
         curves = [before.result(), after, control]
     demo.export("base", ["base"])
@@ -81,8 +84,9 @@ def main(options: Options) -> None:
         demo.export(name, ["base", name])
 
     plot(curves, out / "curve.png", "Accuracy on synthetic videos, by pruning rate")
-    (out / "table.md").write_text(table(curves) + "\n")
-    print(f"\n{table(curves)}\n\n{sentence(*curves)}\n")
+    text = "\n\n".join([table(curves), sentence(*curves), *equal_tokens_text(after.baselines)])
+    (out / "table.md").write_text(text + "\n")
+    print(f"\n{text}\n")
     demo.report("uptrained", ("base", "control", "uptrained"))
     print(f"picture: {out / 'curve.png'}\ntable: {out / 'table.md'}\ncheckpoint: {uptrained}")
     print(f"card, with the curve and the recommended rate: {uptrained / 'README.md'}")
@@ -125,12 +129,12 @@ class Demo:
         """The JSON that the evaluation of a run's checkpoint writes."""
         return self.out / f"{self.checkpoint(name).name}.json"
 
-    def evaluate(self, name: str, model: Path) -> Curve:
+    def evaluate(self, name: str, model: Path, *more: str) -> Curve:
         """Accuracy by rate on the held-out videos."""
         result = self.out / f"{model.name}.json"
         rates = f"rates=[{','.join(map(str, self.options.rates))}]"
         words = [rates, f"name={name}", f"out={result}", "fps=4", "batch_size=20", "dtype=float32"]
-        self._python(f"evaluate: {name}", script("evaluate"), f"model={model}", f"data={self.held_out}", *words)
+        self._python(f"evaluate: {name}", script("evaluate"), f"model={model}", f"data={self.held_out}", *words, *more)
         return from_results(result)
 
     def report(self, run: str, names: Sequence[str]) -> None:

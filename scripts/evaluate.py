@@ -1,6 +1,7 @@
 """Accuracy of a checkpoint by pruning rate and by kind of question, with 95 % intervals.
 
 python scripts/evaluate.py model=DIR_OR_HUB_ID data=FILE rates=[0,0.5,0.75,0.9] [out=FILE.json] [compare=BASE.json]
+    [baselines=[frames,pixels,even]]                 compares pruning with fewer or smaller frames at equal tokens
 torchrun --nproc-per-node 8 scripts/evaluate.py ...                            splits the samples over 8 processes
 
 Every video is decoded and encoded once for all rates. Frames, pixels and positions default to those of the
@@ -23,10 +24,11 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoConfig
 
+from data.encoding.reduction import REDUCTIONS
 from data.formats.columns import Columns
 from data.media.frames import TIMES, FramePolicy
 from evs.families import adapter_for
-from evs.methods import METHODS, method_named
+from evs.methods import METHODS, Method, method_named
 from evs.pipeline import check_place
 from train import cli
 from train.build import ask_about, build_encoder, build_model
@@ -34,12 +36,14 @@ from train.checkpoint.manifest import checksum
 from train.config import ATTENTION, CELL, SCHEMES, DataConfig, EvalConfig, ModelConfig
 from train.datasets import read_index, usable
 from train.evaluation.answers import Answer, Answers
+from train.evaluation.baselines import Baselines
 from train.evaluation.evaluation import Evaluation, Outcome
-from train.evaluation.report import answers_of, words, write
+from train.evaluation.report import answers_of, areas_of, words, write
 from train.evaluation.scores import Difference, differences, scores
 from train.export.serving_metadata import checkpoint_policy, filled
 from train.model import load_pretrained
 from train.ranges import names, number, pruning_rates
+from train.reports.equal_tokens import EqualTokens
 from train.task import UptrainTask
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,6 +56,9 @@ class Options:
     rates: list[float] = pruning_rates(EvalConfig().rates)  # pruning rates to evaluate
     out: str | None = None  # JSON file for the scores
     compare: str | None = None  # JSON file of another model, evaluated on the same data
+    # what pruning competes with: the same checkpoint unpruned, at the tokens of each rate, on fewer frames (frames), on
+    # smaller frames (pixels), or on half of both (even)
+    baselines: list[str] = names([], *REDUCTIONS)
     name: str | None = None  # name of the curve; default: the model's folder
     dtype: str = names("bfloat16", *DTYPES)  # of weights and scores, as in the server
     attention: str = names("sdpa", *ATTENTION, pattern=".+/.+")
@@ -84,12 +91,14 @@ def main(options: Options) -> None:
     check_all_asked(options, [lost.reason for lost in outcome.lost], len(evaluation.samples))
     by_rate = scores(outcome.answers, evaluation.by_key)
     changes = compared(options, outcome.answers, base, evaluation) if base is not None else []
+    baselines = compared_baselines(engine, options, evaluation, outcome.answers) if options.baselines else []
     if engine.is_main_process:
         name = options.name or Path(options.model).name
-        print(words(name, by_rate, changes, options.compare))
+        areas = areas_of(outcome.answers, evaluation.by_key)
+        print(words(name, by_rate, changes, options.compare, baselines, areas))
         if options.out:
             context = {"name": name, "model": options.model, "data": options.data, "left_out": len(outcome.lost)}
-            write(Path(options.out), context, by_rate, changes)
+            write(Path(options.out), context, by_rate, changes, baselines, areas)
             print(f"scores: {options.out}")
 
 
@@ -133,12 +142,30 @@ def compared(
         raise ValueError(f"compare={options.compare} {error}") from None
 
 
+def compared_baselines(
+    engine: Accelerator, options: Options, evaluation: Evaluation, pruned: Sequence[Answer]
+) -> list[EqualTokens]:
+    """Pruning against every baseline at every rate above 0; their answers are stored next to `out` as well."""
+    baselines, model, results = Baselines(evaluation, method(options)), task(engine, options), []
+    for kind in options.baselines:
+        for rate in filter(None, options.rates):
+            log, baseline = None, baselines.make(kind, rate)
+            if options.out:
+                path = Path(options.out).with_suffix(f".{kind}_{rate:g}.jsonl")
+                log = Answers(engine, path, setting(options) | {"baseline": kind, "rate": rate})
+            results.append(baselines.compare(baseline, baselines.ask(baseline, model, log), pruned))
+    return results
+
+
 def task(engine: Accelerator, options: Options) -> UptrainTask:
     model = build_model(model_config(options), DTYPES[options.dtype]).to(engine.device)
-    method = method_named(cast(str, options.method), options.dtype, options.prune_at)
     adapter = adapter_for(model, cast(str, options.scheme))
-    check_place(adapter, method)
-    return UptrainTask(model, adapter, method)
+    check_place(adapter, method(options))
+    return UptrainTask(model, adapter, method(options))
+
+
+def method(options: Options) -> Method:
+    return method_named(cast(str, options.method), options.dtype, options.prune_at)
 
 
 def check_all_asked(options: Options, reasons: Sequence[str], samples: int) -> None:

@@ -62,6 +62,7 @@ class EvalOutput(NamedTuple):
     logits_TV: Tensor  # at the labelled tokens
     kept_S: Tensor  # tokens of each sample after pruning
     written: list[tuple[int, ...]]
+    areas_S: list[list[float]]  # evs.score_area of each sample's videos, the same at every rate
 
 
 class UptrainTask(nn.Module):
@@ -131,12 +132,12 @@ class UptrainTask(nn.Module):
     def evaluate(self, batch: Batch, request: EvalRequest) -> list[EvalOutput]:
         """The batch at each of the rates; its media are encoded once."""
         videos, encoded = len(self.adapter.grids(batch)), EncodedBatch(self.adapter, batch, self.method)
-        outputs, head = [], towers_of(self.adapter.model).head
+        outputs, head, areas_S = [], towers_of(self.adapter.model).head, encoded.score_areas()
         for rate in request.rates:
             pruned = encoded.prune([rate] * videos, pruned=rate > 0)
             hidden_TD, _ = labelled(self.adapter.decode(pruned.x), pruned.x)
             kept_S = pruned.x.segment_N.bincount()
-            outputs.append(EvalOutput(head(hidden_TD), kept_S, self.written(batch, pruned, request)))
+            outputs.append(EvalOutput(head(hidden_TD), kept_S, self.written(batch, pruned, request), areas_S))
         return outputs
 
     def written(self, batch: Batch, pruned: PrunedInputs, request: EvalRequest) -> list[tuple[int, ...]]:

@@ -23,7 +23,7 @@ Headers: TypeAlias = Mapping[Ref, Any]  # VideoInfo, (height, width) or MediaErr
 
 
 @dataclass(frozen=True)
-class _MediaSize:
+class MediaSize:
     """Size of one medium, predicted from its header."""
 
     text: str  # the processor's text for it, with one token per grid
@@ -38,8 +38,8 @@ class _ShortPrompt:
     """The prompt of a sample with one token per grid, so that tokenizing it is cheap."""
 
     text: str
-    videos: tuple[_MediaSize, ...]
-    images: tuple[_MediaSize, ...]
+    videos: tuple[MediaSize, ...]
+    images: tuple[MediaSize, ...]
 
 
 def predict_size(encoder: Encoder, sample: Sample, headers: Headers) -> SampleSize:
@@ -78,7 +78,7 @@ def _short_prompts(
     encoder: Encoder, samples: Sequence[Sample], headers: Headers
 ) -> list[_ShortPrompt | MediaError | RowError]:
     prompts: list[_ShortPrompt | MediaError | RowError] = []
-    sizes: dict[Ref, _MediaSize] = {}
+    sizes: dict[Ref, MediaSize] = {}
     for sample in samples:
         try:
             with guarded(sample.id):
@@ -89,20 +89,21 @@ def _short_prompts(
     return prompts
 
 
-def _media_size(encoder: Encoder, ref: Ref, header: Any) -> _MediaSize:
+def _media_size(encoder: Encoder, ref: Ref, header: Any) -> MediaSize:
     if isinstance(header, MediaError):
         raise header
-    return _image_size(encoder, *header) if isinstance(ref, ImageRef) else _video_size(encoder, ref, header)
+    return _image_size(encoder, *header) if isinstance(ref, ImageRef) else video_size(encoder, ref, header)
 
 
-def _image_size(encoder: Encoder, height: int, width: int) -> _MediaSize:
+def _image_size(encoder: Encoder, height: int, width: int) -> MediaSize:
     one_token = {"image_grid_thw": torch.tensor([[1, encoder.merge, encoder.merge]])}
     patches = encoder.processor.image_processor.get_number_of_image_patches(height, width, {})
     text = encoder.processor.replace_image_token(one_token, 0)
-    return _MediaSize(text, 1, patches // encoder.merge**2, 0, math.prod((height, width)))
+    return MediaSize(text, 1, patches // encoder.merge**2, 0, math.prod((height, width)))
 
 
-def _video_size(encoder: Encoder, ref: VideoRef, header: Any) -> _MediaSize:
+def video_size(encoder: Encoder, ref: VideoRef, header: Any) -> MediaSize:
+    """The size of a video, from its header (a VideoInfo). Raises MediaError or RowError if it cannot be used."""
     rule = encoder.video_rule(ref)
     if isinstance(ref.content, FrameList):
         header = with_rate(header, ref.content, rule.policy.fps)
@@ -117,10 +118,10 @@ def _video_size(encoder: Encoder, ref: VideoRef, header: Any) -> _MediaSize:
     }
     patches = frame_patches(rule.processor, frames, header.height, header.width)
     text = encoder.processor.replace_video_token(video, 0)
-    return _MediaSize(text, grids, patches // encoder.merge**2, frames, frames * header.height * header.width)
+    return MediaSize(text, grids, patches // encoder.merge**2, frames, frames * header.height * header.width)
 
 
-def _short_prompt(encoder: Encoder, sample: Sample, sizes: Mapping[Ref, _MediaSize]) -> _ShortPrompt:
+def _short_prompt(encoder: Encoder, sample: Sample, sizes: Mapping[Ref, MediaSize]) -> _ShortPrompt:
     """Raises RowError if the text cannot be used, MediaError if the media together exceed data.sample_gib."""
     encoder.labeller.check(sample)
     check_decoded_size(sample.id, sum(sizes[ref].pixels for ref in sample.media), encoder.limits.max_bytes)

@@ -103,7 +103,7 @@ def _of_frames(processor: Any, policy: FramePolicy) -> dict[str, Any]:
     }
     if policy.total_pixels is None:
         return {"size": size, "cap_pixels_per_frame": False}
-    tokens = policy.total_pixels / (0.9 * processor.temporal_patch_size * _token(processor))
+    tokens = policy.total_pixels / (0.9 * processor.temporal_patch_size * token_pixels(processor))
     return {"size": size, "cap_pixels_per_frame": True, "max_video_tokens": max(1, int(tokens))}
 
 
@@ -118,11 +118,11 @@ def _of_video(processor: Any, policy: FramePolicy) -> dict[str, Any]:
     return {
         "size": {"shortest_edge": shortest, "longest_edge": longest},
         "cap_pixels_per_frame": True,
-        "max_video_tokens": max(1, policy.max_pixels // _token(processor)),
+        "max_video_tokens": max(1, policy.max_pixels // token_pixels(processor)),
     }
 
 
-def _token(processor: Any) -> int:
+def token_pixels(processor: Any) -> int:
     """Pixels of a frame per token."""
     return (processor.patch_size * processor.merge_size) ** 2
 

@@ -33,6 +33,10 @@ class Method(Protocol):
         """[V] `count` of many videos at once, given their numbers of temporal grids and of tokens per grid."""
         ...
 
+    def __call__(self, inputs_MC: Tensor, grid: Grid, /) -> Tensor:
+        """[T, H, W] scores, by which `keep` prefers tokens."""
+        ...
+
     def keep(self, inputs_MC: Tensor, grid: Grid, rate: float) -> Tensor:
         """[T, H, W] bool, `count` of them True. `inputs_MC` has one row per token, in the order (t, row, column)."""
         ...

@@ -39,12 +39,21 @@ class VidCom2(Scored):
     def counts(self, grids_V: Tensor, tokens_V: Tensor, rate: float) -> Tensor:
         return torch.maximum(grids_V, ((grids_V * tokens_V).double() * (1 - check_rate(rate))).long())
 
+    def __call__(self, features_MC: Tensor, grid: Grid) -> Tensor:
+        return self._unlike(features_MC, grid)[1].view(grid.T, grid.H, grid.W)
+
     @torch.no_grad()
-    def keep(self, features_MC: Tensor, grid: Grid, rate: float) -> Tensor:
+    def _unlike(self, features_MC: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """([T, M] similarity to the mean of the video, [T, M] scores)."""
         with torch.autocast(features_MC.device.type, enabled=False):  # autocast would upcast, which the server does not
             x_TMC = normalize(_least_varying(self.cast(features_MC)), dim=-1).view(grid.T, grid.tokens_per_frame, -1)
             to_video_TM = _similarity(x_TMC, x_TMC.flatten(0, 1).mean(0))
-            unlike_TM = -(to_video_TM + _similarity(x_TMC, x_TMC.mean(1, keepdim=True)))
+            return to_video_TM, -(to_video_TM + _similarity(x_TMC, x_TMC.mean(1, keepdim=True)))
+
+    @torch.no_grad()
+    def keep(self, features_MC: Tensor, grid: Grid, rate: float) -> Tensor:
+        to_video_TM, unlike_TM = self._unlike(features_MC, grid)
+        with torch.autocast(features_MC.device.type, enabled=False):
             budget_T = _budgets(-to_video_TM.mean(1), grid, rate)
         keep_TM = torch.zeros_like(unlike_TM, dtype=torch.bool)
         for kept_M, scores_M, budget in zip(keep_TM, unlike_TM, budget_T.tolist()):

@@ -15,12 +15,14 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from data.collate import collate
+from data.encoding.encoder import Encoder
 from data.media.container import VideoInfo
 from data.media.decode import decode
-from data.types import Sample, Turn, VideoRef
-from evs.families import adapter_for
+from data.types import Batch, Clip, Sample, Turn, VideoRef
+from evs.families import Adapter, adapter_for
 from evs.methods import method_named
 from evs.methods.evs import FIRST_FRAME
+from evs.policy import Policy
 from evs.selection import select
 from evs.types import Grid
 from train.export.serving_metadata import checkpoint_policy, frames_of
@@ -40,15 +42,33 @@ class PrunedVideo:
     scores: str  # where the scores come from, for titles
 
 
-def keep_by_features(video: Path, model: str, rates: Sequence[float]) -> PrunedVideo:
-    """The tokens that the checkpoint keeps, by the method, frames and dtype of its evs.json."""
+@dataclass(frozen=True)
+class LoadedClip:
+    """A checkpoint and a video as it reads it."""
+
+    policy: Policy
+    encoder: Encoder
+    adapter: Adapter
+    clip: Clip
+    batch: Batch
+
+
+def load_clip(video: Path, model: str) -> LoadedClip:
+    """The checkpoint in the dtype of its file, and the video on the frames of its evs.json."""
     policy = checkpoint_policy(model)
     encoder = encoder_of(model, frames_of(policy))
     sample = Sample("video", (Turn("user", (VideoRef(str(video)), "?")),))
     clips, _ = encoder.read(sample)
     batch = collate([encoder.encode_clips(sample, clips, [], generate=True)], filler_token=0)
     network: Any = load_pretrained(AutoModelForImageTextToText, model, dtype="auto").eval()
-    adapter = adapter_for(network, policy.scheme)
+    return LoadedClip(policy, encoder, adapter_for(network, policy.scheme), clips[0], batch)
+
+
+def keep_by_features(video: Path, model: str, rates: Sequence[float]) -> PrunedVideo:
+    """The tokens that the checkpoint keeps, by the method, frames and dtype of its evs.json."""
+    checkpoint = load_clip(video, model)
+    encoder, policy, adapter, batch = checkpoint.encoder, checkpoint.policy, checkpoint.adapter, checkpoint.batch
+    clip = checkpoint.clip
     with torch.no_grad():
         (grid,) = adapter.grids(batch)
         method = method_named(policy.method, policy.scorer_dtype, policy.prune_at)
@@ -57,7 +77,7 @@ def keep_by_features(video: Path, model: str, rates: Sequence[float]) -> PrunedV
         keep = {rate: method.keep(inputs_MC, grid, rate).numpy() for rate in rates}
     step = encoder.temporal_patch
     name = Path(model).name
-    return PrunedVideo(clips[0].frames_THWC[::step], clips[0].times_T[::step], keep, f"scores of {name}'s vision tower")
+    return PrunedVideo(clip.frames_THWC[::step], clip.times_T[::step], keep, f"scores of {name}'s vision tower")
 
 
 def keep_by_pixels(video: Path, rates: Sequence[float], fps: float, most: int) -> PrunedVideo:

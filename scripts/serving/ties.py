@@ -51,6 +51,9 @@ class ServersChoice:
     def counts(self, grids_V: Tensor, tokens_V: Tensor, rate: float) -> Tensor:
         return self.method.counts(grids_V, tokens_V, rate)
 
+    def __call__(self, inputs_MC: Tensor, grid: Grid) -> Tensor:
+        return self.method(inputs_MC, grid)
+
     @torch.no_grad()
     def keep(self, inputs_MC: Tensor, grid: Grid, rate: float) -> Tensor:
         ours = self.method.keep(inputs_MC, grid, rate)

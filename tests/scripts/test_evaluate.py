@@ -18,6 +18,7 @@ import pytest
 
 from scripts import evaluate
 from train import cli
+from train.reports.curve import baseline_curves, from_results
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["rates=[0,0.5,0.9]", "max_frames=8", "max_pixels=25088", "workers=0", "dtype=float32", "new_tokens=4"]
@@ -108,6 +109,24 @@ def test_a_model_is_no_better_than_itself(words, tmp_path):
     assert "evaluate both models on the same data" in refusal(
         words(tmp_path / "less.json", "limit=2", f"compare={other(tmp_path)}")
     )
+
+
+def test_pruning_is_compared_with_fewer_and_smaller_frames_at_equal_tokens(words, tmp_path):
+    asked = words(tmp_path / "a.json", "baselines=[frames,pixels]")
+    first = run(asked)
+    results = json.loads((tmp_path / "a.json").read_text())["baselines"]
+    by_kind = {(one["baseline"], one["rate"]): one for one in results}
+    half = by_kind["frames", 0.5]
+    assert half["answers"] == half["questions"] == QUESTIONS and half["kept"] == half["pruned_kept"] == 0.5
+    lost = by_kind["frames", 0.9]
+    assert (lost["answers"], lost["reason"]) == (0, "fewer than min_frames=4")
+    assert "not reached: fewer than min_frames=4" in first and "At 50 % of the video tokens, pruning is" in first
+    assert re.search(r"score: area 0\.\d+ .* \(mean of \d videos", first)
+    frames = lines(tmp_path / "a.frames_0.5.jsonl")
+    assert len(frames) == QUESTIONS and {json.loads(line)["rate"] for line in frames} == {0.0}
+    again = run(asked)
+    assert [line for line in again.splitlines() if "|" in line] == [line for line in first.splitlines() if "|" in line]
+    assert baseline_curves(from_results(tmp_path / "a.json"))[0].name.endswith("fewer frames, not pruned")
 
 
 def test_what_cannot_be_asked_is_one_line(words, graded, tmp_path):

@@ -37,3 +37,18 @@ def test_every_rate_is_a_picture_and_all_together_an_animation(clips, checkpoint
     for path in tmp_path.glob("*.png"):
         assert min(Image.open(path).size) > 200
     assert Image.open(next(tmp_path.glob("*.gif"))).n_frames > 1
+
+
+@pytest.mark.slow
+def test_the_area_of_the_score_is_printed_by_depth_and_dtype(clips, checkpoint, capsys):
+    model = str(checkpoint("qwen3_vl"))
+    show_pruning.main(show_pruning.Options(video=str(clips[0]), model=model, score=True))
+    header, _, *rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert header == "| blocks of the tower | float32 | bfloat16 |"
+    assert [row.split("|")[1].strip() for row in rows] == [f"{i} of 4" for i in (1, 2, 3, 4)]
+    assert all(0 < float(area) < 1 for row in rows for area in row.split("|")[2:4])
+
+
+def test_the_area_of_the_score_needs_a_model(clips):
+    with pytest.raises(ValueError, match="give model="):
+        show_pruning.main(show_pruning.Options(video=str(clips[0]), score=True))

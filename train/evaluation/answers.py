@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Answer:
     targets: int  # tokens of the reference
     kept: int  # tokens of the sample after pruning
     tokens: int  # before pruning
+    areas: list[float] = field(default_factory=list)  # evs.score_area of the sample's videos
 
     @property
     def key(self) -> tuple[str, float]:

@@ -59,6 +59,11 @@ class Evaluation:
         self.samples, self.by_sample = questions(samples)
         self.by_key = {question.key: question for question in chain.from_iterable(self.by_sample.values())}
 
+    def about(self, samples: Sequence[Sample], rates: Sequence[float]) -> Evaluation:
+        """An evaluation of the same kind on other samples and rates."""
+        options = {"batch_size": self.batch_size, "workers": self.workers, "new_tokens": self.new_tokens}
+        return Evaluation(self.engine, self.encoder, samples, rates, **options)
+
     def scores(self, task: nn.Module) -> tuple[list[Score], list[Quarantined]]:
         """(a Score per rate for the current weights, quarantined samples), on every rank.
 
@@ -149,7 +154,8 @@ class Evaluation:
                 metric = str(question.metric)
                 score = METRICS[metric](text, question.accepted)
             counts = {"targets": grade.targets, "kept": kept_S[segment], "tokens": tokens_S[segment]}
-            yield Answer(question.key, rate, question.sample, score, metric, text, grade.loss, **counts)
+            about = (question.key, rate, question.sample)
+            yield Answer(*about, score, metric, text, grade.loss, **counts, areas=output.areas_S[segment])
 
     def _text(self, tokens: Sequence[int]) -> str:
         return self.encoder.processor.tokenizer.decode(list(tokens), skip_special_tokens=True).strip()

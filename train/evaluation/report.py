@@ -3,27 +3,55 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from train.evaluation.answers import Answer, read
+from train.evaluation.questions import Question
 from train.evaluation.scores import Difference, Score
 from train.reports.curve import Curve, table
+from train.reports.equal_tokens import EqualTokens, equal_tokens_text
 
 
-def words(name: str, scores: Sequence[Score], changes: Sequence[Difference], base: str | None) -> str:
-    """The accuracy table, also by kind of question, one line per rate, and the recommended rate."""
+def words(
+    name: str,
+    scores: Sequence[Score],
+    changes: Sequence[Difference],
+    base: str | None,
+    baselines: Sequence[EqualTokens] = (),
+    areas: Sequence[float] = (),
+) -> str:
+    """The accuracy table, also by kind of question, one line per rate, the baselines, and the recommended rate."""
     curves = [curve(name, scores)]
     for kind in sorted({kind for score in scores for kind in score.kinds}):
         curves.append(Curve(kind, {s.rate: s.kinds[kind].accuracy for s in scores if kind in s.kinds}))
-    advice = _advice(curves[0].recommended())
-    return "\n".join([table(curves), *map(_line, scores), *(_change(change, base) for change in changes), advice])
+    lines = [table(curves), *map(_line, scores), *(_change(change, base) for change in changes)]
+    if areas:
+        lines += [areas_line(areas)]
+    lines += ["", *chain.from_iterable((text, "") for text in equal_tokens_text(baselines))] if baselines else []
+    return "\n".join([*lines, _advice(curves[0].recommended())])
 
 
 def curve(name: str, scores: Sequence[Score]) -> Curve:
     return Curve(name, {s.rate: s.accuracy for s in scores}, {s.rate: (s.low, s.high) for s in scores})
+
+
+def areas_of(answers: Iterable[Answer], questions: Mapping[str, Question]) -> list[float]:
+    """evs.score_area of every video, in the order of the data."""
+    by_video = {questions[answer.question].video: answer.areas for answer in answers}
+    return list(chain.from_iterable(by_video.values()))
+
+
+def areas_line(areas: Sequence[float]) -> str:
+    """Whether the scores see change: .5 is chance, 1 ranks every changed token above every unchanged one."""
+    return (
+        f"score: area {fmean(areas):.3f} under the ROC curve for tokens whose pixels changed "
+        f"(mean of {len(areas)} videos; lowest {min(areas):.3f})"
+    )
 
 
 def _line(score: Score) -> str:
@@ -43,13 +71,24 @@ def _advice(rate: float | None) -> str:
     return f"serve at rate {rate:g}: the highest within one point of rate 0 and within its interval"
 
 
-def write(path: Path, header: dict[str, Any], scores: Sequence[Score], changes: Sequence[Difference]) -> None:
+def write(
+    path: Path,
+    header: dict[str, Any],
+    scores: Sequence[Score],
+    changes: Sequence[Difference],
+    baselines: Sequence[EqualTokens] = (),
+    areas: Sequence[float] = (),
+) -> None:
     """Write the scores as JSON. The answers are in the file of the same name with the suffix .jsonl."""
     path.parent.mkdir(parents=True, exist_ok=True)
     best = curve(header["name"], scores).recommended()
     result = {**header, "serve_at": best, "scores": [score.as_dict() for score in scores]}
     if changes:
         result["compared"] = [asdict(change) for change in changes]
+    if areas:
+        result["score_area"] = {"mean": fmean(areas), "lowest": min(areas), "videos": len(areas)}
+    if baselines:
+        result["baselines"] = [asdict(one) for one in baselines]
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -17,6 +17,7 @@ from evs.serving.vllm import SUPPORTED
 from train.config import Config, TrainConfig
 from train.export.serving_metadata import architecture, not_pruned, serve_command
 from train.reports.curve import POINT, Curve, table
+from train.reports.equal_tokens import equal_tokens_text
 
 BODY = Template("""
 # $name
@@ -93,6 +94,7 @@ def model_card(config: Config, policy: Policy, checkpoint: str, measured: Measur
     name = config.tracker.name or config.run_dir.rstrip("/").rsplit("/", 1)[-1]
     curves, best = measured.curves, measured.recommended
     shown = [f"![accuracy by rate](curve.png)\n\n{table(curves)}"] if curves else []
+    shown += equal_tokens_text(measured.own.baselines) if measured.own else []
     body = BODY.substitute(
         name=name,
         origin=f"[{hub.base_model}](https://huggingface.co/{hub.base_model})," if hub.base_model else "A model",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from data.types import printable
 from train.metrics.jsonl import read_lines
+from train.reports.equal_tokens import NAMES, EqualTokens
 from train.reports.markdown import markdown_table
 
 POINT = 0.01  # of accuracy: the loss that a recommended rate may have
@@ -27,6 +29,7 @@ class Curve:
     accuracy: dict[float, float]  # by rate
     interval: Mapping[float, tuple[float, float]] = field(default_factory=dict)  # by rate, where it is known
     data: str = "held-out data"  # that it was measured on
+    baselines: tuple[EqualTokens, ...] = ()  # the same checkpoint with fewer or smaller frames
 
     def recommended(self) -> float | None:
         """The highest rate within a point of rate 0 and within its confidence interval; None without rate 0."""
@@ -70,7 +73,8 @@ def from_results(path: Path) -> Curve:
         scores = {float(score["rate"]): score for score in value["scores"]}
         accuracy = {rate: float(score["accuracy"]) for rate, score in scores.items()}
         interval = {rate: (score["low"], score["high"]) for rate, score in scores.items() if "low" in score}
-        return Curve(printable(str(value["name"])), accuracy, interval, Path(value["data"]).stem)
+        baselines = tuple(EqualTokens(**one) for one in value.get("baselines", ()))
+        return Curve(printable(str(value["name"])), accuracy, interval, Path(value["data"]).stem, baselines)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not what scripts/evaluate.py out=... writes ({error!r}): give that file") from None
 
@@ -96,6 +100,7 @@ def figure(curves: Sequence[Curve], title: str) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    curves = [*curves, *chain.from_iterable(map(baseline_curves, curves))]
     many = len(curves) > 6
     drawn = Figure(figsize=(9.5 if many else 7, 4.2), layout="constrained")
     FigureCanvasAgg(drawn)
@@ -110,13 +115,25 @@ def figure(curves: Sequence[Curve], title: str) -> Any:
         if bars:
             at = [100 * curve.accuracy[rate] for rate in bars]
             axes.errorbar(bars, at, yerr=ends, fmt="none", ecolor=colour, capsize=3)
-    axes.set(xlabel="pruning rate (fraction of video tokens removed)", ylabel="accuracy (%)", title=literal(title))
+    axes.set(xlabel="fraction of video tokens removed (pruning rate)", ylabel="accuracy (%)", title=literal(title))
     axes.grid(alpha=0.3)
     if many:
         drawn.legend(loc="outside right upper")
     else:
         axes.legend()
     return drawn
+
+
+def baseline_curves(curve: Curve) -> list[Curve]:
+    """The accuracy of a checkpoint on fewer or smaller frames, by the fraction of video tokens that it saves."""
+    curves = []
+    for kind, name in NAMES.items():
+        complete = [one for one in curve.baselines if one.baseline == kind and one.answers == one.questions]
+        if complete:
+            accuracy = {1 - one.kept: one.accuracy for one in complete}
+            interval = {1 - one.kept: (one.low, one.high) for one in complete}
+            curves.append(Curve(f"{curve.name}: {name}, not pruned", accuracy, interval))
+    return curves
 
 
 def literal(text: str) -> str:

@@ -19,6 +19,7 @@ from train.plugins import build_rates
 from train.removed import replacement
 from train.reports import figures
 from train.reports.curve import Curve, figure, from_run, table_rows
+from train.reports.equal_tokens import equal_tokens_rows, equal_tokens_sentence
 from train.reports.figures import Rows, as_image
 from train.reports.summary import Summary, summarize
 from train.run_folder import read_object
@@ -102,6 +103,11 @@ def _curves(curves: Sequence[Curve]) -> Iterator[Section]:
     best = curves[-1].recommended()
     advice = "" if best is None else f"<p>Serve {html.escape(curves[-1].name)} at rate <b>{best:g}</b>.</p>"
     yield "Accuracy by pruning rate", picture + _html_table(table_rows(curves)) + advice
+    for curve in curves:
+        if curve.baselines:
+            text = f"<p>{html.escape(equal_tokens_sentence(curve.baselines))}</p>"
+            heading = f"Pruning against fewer or smaller frames: {html.escape(curve.name)}"
+            yield heading, text + _html_table(equal_tokens_rows(curve.baselines))
 
 
 def _html_table(rows: Sequence[Sequence[object]]) -> str:
