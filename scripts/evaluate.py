@@ -56,8 +56,7 @@ class Options:
     rates: list[float] = pruning_rates(EvalConfig().rates)  # pruning rates to evaluate
     out: str | None = None  # JSON file for the scores
     compare: str | None = None  # JSON file of another model, evaluated on the same data
-    # what pruning competes with: the same checkpoint unpruned, at the tokens of each rate, on fewer frames (frames), on
-    # smaller frames (pixels), or on half of both (even)
+    # unpruned, at the tokens of each rate: fewer frames, smaller frames (pixels), or half of each (even)
     baselines: list[str] = names([], *REDUCTIONS)
     name: str | None = None  # name of the curve; default: the model's folder
     dtype: str = names("bfloat16", *DTYPES)  # of weights and scores, as in the server

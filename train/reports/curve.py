@@ -101,8 +101,8 @@ def figure(curves: Sequence[Curve], title: str) -> Any:
     from matplotlib.figure import Figure
 
     curves = [*curves, *chain.from_iterable(map(baseline_curves, curves))]
-    many = len(curves) > 6
-    drawn = Figure(figsize=(9.5 if many else 7, 4.2), layout="constrained")
+    many = len(curves) > 4
+    drawn = Figure(figsize=(8, 5.2) if many else (7, 4.2), layout="constrained")
     FigureCanvasAgg(drawn)
     axes = drawn.add_subplot()
     for i, curve in enumerate(curves):
@@ -118,7 +118,7 @@ def figure(curves: Sequence[Curve], title: str) -> Any:
     axes.set(xlabel="fraction of video tokens removed (pruning rate)", ylabel="accuracy (%)", title=literal(title))
     axes.grid(alpha=0.3)
     if many:
-        drawn.legend(loc="outside right upper")
+        drawn.legend(loc="outside lower center", ncols=2, fontsize=9)
     else:
         axes.legend()
     return drawn
