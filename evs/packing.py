@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evs.sequence_parallel import HeadExchange, SequenceGroup
 from evs.types import DecoderInputs
 
 # Parts of the names of attention implementations that separate packed samples by position row 0.
@@ -28,11 +29,16 @@ def index_in_segment(segment_N: Tensor) -> Tensor:
     return torch.arange(len(segment_N), device=segment_N.device) - torch.searchsorted(segment_N, segment_N)
 
 
-def decode_packed(language_model: Any, x: DecoderInputs, kernels: Sequence[str] = ()) -> Tensor:
+def decode_packed(
+    language_model: Any, x: DecoderInputs, kernels: Sequence[str] = (), group: SequenceGroup | None = None
+) -> Tensor:
     """[N, D] last hidden states of the text model `language_model` over the pack `x`.
 
-    `kernels` are the packages that a family needs to run its recurrent layers over a pack; see FamilySpec.
+    `kernels` are the packages that a family needs to run its recurrent layers over a pack; see FamilySpec. If ranks
+    share the pack, the result is that of this rank's slice in the `group`.
     """
+    if group is not None:
+        return _as_slice(language_model, x, group)
     config, index_N = language_model.config, index_in_segment(x.segment_N)
     if keeps_segments_apart(config, kernels):
         return _as_one_row(language_model, x, index_N)
@@ -87,19 +93,36 @@ def _as_padded_rows(language_model: Any, x: DecoderInputs, index_N: Tensor, shap
     return _run(language_model, pad(x.embeds_ND), positions, pad(x.visual_N), x.deepstack)[place]
 
 
+def _as_slice(language_model: Any, x: DecoderInputs, group: SequenceGroup) -> Tensor:
+    tokens = len(x.segment_N)
+    own, lengths = group.own_slice(tokens), x.segment_N.bincount().tolist()
+    if padding := -tokens % group.size:
+        lengths.append(padding)
+    first, end = int(x.visual_N[: own.begin].sum()), int(x.visual_N[: own.end].sum())
+    # Without position row 0, no mask is built: the exchange knows the borders of samples.
+    return _run(
+        language_model,
+        own.of(x.embeds_ND)[None],
+        own.of(x.positions_PN.T).T[:, None],
+        own.of(x.visual_N)[None],
+        tuple(rows[first:end] for rows in x.deepstack),
+        head_exchange=HeadExchange(group, lengths),
+    )[0]
+
+
 def _run(
     language_model: Any,
     embeds: Tensor,
     positions: Tensor,
     visual: Tensor,
     deepstack: tuple[Tensor, ...],
-    **borders: Tensor,
+    **more: Any,
 ) -> Tensor:
     extra = {"visual_pos_masks": visual, "deepstack_visual_embeds": list(deepstack)} if deepstack else {}
     if len(positions) == 2:  # a family without rotary positions only needs the beginnings of samples
         positions = positions[0]
     return language_model(
-        inputs_embeds=embeds, position_ids=positions, attention_mask=None, use_cache=False, **extra, **borders
+        inputs_embeds=embeds, position_ids=positions, attention_mask=None, use_cache=False, **extra, **more
     ).last_hidden_state
 
 

@@ -15,6 +15,8 @@ from evs.methods.base import Method, depth
 from evs.methods.pixels import PixelDelta
 from evs.pruning import keep_mask, prune
 from evs.score_area import score_area
+from evs.sequence_parallel import SequenceGroup
+from evs.shared_tower import SharedMedia
 from evs.types import DecoderInputs
 
 
@@ -31,12 +33,14 @@ class PrunedInputs:
 class EncodedBatch:
     """A batch whose media are encoded once and can be pruned at several rates.
 
-    A method that prunes before or within the vision tower encodes them again for each rate.
+    A method that prunes before or within the vision tower encodes them again for each rate. The ranks of a `group` hold
+    the same batch.
     """
 
     adapter: Adapter
     batch: MediaBatch
     method: Method
+    group: SequenceGroup | None = None
 
     def prune(self, rates_V: Sequence[float], *, pruned: bool) -> PrunedInputs:
         """The batch with each of its V videos pruned at its own rate.
@@ -47,6 +51,11 @@ class EncodedBatch:
         # Some schemes place unpruned prompts differently. Encoding does not depend on positions.
         embedded = self._embedded if pruned or self.adapter.scheme == "preserve" else self._unpruned
         block, grids = depth(self.method), self.adapter.grids(self.batch)
+        if self.group is not None:
+            # A method that prunes early encodes once per rate, as below.
+            shared = self._shared if block is None else SharedMedia(self.adapter, self.batch, self.group)
+            keep_N = shared.keep_mask(embedded, rates_V, self.method)
+            return PrunedInputs(embedded, keep_N, shared.prune(embedded, keep_N, block if any(rates_V) else None))
         if block is not None and any(rates_V):
             keep_N = keep_mask(embedded, self.adapter.pixels(self.batch), grids, rates_V, self.method)
             return PrunedInputs(embedded, keep_N, self.adapter.encode_kept(self.batch, embedded, keep_N, block))
@@ -79,6 +88,11 @@ class EncodedBatch:
             area = score_area(self.method(inputs, grid), PixelDelta()(pixels, grid))
             areas[samples[first]] += [] if area is None else [area]
         return areas
+
+    @cached_property
+    def _shared(self) -> SharedMedia:
+        assert self.group is not None
+        return SharedMedia(self.adapter, self.batch, self.group)
 
     @cached_property
     def _embedded(self) -> DecoderInputs:

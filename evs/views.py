@@ -10,18 +10,30 @@ from torch import Tensor
 
 from evs.families import Adapter
 from evs.packing import keeps_segments_apart
-from evs.types import DecoderInputs
+from evs.sequence_parallel import SequenceGroup
+from evs.types import IGNORE, DecoderInputs
 
 
-def decode_views(adapter: Adapter, views: Sequence[DecoderInputs]) -> list[Tensor]:
-    """[N, D] hidden states of each view, from one call of `adapter.decode` if its attention keeps segments apart.
+def decode_labelled(
+    adapter: Adapter, views: Sequence[DecoderInputs], group: SequenceGroup | None = None
+) -> list[Tensor]:
+    """For each view, the [T, D] hidden states that predict its T labelled tokens, on every rank of the `group`.
 
-    Otherwise there is one call per view: in a common pack, short views would be padded to the longest sample.
+    One call of `adapter.decode` if its attention keeps segments apart. Otherwise there is one call per view: in a
+    common pack, short views would be padded to the longest sample.
     """
     language = adapter.spec.towers.of(adapter.model).language
-    if len(views) > 1 and keeps_segments_apart(language.config, adapter.spec.kernels):
-        return list(adapter.decode(joined(views)).split([len(x.segment_N) for x in views]))
-    return [adapter.decode(x) for x in views]
+    if len(views) > 1 and (group or keeps_segments_apart(language.config, adapter.spec.kernels)):
+        states = _decode(adapter, joined(views), group)
+        return list(states.split([len(states) // len(views)] * len(views)))
+    return [_decode(adapter, x, group) for x in views]
+
+
+def _decode(adapter: Adapter, x: DecoderInputs, group: SequenceGroup | None) -> Tensor:
+    before_T = (x.labels_N != IGNORE).nonzero().squeeze(1) - 1
+    if group is None:
+        return adapter.decode(x)[before_T]
+    return group.gathered(adapter.decode(x, group), before_T, len(x.labels_N))
 
 
 def joined(views: Sequence[DecoderInputs]) -> DecoderInputs:

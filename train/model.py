@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ import torch
 from peft import PeftModel, get_peft_model
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AttentionInterface, AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from data.encoding.encoder import Encoder
 from data.encoding.labels import ChatMarkers
 from data.media.frames import FramePolicy
 from data.sample_limits import LIMITS, SampleLimits
 from evs.families import spec_of
+from evs.sequence_parallel import exchanging
 from train.config import Config, LoraConfig, ModelConfig
 from train.faults.first_line import first_line
 from train.optim import freeze
@@ -116,6 +119,12 @@ def check_attention(name: str) -> None:
     """Raise ValueError for an implementation that this machine cannot run."""
     if name.startswith("flash_attention") and not torch.cuda.is_available():
         raise ValueError(f"model.attention={name} needs a CUDA GPU and there is none: use model.attention=sdpa")
+
+
+@cache
+def exchange_heads(attention: str) -> None:
+    """Let layers that run this attention implementation exchange heads, see evs.sequence_parallel."""
+    AttentionInterface.register(attention, exchanging(ALL_ATTENTION_FUNCTIONS[attention]))
 
 
 def load_pretrained(auto: Any, path: str, revision: str | None = None, **kwargs: Any) -> Any:

@@ -19,7 +19,8 @@ from evs.losses.fused_head import fuse_loss
 from evs.losses.objective import Losses, Objective, mean_objective
 from evs.methods import Method
 from evs.pipeline import EncodedBatch, PrunedInputs
-from evs.views import decode_views
+from evs.sequence_parallel import SequenceGroup
+from evs.views import decode_labelled
 from train.config import DistillConfig
 from train.losses.objective import build_objective, from_logits
 from train.optim import trained_towers
@@ -27,7 +28,10 @@ from train.views import Rate
 
 
 class StepOutput(NamedTuple):
-    """A NamedTuple, because ZeRO 3 finds the tensors of a module's output in tuples to hook its backward pass."""
+    """A NamedTuple, because ZeRO 3 finds the tensors of a module's output in tuples to hook its backward pass.
+
+    Ranks that share a batch return equal values; the gradient of `loss_sum` is the one of a rank's own share.
+    """
 
     loss_sum: Tensor  # scalar float32, the objective summed over the labelled tokens
     losses_K: Tensor  # float32, each view's summed cross-entropy
@@ -69,9 +73,15 @@ class UptrainTask(nn.Module):
     """A Hugging Face model trained on the tokens that a pruning server keeps."""
 
     def __init__(
-        self, model: nn.Module, adapter: Adapter, method: Method, distill: DistillConfig | None = None
+        self,
+        model: nn.Module,
+        adapter: Adapter,
+        method: Method,
+        distill: DistillConfig | None = None,
+        group: SequenceGroup | None = None,
     ) -> None:
         super().__init__()
+        self.group = group  # ranks that share every training batch; evaluations share none
         self.model = model
         self.adapter = adapter
         self.method = method
@@ -90,11 +100,15 @@ class UptrainTask(nn.Module):
         """The losses of the batch in each view; its media are encoded once, unless tokens are dropped earlier."""
         rates = request.rates
         objective = build_objective(self.distill, rates) if self.training else mean_objective(len(rates))
-        encoded = EncodedBatch(self.adapter, batch, request.method or self.method)
+        encoded = EncodedBatch(self.adapter, batch, request.method or self.method, self.group)
         pruned = [self._prune(encoded, rate) for rate in rates]
-        decoded = self._decode(encoded, rates[0], [out.x for out in pruned], objective)
-        states, (labels_T, *_) = zip(*(labelled(hidden_ND, x) for hidden_ND, x in decoded))
-        losses = self.head(torch.stack(states), labels_T, objective)
+        states_RTD = torch.stack(self._decode(encoded, rates[0], [out.x for out in pruned], objective))
+        labels_T = pruned[0].x.labels_N[pruned[0].x.labels_N != IGNORE]
+        if self.group is None:
+            losses = self.head(states_RTD, labels_T, objective)
+        else:
+            own = self.group.share(len(labels_T))
+            losses = self.group.total(self.head(states_RTD[:, own], labels_T[own], objective))
         return StepOutput(
             losses.total,
             losses.entropy_R[-len(rates) :],
@@ -112,18 +126,18 @@ class UptrainTask(nn.Module):
 
     def _decode(
         self, encoded: EncodedBatch, lowest: Rate, views: list[DecoderInputs], objective: Objective
-    ) -> list[tuple[Tensor, DecoderInputs]]:
-        """For every row of the objective, its hidden states and the inputs they were decoded from."""
-        trained, no_grad = views[objective.no_grad_rows - objective.base :], []
-        decoded = decode_views(self.adapter, trained)
+    ) -> list[Tensor]:
+        """For every row of the objective, the [T, D] hidden states that predict the labelled tokens."""
+        no_grad: list[Tensor] = []
+        trained = decode_labelled(self.adapter, views[objective.no_grad_rows - objective.base :], self.group)
         with torch.no_grad():
             if objective.base:
                 with self._without_lora():
                     x = self._prune(replace(encoded), lowest).x if self.base_encodes else views[0]
-                    no_grad = [(self.adapter.decode(x), x)]
+                    no_grad = decode_labelled(self.adapter, [x], self.group)
             elif objective.no_grad_rows:
-                no_grad = [(self.adapter.decode(views[0]), views[0])]
-        return [*no_grad, *zip(decoded, trained)]
+                no_grad = decode_labelled(self.adapter, views[:1], self.group)
+        return [*no_grad, *trained]
 
     def _without_lora(self) -> AbstractContextManager[None]:
         assert isinstance(self.model, PeftModel)
@@ -135,7 +149,7 @@ class UptrainTask(nn.Module):
         outputs, head, areas_S = [], towers_of(self.adapter.model).head, encoded.score_areas()
         for rate in request.rates:
             pruned = encoded.prune([rate] * videos, pruned=rate > 0)
-            hidden_TD, _ = labelled(self.adapter.decode(pruned.x), pruned.x)
+            (hidden_TD,) = decode_labelled(self.adapter, [pruned.x])
             kept_S = pruned.x.segment_N.bincount()
             outputs.append(EvalOutput(head(hidden_TD), kept_S, self.written(batch, pruned, request), areas_S))
         return outputs
@@ -166,12 +180,6 @@ class UptrainTask(nn.Module):
                 base_RTV = head(hidden_RTD[:1])
             logits_RTV = torch.cat([base_RTV, logits_RTV])
         return from_logits(logits_RTV, labels_T, objective)
-
-
-def labelled(hidden_ND: Tensor, x: DecoderInputs) -> tuple[Tensor, Tensor]:
-    """([T, D] hidden states that predict the labelled tokens, [T] their labels)."""
-    target = (x.labels_N != IGNORE).nonzero().squeeze(1)
-    return hidden_ND[target - 1], x.labels_N[target]
 
 
 def by_source(divergence_L: Tensor, objective: Objective) -> dict[str, Tensor]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from evs.families.spec import FamilySpec
+from evs.sequence_parallel import SequenceGroup
 from evs.types import DecoderInputs, Grid
 
 
@@ -100,8 +102,20 @@ class Adapter(Protocol):
         """The kept tokens of the prompts, encoded by a tower that drops the others before block `depth`."""
         ...
 
-    def decode(self, x: DecoderInputs) -> Tensor:
-        """[N, D] hidden states after the final norm, in the packed order of `x`."""
+    def tower(self, batch: MediaBatch, kept_U: Tensor | None = None, depth: int = 0) -> tuple[Tensor, ...]:
+        """(merged rows of all media, images first; the same rows of every deepstack level), on the model's device.
+
+        With a [tokens] mask on the CPU, given only if the spec has `uint8_pixels`, only those of kept tokens; the
+        others are dropped before block `depth`. Every call runs every module of the tower once, with or without media:
+        under ZeRO 3 all ranks must call them equally often.
+        """
+        ...
+
+    def decode(self, x: DecoderInputs, group: SequenceGroup | None = None) -> Tensor:
+        """[N, D] hidden states after the final norm, in the packed order of `x`.
+
+        With a `group`, only those of this rank's slice. No group is given if the language model has recurrent layers.
+        """
         ...
 
 
@@ -136,6 +150,16 @@ def embed_tokens(
         video_N=video_index(batch, visual_N, tokens_M).to(device),
         visual_N=visual_N.to(device),
     )
+
+
+def filled(embedded: DecoderInputs, levels: Sequence[Tensor]) -> DecoderInputs:
+    """The prompts with the rows of the vision tower scattered to the visual tokens."""
+    order, embeds_ND = rows_in_prompt_order(embedded), embedded.embeds_ND
+    rows, *deepstack = (level[order].to(embeds_ND.dtype) for level in levels)
+    embeds_ND = embeds_ND.masked_scatter(embedded.visual_N[:, None], rows)
+    if not len(order):  # the tower encoded a blank patch, so that every rank calls the same modules
+        embeds_ND = embeds_ND + 0 * sum(level.sum() for level in levels)
+    return replace(embedded, embeds_ND=embeds_ND, deepstack=tuple(deepstack))
 
 
 def rows_in_prompt_order(embedded: DecoderInputs) -> Tensor:

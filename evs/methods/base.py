@@ -54,6 +54,7 @@ class Ranked:
 
     needs: ClassVar[Need] = "features"
     prune_at: PruneAt = "merger"
+    compares_neighbours: ClassVar[bool] = False  # the scores of a temporal grid depend on it and the previous one only
 
     def __call__(self, inputs_MC: Tensor, grid: Grid) -> Tensor:
         """[T, H, W] scores; higher ones survive."""

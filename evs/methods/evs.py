@@ -20,6 +20,7 @@ class FrameDelta(Scored, Ranked):
     """How much a token differs from the same cell of the previous temporal grid, `1 - cosine similarity`."""
 
     name: ClassVar[str] = "evs"
+    compares_neighbours: ClassVar[bool] = True
 
     @torch.no_grad()
     def __call__(self, features_MC: Tensor, grid: Grid) -> Tensor:

@@ -73,8 +73,8 @@ def test_a_batch_without_labels_has_a_zero_loss_and_gradient(task, batch):
 
 def test_views_of_one_look_equal_a_pass_at_each_rate(task, batch, monkeypatch):
     rates, looks = (0.0, 0.5, 0.9), []
-    tower = type(task.adapter)._tower
-    monkeypatch.setattr(type(task.adapter), "_tower", lambda *args: looks.append(1) or tower(*args))
+    tower = type(task.adapter).tower
+    monkeypatch.setattr(type(task.adapter), "tower", lambda *args: looks.append(1) or tower(*args))
     views = task.eval()(batch, EvalRequest(rates))
     assert len(looks) == 1
     for rate, view in zip(rates, views):

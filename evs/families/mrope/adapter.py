@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from evs.families.base import MediaBatch, embed_tokens, media_tokens, merged_grids, rows_in_prompt_order
+from evs.families.base import MediaBatch, embed_tokens, filled, media_tokens, merged_grids, rows_in_prompt_order
 from evs.families.mrope.fast_tower import levels_of, normalised, speed_up
 from evs.families.mrope.pruned_tower import Stages, Units
 from evs.families.spec import FamilySpec
 from evs.packing import decode_packed
 from evs.positions import Box, image_box, rope_positions
 from evs.pruning import prune
+from evs.sequence_parallel import SequenceGroup
 from evs.types import DecoderInputs, Grid
 
 
@@ -60,23 +61,22 @@ class MRopeAdapter:
         return embed_tokens(self.model, batch, self.positions(batch), visual_N, tokens_M)
 
     def encode_media(self, batch: MediaBatch, embedded: DecoderInputs) -> tuple[DecoderInputs, Tensor]:
-        levels = self._tower(batch, embedded.embeds_ND.device)
+        levels = self.tower(batch)
         of_videos = sum(grid.tokens for grid in self.grids(batch))
-        return _filled(embedded, levels), torch.cat(levels, dim=-1)[len(levels[0]) - of_videos :]
+        return filled(embedded, levels), torch.cat(levels, dim=-1)[len(levels[0]) - of_videos :]
 
     def encode_kept(self, batch: MediaBatch, embedded: DecoderInputs, keep_N: Tensor, depth: int) -> DecoderInputs:
         kept_U = keep_N.new_empty(int(embedded.visual_N.sum()))
         kept_U[rows_in_prompt_order(embedded)] = keep_N[embedded.visual_N]
-        units = Units(kept_U.cpu(), depth) if len(kept_U) else None
-        return _filled(prune(embedded, keep_N), self._tower(batch, embedded.embeds_ND.device, units))
+        return filled(prune(embedded, keep_N), self.tower(batch, kept_U.cpu(), depth))
 
     def pixels(self, batch: MediaBatch) -> Tensor:
         tokens = sum(grid.tokens for grid in self.grids(batch))
         levels = levels_of(batch.pixel_values_videos, batch.video_normal)
         return levels.to(self.model.device, non_blocking=True).reshape(tokens, -1)
 
-    def decode(self, x: DecoderInputs) -> Tensor:
-        return decode_packed(self.model.model.language_model, x, self.spec.kernels)
+    def decode(self, x: DecoderInputs, group: SequenceGroup | None = None) -> Tensor:
+        return decode_packed(self.model.model.language_model, x, self.spec.kernels, group)
 
     def positions(self, batch: MediaBatch, *, pruned: bool = True) -> Tensor:
         if not pruned and self.scheme != "preserve":  # servers break positions only when they prune
@@ -97,11 +97,8 @@ class MRopeAdapter:
             yield self.video_boxes(*next(videos)) if is_video else [self.image_box(next(images))]
         raise ValueError("the prompts have more placeholders than their media take: remove a mark or add a file")
 
-    def _tower(self, batch: MediaBatch, device: torch.device, units: Units | None = None) -> tuple[Tensor, ...]:
-        """(merged rows of all media, images first; the same rows of every deepstack level), only of `units` if given.
-
-        The tower is called once per batch, with or without media: under ZeRO 3 every rank must call it equally often.
-        """
+    def tower(self, batch: MediaBatch, kept_U: Tensor | None = None, depth: int = 0) -> tuple[Tensor, ...]:
+        device, units = self.model.device, None if kept_U is None or not len(kept_U) else Units(kept_U, depth)
         grids = torch.cat([batch.image_grid_thw_I3, batch.video_grid_thw_V3])
         pixels = self._normalised(batch, device, units)
         if not pixels:
@@ -132,13 +129,3 @@ class MRopeAdapter:
     @property
     def _merge(self) -> int:
         return self.model.config.vision_config.spatial_merge_size
-
-
-def _filled(embedded: DecoderInputs, levels: tuple[Tensor, ...]) -> DecoderInputs:
-    """The prompts with the rows of the vision tower scattered to the visual tokens."""
-    order, embeds_ND = rows_in_prompt_order(embedded), embedded.embeds_ND
-    rows, *deepstack = (level[order].to(embeds_ND.dtype) for level in levels)
-    embeds_ND = embeds_ND.masked_scatter(embedded.visual_N[:, None], rows)
-    if not len(order):  # the tower encoded a blank patch, so that every rank calls the same modules
-        embeds_ND = embeds_ND + 0 * sum(level.sum() for level in levels)
-    return replace(embedded, embeds_ND=embeds_ND, deepstack=tuple(deepstack))

@@ -9,17 +9,18 @@ uint8 pixels that a method could score before the tower.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from evs.families.base import MediaBatch, embed_tokens, media_tokens, merged_grids, rows_in_prompt_order
+from evs.families.base import MediaBatch, embed_tokens, filled, media_tokens, merged_grids
 from evs.families.patch import patch, patch_forward
 from evs.families.spec import FamilySpec
 from evs.packing import decode_packed, index_in_segment
+from evs.sequence_parallel import SequenceGroup
 from evs.types import DecoderInputs, Grid
 
 # Range of a Mamba layer's time step. The library clamps it to the configuration's `time_step_min`, which is meant for
@@ -79,21 +80,14 @@ class Nemotron:
         return index_in_segment(batch.segment_N)[None]
 
     def encode_media(self, batch: MediaBatch, embedded: DecoderInputs) -> tuple[DecoderInputs, Tensor]:
-        rows = self._tower(batch)
-        order = rows_in_prompt_order(embedded)
-        embeds_ND = embedded.embeds_ND.masked_scatter(
-            embedded.visual_N[:, None], rows[order].to(embedded.embeds_ND.dtype)
-        )
-        if not len(order):  # the tower encoded a blank patch, so that every rank calls the same modules
-            embeds_ND = embeds_ND + 0 * rows.sum()
+        (rows,) = self.tower(batch)
         of_videos = sum(grid.tokens for grid in self.grids(batch))
-        return replace(embedded, embeds_ND=embeds_ND), rows[len(rows) - of_videos :]
+        return filled(embedded, [rows]), rows[len(rows) - of_videos :]
 
-    def decode(self, x: DecoderInputs) -> Tensor:
-        return decode_packed(self.model.language_model.model, x, self.spec.kernels)
+    def decode(self, x: DecoderInputs, group: SequenceGroup | None = None) -> Tensor:
+        return decode_packed(self.model.language_model.model, x, self.spec.kernels, group)
 
-    def _tower(self, batch: MediaBatch) -> Tensor:
-        """[rows, D] tokens of all images, then of all videos. Every module is called once, even without media."""
+    def tower(self, batch: MediaBatch) -> tuple[Tensor]:
         vision, pixels, grids = self.model.vision_model.config, [], []
         for frames, given, thw in (
             (1, batch.pixel_values, batch.image_grid_thw_I3),
@@ -108,7 +102,7 @@ class Nemotron:
         features = self.model.vision_model(pixels, grids=grids)
         if self.model.vision_final_layernorm is not None:
             features = self.model.vision_final_layernorm(features)
-        return self.model.multi_modal_projector(torch.cat(self._shuffled(features, grids)))
+        return (self.model.multi_modal_projector(torch.cat(self._shuffled(features, grids))),)
 
     def _shuffled(self, features: Tensor, grids: list[tuple[int, int]]) -> list[Tensor]:
         """The tokens of every frame; a token is the concatenation of the patches of one cell."""

@@ -1,0 +1,150 @@
+"""Sequence parallelism (Ulysses, arXiv 2309.14509): the ranks of a group share one packed row, after pruning.
+
+Each rank runs the language model on a slice of the surviving tokens. Only attention mixes tokens: before it the ranks
+exchange all heads of a slice for all tokens of a share of the heads (`HeadExchange`), and back after it. The hidden
+states that predict labelled tokens are then shared out evenly, since they are mostly at the end of a row. A rank's
+gradients are those of its slice, so their sum over all ranks is the gradient of the step.
+
+`UlyssesSPAttentionHF` of DeepSpeed does not support packed samples without FlashAttention: it drops the mask
+(`uattn_wrapper` sets `attention_mask = None`) and rebuilds a block mask that is causal only. It also takes over the
+attention of the vision tower, which has no `position_ids` and fails its assertion. accelerate's `ParallelismConfig`
+uses the same class, and under DeepSpeed engines only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from evs.losses.objective import Losses
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The tokens of a row that one rank processes, with padding so that all ranks process equally many."""
+
+    begin: int
+    end: int
+    padding: int
+
+    def of(self, values_N: Tensor) -> Tensor:
+        """The values of the slice's tokens, zero for padding."""
+        part = values_N[self.begin : self.end]
+        return torch.cat([part, part.new_zeros(self.padding, *part.shape[1:])]) if self.padding else part
+
+
+@dataclass(frozen=True)
+class SequenceGroup:
+    """The ranks that share a row."""
+
+    process_group: Any
+    rank: int  # within the group
+    size: int
+
+    def own_slice(self, tokens: int) -> Slice:
+        """This rank's tokens of a row of `tokens`. Padding follows the last token of the row."""
+        length = -(-tokens // self.size)
+        begin, end = (min(length * number, tokens) for number in (self.rank, self.rank + 1))
+        return Slice(begin, end, length - (end - begin))
+
+    def share(self, rows: int) -> slice:
+        """This rank's share of `rows` that every rank holds."""
+        return slice(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
+
+    def gathered(self, local_ND: Tensor, index_T: Tensor, tokens: int) -> Tensor:
+        """[T, D] the hidden states of tokens `index_T`, ascending, of a row of `tokens`, on every rank.
+
+        `local_ND` are those of this rank's slice.
+        """
+        own, rank_T = self.own_slice(tokens), index_T // -(-tokens // self.size)
+        counts = rank_T.bincount(minlength=self.size).tolist()
+        return self.concatenated(local_ND[index_T[rank_T == self.rank] - own.begin], counts)
+
+    def concatenated(self, rows_TD: Tensor, counts: list[int]) -> Tensor:
+        """The rows of all ranks, on every rank; `counts` are those of each rank."""
+        if not sum(counts):
+            return rows_TD
+        sent = [len(rows_TD)] * self.size
+        return _AllToAll.apply(rows_TD.repeat(self.size, 1), self.process_group, sent, counts)
+
+    def total(self, losses: Losses) -> Losses:
+        """The sums over the group of the losses of every rank's share. The gradient stays that of the own share."""
+        values = torch.cat([part.detach().reshape(-1) for part in losses])
+        dist.all_reduce(values, group=self.process_group)
+        total, *sums = values.split([part.numel() for part in losses])
+        return Losses(losses.total + (total[0] - losses.total.detach()), *sums)
+
+
+@dataclass(frozen=True)
+class HeadExchange:
+    """Exchanges slices of tokens for shares of heads. `lengths` are those of the samples of the padded row."""
+
+    group: SequenceGroup
+    lengths: list[int]
+
+    def attend(self, core: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[1, n, heads, d] attention of each sample to itself, of [1, heads, n, d] slices of n tokens each.
+
+        `core` is called once for each sample, without a mask.
+        """
+        size = self.group.size
+        if (copies := size // key.shape[1]) > 1:  # fewer key heads than ranks
+            key, value = (x.repeat_interleave(copies, dim=1) for x in (key, value))
+        by_rank = [x[0].unflatten(0, (size, -1)) for x in (query, key, value)]
+        heads = [x.shape[1] for x in by_rank]
+        exchanged = self._all_to_all(torch.cat(by_rank, dim=1))  # [slices, heads / size, n, d]
+        rows = exchanged.transpose(0, 1).flatten(1, 2)[None].split(heads, dim=1)
+        samples = zip(*(x.split(self.lengths, dim=2) for x in rows))
+        context = torch.cat([core(*sample, None)[0] for sample in samples], dim=1)[0]  # [tokens, heads / size, d]
+        back = self._all_to_all(context.unflatten(0, (size, -1)))  # [size, n, heads / size, d]
+        return back.transpose(0, 1).flatten(1, 2)[None]
+
+    def _all_to_all(self, x: Tensor) -> Tensor:
+        ones = [1] * self.group.size
+        return _AllToAll.apply(x, self.group.process_group, ones, ones)
+
+
+class _AllToAll(torch.autograd.Function):
+    """Sends `sent[r]` rows of `x` to rank r, and concatenates the `received[r]` rows of every rank r."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, process_group: Any, sent: list[int], received: list[int]) -> Tensor:
+        ctx.arguments = (process_group, received, sent)
+        out = x.new_empty(sum(received), *x.shape[1:])
+        dist.all_to_all_single(out, x.contiguous(), received, sent, group=process_group)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _AllToAll.apply(grad, *ctx.arguments), None, None, None
+
+
+def exchanging(core: Callable[..., Any]) -> Callable[..., Any]:
+    """The attention function `core` of transformers, which exchanges heads if it is called with `head_exchange`."""
+
+    @wraps(core)
+    def attention(
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        *args: Any,
+        head_exchange: HeadExchange | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Any]:
+        if head_exchange is None:
+            return core(module, query, key, value, attention_mask, *args, **kwargs)
+
+        def of_sample(*inputs: Any) -> Any:
+            return core(module, *inputs, *args, **kwargs)
+
+        return head_exchange.attend(of_sample, query, key, value), None
+
+    return attention
