@@ -32,7 +32,15 @@ from train.cost.dry_run import dry_run, largest_micro_batch, report
 from train.cost.memory_forecast import largest
 from train.cost.plans import build_kept, build_plan, freed_patches, schedule_of
 from train.datasets import AuditedData, read_datasets
-from train.distributed import build_engine, check_zero
+from train.distributed import (
+    Mesh,
+    SharedItems,
+    build_engine,
+    build_mesh,
+    check_sequence_parallel,
+    check_zero,
+    data_parallel_size,
+)
 from train.ema import Average
 from train.evaluation.evaluation import Evaluation
 from train.evaluation.scores import Score
@@ -44,7 +52,7 @@ from train.metrics.memory import Memory, watch
 from train.metrics.meters import Meter
 from train.metrics.recorder import build_recorder
 from train.metrics.step_metrics import StepMetrics
-from train.model import base_model, build_empty_model, build_model, encoder_of, weight_dtype
+from train.model import base_model, build_empty_model, build_model, encoder_of, exchange_heads, weight_dtype
 from train.optim import build_optimizer
 from train.plugins import build_step_methods, build_step_rates
 from train.task import TrainRequest, UptrainTask
@@ -64,6 +72,7 @@ class Prepared:
 
     config: Config
     engine: Accelerator
+    mesh: Mesh
     encoder: Encoder
     methods: StepMethods
     rates: StepRates
@@ -94,24 +103,28 @@ def prepare(config: Config) -> Prepared:
     The main rank prints the forecast and a preview of the first row.
     """
     check_zero(config.engine)
-    methods, world = build_step_methods(config), int(os.environ.get("WORLD_SIZE", 1))
+    methods, sequence = build_step_methods(config), config.engine.sequence_parallel
+    ranks = data_parallel_size(config.engine, int(os.environ.get("WORLD_SIZE", 1)))
     checkpoints = candidates(config.resume, Path(config.run_dir) / "checkpoints")
-    split = split_step(config.train.accumulation, world, newest_shape(checkpoints), config.resume_changes)
+    split = split_step(config.train.accumulation, ranks, newest_shape(checkpoints), config.resume_changes)
+    split = replace(split, sequence=sequence)
     config = replace(config, train=replace(config.train, accumulation=split.accumulation))
-    rates, encoder = build_step_rates(config, world), build_encoder(config.model, config.data)
+    rates, encoder = build_step_rates(config, ranks), build_encoder(config.model, config.data)
     empty = build_empty_model(config.model, weight_dtype(config))
+    check_sequence_parallel(sequence, base_model(empty).config)
     for method in methods.methods:
         check_place(adapter_for(base_model(empty), config.model.scheme), method)
     WATCHDOG.enter("meeting of the ranks")
     engine = build_engine(config.engine, config.train, config.optim.clip)
+    mesh = build_mesh(engine, config.engine)
     origin, shape = open_origin(config, engine, checkpoints, split, empty)
     WATCHDOG.enter("index")
     train_set, eval_set = read_datasets(engine, config.data, encoder, config.seed)
     on_main(engine, lambda: check_datasets(config, train_set, eval_set))
     shape["data"] = train_set.fingerprint
     origin.check(engine, shape, config.resume_changes)
-    plan = build_plan(config, engine, train_set, rates=rates, method=methods.latest, empty=empty)
-    ready = Prepared(config, engine, encoder, methods, rates, train_set, eval_set, plan, origin, shape, None)
+    plan = build_plan(config, mesh, train_set, rates=rates, method=methods.latest, empty=empty)
+    ready = Prepared(config, engine, mesh, encoder, methods, rates, train_set, eval_set, plan, origin, shape, None)
     if config.data.audit and config.preflight != "off":
         ready = replace(ready, forecast=check_memory(ready, empty))
     if config.show and engine.is_main_process:
@@ -143,13 +156,15 @@ def show_preview(ready: Prepared, empty: nn.Module) -> None:
 def assemble(ready: Prepared) -> Run:
     """Load the weights, let the engine wrap them, and restore the checkpoint that the run continues from, if any."""
     config, engine, origin = ready.config, ready.engine, ready.origin
-    recorder = build_recorder(engine, config, origin.step)
+    recorder = build_recorder(engine, config, origin.step, ready.mesh)
     recorder.record("quarantined", recorder.quarantine_once(audited(ready), origin.step))
     memory = watch(engine.device)
     WATCHDOG.enter("weights")
     model = build_model(config.model, weight_dtype(config), config.seed)
+    if ready.mesh.group is not None:
+        exchange_heads(config.model.attention)
     adapter = adapter_for(base_model(model), config.model.scheme)
-    bare = UptrainTask(model, adapter, ready.methods.first, config.train.distill)
+    bare = UptrainTask(model, adapter, ready.methods.first, config.train.distill, ready.mesh.group)
     bare.register_forward_pre_hook(lambda *_: WATCHDOG.progress())  # in evaluations too
     task, optimizer = engine.prepare(bare, build_optimizer(bare, adapter.spec, config.optim))
     checkpoints = build_checkpoints(ready, bare, task, optimizer)
@@ -159,7 +174,8 @@ def assemble(ready: Prepared) -> Run:
     if config.preflight == "dry_run":
         run_dry(ready, task, optimizer, memory)
     vocabulary = base_model(model).config.get_text_config().vocab_size
-    health = Health(engine, ready.run_dir / "health.jsonl", config.train.max_bad_steps, vocabulary)
+    limit = config.train.max_bad_steps
+    health = Health(engine, ready.run_dir / "health.jsonl", limit, vocabulary, mesh=ready.mesh)
     bad_samples = BadSampleLimit(config.data.max_bad_fraction, ready.run_dir / "quarantine.jsonl")
     meter = build_meter(engine, config, base_model(model), memory, ready.methods.first)
     return Run(
@@ -167,6 +183,7 @@ def assemble(ready: Prepared) -> Run:
         origin=origin,
         steps=build_steps(ready),
         engine=engine,
+        mesh=ready.mesh,
         task=task,
         optimizer=optimizer,
         rates=ready.rates,
@@ -194,7 +211,7 @@ def build_checkpoints(ready: Prepared, bare: nn.Module, task: nn.Module, optimiz
 def build_steps(ready: Prepared) -> Iterable[Step]:
     """The remaining steps of the run, decoded by workers."""
     config, sizes = ready.config, ready.train_set.index.sizes
-    return step_loader(
+    steps = step_loader(
         ready.train_set.samples,
         ready.encoder,
         ready.plan,
@@ -203,6 +220,7 @@ def build_steps(ready: Prepared) -> Iterable[Step]:
         workers=config.data.workers,
         planned=PredictedTokens(sizes.unpruned(), isinstance(ready.plan, BudgetPlan)) if config.data.audit else None,
     )
+    return steps if ready.mesh.group is None else SharedItems(steps, len(steps), ready.mesh)
 
 
 def run_dry(ready: Prepared, task: nn.Module, optimizer: Any, memory: Memory) -> None:

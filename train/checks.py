@@ -109,6 +109,14 @@ def _in_engine(config: Config) -> Iterator[str]:
     model, engine = config.model, config.engine
     if model.compile and engine.name.startswith("zero3"):
         yield f"model.compile=true is not supported with engine={engine.name}: remove one of them"
+    if (size := engine.sequence_parallel) > 1:
+        shared = f"engine.sequence_parallel={size}"
+        if engine.name == "none":
+            yield f"{shared} needs several processes: use engine=ddp or zero1..zero3"
+        if model.attention != "sdpa" and "flash" not in model.attention:
+            yield f"{shared}: model.attention={model.attention} cannot keep packed samples apart: use sdpa or flash"
+        if model.compile:
+            yield f"{shared} exchanges tokens within layers, which model.compile=true cannot trace: remove one of them"
     stage = engine.zero.get("stage")
     if engine.name.startswith("zero") and engine.name[4:5] != str(stage):
         yield f"engine.zero.stage={stage} contradicts engine={engine.name}: choose the stage by engine=zero1..zero3"

@@ -139,6 +139,9 @@ class EngineConfig:
     name: str = names("none", *ENGINES)
     # Precision of forward and backward passes.
     precision: str = names("bf16", "bf16", "fp32")
+    # Number of ranks that share every batch after pruning, each with a slice of its tokens. It divides the number of
+    # processes and the attention heads; batches, budgets and rates are those of processes / sequence_parallel ranks.
+    sequence_parallel: int = number(1, least=1)
     # Minutes without progress after which the run ends; every rank first writes its stacks to run_dir/stall.
     timeout_minutes: float = number(TIMEOUT_MINUTES, above=0, most=525_600)
     # DeepSpeed's zero_optimization section, passed unchanged.

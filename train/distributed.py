@@ -5,22 +5,88 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 from pydantic import ValidationError
 
+from evs.families import spec_of
+from evs.sequence_parallel import SequenceGroup
 from train.config import EngineConfig, TrainConfig
 from train.faults.extensions import build_extension
 
 MARGIN_MINUTES = 1.0  # the watchdog ends a run so long before the process group would, whose error writes no report
 BUILD_MINUTES = 10.0  # timeout of waiting for another process to build an extension
 FOREIGN = ("ACCELERATE_", "FSDP_")  # prefixes of variables that `accelerate launch` sets from its own configuration
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The ranks of a run: groups of `sequence_size` consecutive ranks train on the same batch, which they share.
+
+    Batches, rates and metrics follow the data-parallel rank. Evaluations give every process its own questions.
+    """
+
+    world: int = 1
+    rank: int = 0
+    sequence_size: int = 1
+    group: SequenceGroup | None = None  # None if sequence_size is 1
+    objects: Any = None  # process group of the same ranks for objects in host memory
+
+    @property
+    def data_size(self) -> int:
+        """Number of batches that are trained on at the same time."""
+        return self.world // self.sequence_size
+
+    @property
+    def data_rank(self) -> int:
+        return self.rank // self.sequence_size
+
+    @property
+    def leads(self) -> bool:
+        """True on the rank that loads the batches of its group and lists their samples."""
+        return self.rank % self.sequence_size == 0
+
+
+ONE_PROCESS = Mesh()
+
+
+def build_mesh(engine: Accelerator, config: EngineConfig) -> Mesh:
+    """The mesh of a run, after `build_engine`. Every rank must call it."""
+    world, rank, size = engine.num_processes, engine.process_index, config.sequence_parallel
+    if size == 1:
+        return Mesh(world, rank)
+    limit = timedelta(minutes=config.timeout_minutes + MARGIN_MINUTES)
+    groups = [list(range(begin, begin + size)) for begin in range(0, world, size)]
+    tensors, _ = dist.new_subgroups_by_enumeration(groups, timeout=limit)
+    objects, _ = dist.new_subgroups_by_enumeration(groups, timeout=limit, backend="gloo")
+    return Mesh(world, rank, size, SequenceGroup(tensors, rank % size, size), objects)
+
+
+@dataclass(frozen=True)
+class SharedItems(Iterable[T]):
+    """The `items` of the leading rank, on all ranks of its group. Only the leading rank iterates over its own."""
+
+    items: Iterable[T]
+    number: int
+    mesh: Mesh
+
+    def __iter__(self) -> Iterator[T]:
+        own, first = iter(self.items) if self.mesh.leads else None, self.mesh.data_rank * self.mesh.sequence_size
+        for _ in range(self.number):
+            box: list[Any] = [None if own is None else next(own)]
+            dist.broadcast_object_list(box, src=first, group=self.mesh.objects)
+            yield box[0]
 
 
 def join() -> None:
@@ -65,6 +131,37 @@ def check_world(engine: str, world: int, here: int, gpus: int) -> None:
         raise ValueError(f"engine=none runs one process, but {world} were started: use engine=ddp or zero1..zero3")
     if gpus and here > gpus:
         raise ValueError(f"{here} processes were started on a machine with {gpus} GPUs: start one process per GPU")
+
+
+def data_parallel_size(config: EngineConfig, world: int) -> int:
+    """Number of batches that `world` processes train on at the same time.
+
+    Raise ValueError if engine.sequence_parallel does not divide `world`.
+    """
+    size = config.sequence_parallel
+    if world % size:
+        divisors = ", ".join(str(number) for number in range(1, world + 1) if world % number == 0)
+        raise ValueError(
+            f"engine.sequence_parallel={size} does not divide the number of processes, {world}: use one of {divisors}"
+        )
+    return world // size
+
+
+def check_sequence_parallel(size: int, hf_config: Any) -> None:
+    """Raise ValueError if the language model of a Hugging Face configuration cannot be shared by `size` ranks."""
+    text, spec = hf_config.get_text_config(), spec_of(hf_config)
+    if size > 1 and spec.text_shape(hf_config).recurrent_layers:
+        raise ValueError(
+            f"engine.sequence_parallel={size}: the language model of {hf_config.model_type} has recurrent layers, "
+            "whose state passes from token to token: use engine.sequence_parallel=1"
+        )
+    heads, key_heads = text.num_attention_heads, text.num_key_value_heads
+    sizes = [n for n in range(1, heads + 1) if heads % n == 0 and (key_heads % n == 0 or n % key_heads == 0)]
+    if size not in sizes:
+        raise ValueError(
+            f"engine.sequence_parallel={size} does not divide the {heads} attention heads and {key_heads} key heads of "
+            f"{hf_config.model_type}: use one of {', '.join(map(str, sizes))}"
+        )
 
 
 def rank_environment(env: Mapping[str, str], gpus: int) -> dict[str, str]:

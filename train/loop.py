@@ -22,6 +22,7 @@ from train.checkpoint.checkpoint import Checkpoints
 from train.checkpoint.resume import Origin
 from train.collectives import agree_to_stop
 from train.config import Config
+from train.distributed import Mesh
 from train.evaluation.scores import Score
 from train.faults.nonfinite import Health, nan_grads_if_nonfinite
 from train.faults.signals import Stop, note
@@ -42,6 +43,7 @@ class Run:
     origin: Origin  # the beginning or the checkpoint to resume from; holds the lock on the run's folder
     steps: Iterable[Step]  # one item per remaining optimizer step
     engine: Accelerator
+    mesh: Mesh
     task: nn.Module
     optimizer: torch.optim.Optimizer
     rates: StepRates
@@ -140,14 +142,14 @@ def _rates(run: Run, step: int, batches: Sequence[Batch]) -> list[tuple[Rate, ..
     """For each of this rank's micro-batches, one rate per view."""
     grids_by_batch = [batch.video_grid_thw_V3[:, 0].tolist() for batch in batches]
     return [
-        run.rates.of_batch(step, micro_batch_index(run.engine, turn), grids_V)
+        run.rates.of_batch(step, micro_batch_index(run.mesh, turn), grids_V)
         for turn, grids_V in enumerate(grids_by_batch)
     ]
 
 
-def micro_batch_index(engine: Accelerator, turn: int) -> int:
+def micro_batch_index(mesh: Mesh, turn: int) -> int:
     """Index within the global step of this rank's micro-batch in accumulation step `turn`, as plans count."""
-    return turn * engine.num_processes + engine.process_index
+    return turn * mesh.data_size + mesh.data_rank
 
 
 def _accumulate(run: Run, step: int, data: Step, batch_rates: Sequence[tuple[Rate, ...]]) -> list[torch.Tensor]:
@@ -157,15 +159,15 @@ def _accumulate(run: Run, step: int, data: Step, batch_rates: Sequence[tuple[Rat
     token therefore has the same weight, whatever the pruning rates and the split into micro-batches. It is a mean over
     views.
     """
-    engine = run.engine
+    engine, mesh = run.engine, run.mesh
     targets = engine.reduce(torch.tensor(float(count_targets(data.batches)), device=engine.device), reduction="sum")
     # Undoes the engine's mean over ranks and accumulation steps.
-    scale = engine.num_processes * len(data.batches) / targets.clamp_min(1)
+    scale = mesh.world * len(data.batches) / (targets / mesh.sequence_size).clamp_min(1)
     losses, method = [], run.methods(step)
     for turn, (batch, rates) in enumerate(zip(data.batches, batch_rates)):
         last = turn == len(data.batches) - 1
         engine.gradient_state._set_sync_gradients(last)
-        index = micro_batch_index(engine, turn)
+        index = micro_batch_index(mesh, turn)
         seed_draws("dropout", run.config.seed, step, index)
         WATCHDOG.enter("forward", step + 1, batch.ids)
         with nullcontext() if last else engine.no_sync(run.task):
@@ -185,7 +187,7 @@ def _report(run: Run, step: int, lr: float) -> None:
     elapsed, spans = run.meter.read()
     for name, seconds in spans.items():
         run.recorder.record(name, seconds, weight=1)
-    device, world = run.engine.device, run.engine.num_processes
+    device, world = run.engine.device, run.mesh.world
     shares = {"samples_per_s": ("samples", elapsed), "tokens_per_s": ("tokens/after", elapsed)}
     if peak := peak_operations(device):
         shares["mfu"] = ("operations", elapsed * peak * world)

@@ -5,8 +5,21 @@ from __future__ import annotations
 import socket
 
 import pytest
+import torch
 
-from train.distributed import check_world, first_host, free_port, rank_environment, tasks_per_node
+from tests.evs.models import BUILDERS
+from tests.runs import composed
+from train.checks import check
+from train.distributed import (
+    Mesh,
+    check_sequence_parallel,
+    check_world,
+    data_parallel_size,
+    first_host,
+    free_port,
+    rank_environment,
+    tasks_per_node,
+)
 
 SRUN = {
     "SLURM_JOB_ID": "42",
@@ -72,3 +85,51 @@ def test_runs_beside_each_other_take_ports_of_their_own():
         one.bind(("127.0.0.1", free_port()))
         one.listen()
         assert free_port() != one.getsockname()[1]
+
+
+def test_consecutive_ranks_share_a_batch():
+    meshes = [Mesh(4, rank, sequence_size=2) for rank in range(4)]
+    assert [(mesh.data_size, mesh.data_rank, mesh.leads) for mesh in meshes] == [
+        *((2, 0, leads) for leads in (True, False)),
+        *((2, 1, leads) for leads in (True, False)),
+    ]
+
+
+def test_a_group_size_that_does_not_divide_the_processes_is_refused(words):
+    config = composed(*words("engine=ddp", "engine.sequence_parallel=3")).engine
+    with pytest.raises(
+        ValueError, match="sequence_parallel=3 does not divide the number of processes, 8: use one of 1, 2, 4, 8"
+    ):
+        data_parallel_size(config, 8)
+
+
+def test_a_group_size_that_does_not_divide_the_heads_is_refused():
+    with torch.device("meta"):
+        config = BUILDERS["qwen2_5_vl"]().config
+    config.text_config.num_attention_heads, config.text_config.num_key_value_heads = 28, 4
+    for size in (1, 2, 4, 28):
+        check_sequence_parallel(size, config)
+    with pytest.raises(ValueError, match="28 attention heads and 4 key heads of qwen2_5_vl: use one of 1, 2, 4, 28"):
+        check_sequence_parallel(8, config)
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "nemotron_h_omni"])
+def test_recurrent_layers_are_not_shared(family):
+    with torch.device("meta"):
+        config = BUILDERS[family]().config
+    with pytest.raises(ValueError, match=f"{config.model_type} has recurrent layers"):
+        check_sequence_parallel(2, config)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("engine=none", "needs several processes: use engine=ddp or zero1..zero3"),
+        ("model.attention=flex_attention", "cannot keep packed samples apart: use sdpa or flash"),
+        ("model.attention=eager", "cannot keep packed samples apart: use sdpa or flash"),
+        ("model.compile=true", "cannot trace: remove one of them"),
+    ],
+)
+def test_what_groups_do_not_support_is_refused(words, word, message):
+    with pytest.raises(ValueError, match=f"engine.sequence_parallel=2.*{message}"):
+        check(composed(*words("engine=ddp", "engine.sequence_parallel=2", word)))

@@ -88,10 +88,11 @@ class Checkpoints:
 
     def load(self, checkpoint: Path, saved: Manifest) -> None:
         """Restore the weights and the optimizer, even if another number of ranks saved them."""
-        ranks, folder = saved.shape["world"]["ranks"], checkpoint / "state"
+        world, folder = saved.shape["world"], checkpoint / "state"
+        processes = world["ranks"] * world.get("sequence", 1)
         if self.average is not None:
             self.average.load(folder / AVERAGE)
-        if ranks == self.engine.num_processes or not (folder / "latest").exists():
+        if processes == self.engine.num_processes or not (folder / "latest").exists():
             load_state(self.engine, self.task, self.optimizer, folder)
         else:
             scratch = self.folder / "universal.partial"

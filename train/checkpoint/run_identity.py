@@ -20,12 +20,13 @@ FIXED = ("model", "average", "engine")  # a checkpoint cannot be loaded into ano
 
 @dataclass(frozen=True)
 class StepSplit:
-    """How the micro-batches of a global step are split over ranks."""
+    """How the micro-batches of a global step are split over data-parallel ranks."""
 
     ranks: int
     accumulation: int  # micro-batches of a rank and step
     # Values of train.accumulation configured for this global step, the latest last, without derived ones.
     requested: tuple[int, ...]
+    sequence: int = 1  # processes that share the micro-batches of a rank
 
     @property
     def micro_batches(self) -> int:

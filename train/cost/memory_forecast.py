@@ -6,7 +6,7 @@ temporary tensors of the update are not included: `preflight=dry_run` measures t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,13 @@ def largest(plan: Plan | BudgetPlan, sizes: Sizes, rates: Rates, kept: KeptCount
 def estimate(
     config: Config, model: nn.Module, hf_config: Any, batch: Largest, *, world: int, device: torch.device
 ) -> Estimate:
-    """The memory of one of `world` ranks. `model` may be on the meta device; `device` is where it will be trained."""
+    """The memory of one of `world` ranks, of which engine.sequence_parallel share a batch.
+
+    `model` may be on the meta device; `device` is where it will be trained.
+    """
+    share = config.engine.sequence_parallel
+    whole = _not_shared(hf_config, batch) if share > 1 else 0
+    batch = replace(batch, **{name: -(-getattr(batch, name) // share) for name in ("tokens", "text", "patches")})
     parameters = [(p.numel(), p.element_size(), p.requires_grad) for p in model.parameters()]
     stage = int(config.engine.zero.get("stage", 0)) if config.engine.name.startswith("zero") else None
     trained = sum(n for n, _, is_trained in parameters if is_trained)
@@ -89,7 +95,7 @@ def estimate(
         weights=0 if "offload_param" in offloads else weights + casts,
         gradients=sum(n * size for n, size, is_trained in parameters if is_trained) / shards[1],
         optimizer=0 if "offload_optimizer" in offloads else states / shards[0],
-        activations=_activations(config, hf_config, batch) * activation_bytes
+        activations=(_activations(config, hf_config, batch) + whole) * activation_bytes
         + _pixels(hf_config, batch) * (4 + activation_bytes)
         + _states(config, hf_config, batch)
         + logits,
@@ -106,6 +112,12 @@ def _activations(config: Config, hf_config: Any, batch: Largest) -> float:
     if "vision" in config.model.freeze or config.model.lora.r is not None:
         return language + layer
     return language + _tower(layer, batch.patches * tower.width, tower.blocks, "vision" in recomputed)
+
+
+def _not_shared(hf_config: Any, batch: Largest) -> int:
+    """Number of values of the embeddings that every rank of a group holds: of the unpruned prompt and the survivors."""
+    unpruned = batch.patches // spec_of(hf_config).tower_shape(hf_config).merge_size ** 2 + batch.text
+    return (unpruned + batch.tokens) * hf_config.get_text_config().hidden_size
 
 
 def _pixels(hf_config: Any, batch: Largest) -> int:

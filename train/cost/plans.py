@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from data.batching.plans import TERA, Budget, BudgetPlan, Plan
@@ -19,6 +18,7 @@ from evs.methods.base import depth
 from train.config import TOWERS, Config
 from train.cost import operations as cost
 from train.datasets import AuditedData
+from train.distributed import Mesh
 from train.model import base_model
 from train.optim import trained_towers
 from train.views import StepRates
@@ -26,7 +26,7 @@ from train.views import StepRates
 
 def build_plan(
     config: Config,
-    engine: Accelerator,
+    mesh: Mesh,
     train_set: AuditedData,
     *,
     rates: StepRates,
@@ -34,7 +34,7 @@ def build_plan(
     empty: nn.Module,
 ) -> Plan | BudgetPlan:
     """A plan that fills micro-batches to train.token_budget, or without one to train.batch_size samples."""
-    train, world, rank = config.train, engine.num_processes, engine.process_index
+    train, world, rank = config.train, mesh.data_size, mesh.data_rank
     if train.token_budget is None:
         samples = len(train_set.samples)
         return Plan(samples, train.batch_size, train.accumulation, world, rank, config.seed, mixture=train_set.mixture)

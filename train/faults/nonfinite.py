@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from train.callbacks import Callback, StepResult
+from train.distributed import ONE_PROCESS, Mesh
 from train.metrics.jsonl import append_lines
 
 
@@ -33,6 +34,7 @@ class Health(Callback):
     limit: int
     vocabulary: int
     streak: int = 0
+    mesh: Mesh = ONE_PROCESS
     _lowest: float = math.inf  # lowest loss reported so far
     _warned: bool = False
 
@@ -44,7 +46,7 @@ class Health(Callback):
         self.streak += 1
         columns = result.rates, finite(torch.stack([*result.losses]).tolist()), [b.ids for b in result.data.batches]
         rows = [dict(zip(("rates", "loss", "samples"), row)) for row in zip(*columns)]
-        self._write({"step": result.step, "skipped": True, "batches": gather_object(rows)})
+        self._write({"step": result.step, "skipped": True, "batches": gather_object(rows if self.mesh.leads else [])})
         self.engine.print(f"step {result.step} skipped: gradient norm {result.norm}; its samples are in {self.file}")
 
     def check_streak(self, step: int) -> None:

@@ -19,6 +19,7 @@ from data.progress import progress_bar
 from data.types import Quarantined
 from train.collectives import collected, on_main
 from train.config import Config
+from train.distributed import ONE_PROCESS, Mesh
 from train.faults.full_disk import writing
 from train.metrics.jsonl import append_lines, append_new_lines, cut_back
 from train.metrics.machine import machine
@@ -33,6 +34,7 @@ class Recorder:
     run_dir: Path
     sinks: list[Sink]
     list_batches: bool = False
+    mesh: Mesh = ONE_PROCESS  # of ranks that share a batch, the leading one counts
     _batches: list[dict[str, Any]] = field(default_factory=list)
     _mean: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
     _sum: dict[str, list[Any]] = field(default_factory=dict)
@@ -47,7 +49,8 @@ class Recorder:
     def quarantine(self, samples: Sequence[Quarantined], step: int | None = None) -> None:
         """Count samples that this rank skipped in a step, and list each with its reason in `quarantine.jsonl`."""
         self.record("quarantined", len(samples))
-        append_lines(self.run_dir / "quarantine.jsonl", _rows(samples, step))
+        if self.mesh.leads:
+            append_lines(self.run_dir / "quarantine.jsonl", _rows(samples, step))
 
     def quarantine_once(self, samples: Sequence[Quarantined], step: int) -> int:
         """List samples that all ranks have quarantined, unless already listed. Returns the number of new ones."""
@@ -63,7 +66,7 @@ class Recorder:
             self._batches.append({"step": step, "place": index, "rates": rates, "samples": list(samples)})
 
     def _write_batches(self) -> None:
-        rows = collected(self._batches)
+        rows = collected(self._batches if self.mesh.leads else [])
         if self.engine.is_main_process:
             append_lines(self.run_dir / "batches.jsonl", sorted(rows, key=lambda row: (row["step"], row["place"])))
         self._batches.clear()
@@ -101,7 +104,7 @@ class Recorder:
         if not rows:
             return {}
         flat = torch.stack([row.to(self.engine.device) for row in rows])
-        flat = self.engine.reduce(flat, reduction="sum").tolist()
+        flat = self.engine.reduce(flat if self.mesh.leads else flat.zero_(), reduction="sum").tolist()
         n, m = len(sums), len(means)
         mean = {name: flat[n + i] / flat[n + m + i] for i, name in enumerate(means) if flat[n + m + i]}
         return dict(zip(sums, flat)) | mean
@@ -118,13 +121,13 @@ def total(values: list[Any]) -> Tensor:
     return torch.stack([t.to(device, non_blocking=True) for t in tensors]).sum()
 
 
-def build_recorder(engine: Accelerator, config: Config, first_step: int) -> Recorder:
+def build_recorder(engine: Accelerator, config: Config, first_step: int, mesh: Mesh) -> Recorder:
     """A recorder on every rank, whose sinks are on rank 0. Write the run's `config.yaml` and `machine.json`.
 
     Raise ValueError on all ranks, naming the file, if rank 0 cannot write.
     """
     sinks = on_main(engine, lambda: _open_sinks(config, first_step, engine.num_processes))
-    return Recorder(engine, Path(config.run_dir), sinks or [], config.tracker.batches)
+    return Recorder(engine, Path(config.run_dir), sinks or [], config.tracker.batches, mesh)
 
 
 def _open_sinks(config: Config, first_step: int, ranks: int) -> list[Sink]:

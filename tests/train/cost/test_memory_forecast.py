@@ -66,6 +66,16 @@ def test_checkpointing_and_freezing_lower_the_activations(words):
     assert activations("model.checkpoint_towers=[vision]") == frozen  # a frozen tower keeps nothing to recompute
 
 
+def test_ranks_that_share_a_batch_share_its_activations(words):
+    def activations(size):
+        config = composed(*words("engine=ddp", f"engine.sequence_parallel={size}"))
+        hf_config = AutoConfig.from_pretrained(config.model.path)
+        batch = Largest(4000, 20, 16000, 800)
+        return estimate(config, torch.nn.Linear(1, 1), hf_config, batch, world=2, device=GPU).activations
+
+    assert activations(2) < 0.6 * activations(1)
+
+
 def test_what_cannot_fit_is_told_with_a_remedy(words):
     parts = Estimate(weights=4e9, gradients=1e9, optimizer=1e9, activations=2.1e9)
     check(parts, 9e9, composed(*words()))
