@@ -4,6 +4,7 @@ python scripts/benchmark.py step|prefill|mask|profile [shape=small] [rates=[0,0.
 python scripts/benchmark.py batching|decode [out=FILE.json]
 python scripts/benchmark.py index [rows=200000] [files=2000] [ranks=2] [out=FILE.json]
 python scripts/benchmark.py media [count=1000] [workers=2] | ranks [shape=small] [steps=20]
+python scripts/benchmark.py long [shape=small] [tokens=32768] [ranks=2] [rates=[0,0.75]]
 python scripts/benchmark.py real_run [shape=small] [steps=200] [workers=4] | gpu_tests [marks=gpu]
 python scripts/benchmark.py gpu out=DIR [minutes=10] [parts=[step,profile]] [device=cpu shape=tiny]
 python scripts/benchmark.py peers [peers=[trl,llamafactory,ms_swift,trainer]] [folder=runs/peers] [out=FILE.json]
@@ -28,6 +29,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from scripts.bench import data as bench_data
 from scripts.bench import index as bench_index
+from scripts.bench import long as bench_long
 from scripts.bench import media as bench_media
 from scripts.bench import ranks as bench_ranks
 from scripts.bench import step as bench_step
@@ -46,6 +48,7 @@ DATA = {"batching": bench_data.batching, "decode": bench_data.decode}
 MODEL = {"step": bench_step.step, "prefill": prefill, "mask": bench_step.mask, "profile": profile}
 OWN: dict[str, tuple[Any, Any]] = {  # benchmarks with options of their own
     "index": (bench_index.Options, bench_index.index),
+    "long": (bench_long.Options, bench_long.long),
     "media": (bench_media.Options, bench_media.media),
     "peers": (comparison.Options, comparison.compare),
     "ranks": (bench_ranks.Options, bench_ranks.ranks),
