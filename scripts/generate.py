@@ -40,7 +40,7 @@ from train.export.serving_metadata import checkpoint_policy, filled
 from train.model import encoder_of, load_pretrained
 from train.ranges import device, names, number
 
-SAMPLING = ("temperature", "top_k", "top_p", "seed")  # options without effect on greedy decoding
+SAMPLING = ("temperature", "top_k", "top_p", "seed")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ class Options:
 
 def main(options: Options) -> None:
     check_rate(options.rate)
-    check_sampling(options)
+    if not options.sample:
+        cli.refuse_unused(options, SAMPLING, "on greedy decoding: add sample=true")
     options = filled(options, checkpoint_policy(options.model))
     method = method_named(cast(str, options.method), options.scorer_dtype, options.prune_at)
     encoder = encoder_of(
@@ -128,15 +129,6 @@ class Times:
 
     def end(self) -> None:
         pass
-
-
-def check_sampling(options: Options) -> None:
-    """Raise ValueError if an option of sampling is set and decoding is greedy."""
-    changed = [name for name in SAMPLING if getattr(options, name) != getattr(Options, name)]
-    if changed and not options.sample:
-        raise ValueError(
-            f"{changed[0]}={getattr(options, changed[0])} has no effect on greedy decoding: add sample=true"
-        )
 
 
 def settings(options: Options) -> dict[str, Any]:

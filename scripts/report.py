@@ -33,6 +33,7 @@ class Options:
 
 def main(options: Options) -> None:
     if options.sweep is not None:
+        cli.refuse_unused(options, ("run", "results", "prefill", "title"), "with sweep=DIR: remove it")
         text = table(rows(Path(options.sweep)))
         print(text)
         if options.out is not None:
@@ -40,12 +41,14 @@ def main(options: Options) -> None:
         return
     curves = [from_results(Path(path)) for path in options.results]
     if options.run is not None and (options.out is None or options.out.endswith(".html")):
+        cli.refuse_unused(options, ("title",), "on a page: give out=FILE.png for a picture")
         out = Path(options.out or Path(options.run, "report.html"))
         page.write(Path(options.run), out, curves, Path(options.prefill) if options.prefill else None)
         print(f"page: {out}")
         return
     if options.out is None or not options.out.endswith(".png"):
         raise ValueError(f"out={options.out}: give a .png, or run=DIR and an .html")
+    cli.refuse_unused(options, ("prefill",), "on a picture: give run=DIR and an .html")
     if options.run is not None:
         curves += from_run(Path(options.run))
     if not curves:

@@ -39,6 +39,8 @@ def main(options: Options) -> None:
     video, out = Path(options.video), Path(options.out)
     if not video.is_file():
         raise ValueError(f"video={video} does not exist: give a video file")
+    if options.model is not None:
+        cli.refuse_unused(options, ("fps", "max_frames"), "with a model, whose evs.json sets the frames: remove it")
     if options.score:
         if options.model is None:
             raise ValueError("score=true measures the scores of a model: give model=DIR_OR_HUB_ID")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 
 from data.sources.spec import parse_sources
-from train.config import TOWERS, Config, TrainConfig, frame_policy
+from train.config import TOWERS, Config, LoraConfig, TrainConfig, frame_policy
 from train.ranges import check_values
 
 ALWAYS_ALLOWED = 64  # decoding processes that are accepted on every machine
@@ -60,8 +61,9 @@ def _in_training(config: Config) -> Iterator[str]:
     model, train, engine, optim = config.model, config.train, config.engine, config.optim
     if set(model.freeze) == set(TOWERS) and model.lora.r is None:
         yield f"model.freeze={model.freeze} leaves nothing to train: unfreeze a tower or set model.lora.r"
-    if model.lora.dora and model.lora.r is None:
-        yield "model.lora.dora=true has no effect without LoRA: set model.lora.r"
+    for entry in fields(LoraConfig) if model.lora.r is None else ():
+        if (value := getattr(model.lora, entry.name)) != entry.default:
+            yield f"model.lora.{entry.name}={value} has no effect without LoRA: set model.lora.r"
     if train.ema is not None and engine.name.startswith("zero"):
         yield f"train.ema={train.ema:g} needs all weights on every rank: use engine=none or engine=ddp"
     for tower in ("vision", "merger"):

@@ -141,6 +141,15 @@ def run(main: Callable[[T], object], schema: type[T], argv: Sequence[str] | None
         main(options)
 
 
+def refuse_unused(options: Any, keys: Sequence[str], reason: str) -> None:
+    """Raise ValueError if one of `keys`, which would be ignored for `reason`, does not have its default value."""
+    defaults = {field.name: field.default for field in fields(options)}
+    for key in keys:
+        value = getattr(options, key)
+        if value != defaults[key] and value != []:
+            raise ValueError(f"{key}={value} has no effect {reason}")
+
+
 def suggest(word: str, choices: Sequence[str]) -> str:
     """`; did you mean ...?` if one of the choices is similar to `word`, else a list of all choices."""
     close = get_close_matches(word, choices, n=1)

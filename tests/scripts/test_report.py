@@ -69,3 +69,18 @@ def test_a_file_that_is_no_evaluation_is_named(tmp_path):
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(ValueError, match=r"x\.json: not what scripts/evaluate\.py"):
         report.main(report.Options(results=[str(tmp_path / "x.json")], out=str(tmp_path / "x.png")))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        report.Options(sweep="sweep", run="run"),
+        report.Options(sweep="sweep", results=["a.json"]),
+        report.Options(run="run", title="B"),
+        report.Options(out="curve.png", prefill="prefill.json"),
+    ],
+    ids=str,
+)
+def test_an_option_without_effect_is_refused(options):
+    with pytest.raises(ValueError, match="has no effect"):
+        report.main(options)

@@ -52,3 +52,9 @@ def test_the_area_of_the_score_is_printed_by_depth_and_dtype(clips, checkpoint, 
 def test_the_area_of_the_score_needs_a_model(clips):
     with pytest.raises(ValueError, match="give model="):
         show_pruning.main(show_pruning.Options(video=str(clips[0]), score=True))
+
+
+def test_frames_are_chosen_by_the_model_or_by_options_but_not_by_both(tmp_path):
+    (video := tmp_path / "a.mp4").touch()
+    with pytest.raises(ValueError, match=r"fps=3\.0 has no effect with a model"):
+        show_pruning.main(show_pruning.Options(str(video), model="checkpoint", fps=3.0))

@@ -83,3 +83,17 @@ def test_a_path_survives_the_quotes_that_hydra_needs(path):
 def test_a_printed_command_can_be_pasted(path, tmp_path):
     (word,) = shlex.split(cli.command("export", f"push={path}"))[2:]
     assert cli.parse(Options, ["out=a", word]).push == path
+
+
+@dataclass
+class Report:
+    out: str = "page.html"
+    title: str = "A"
+    results: list[str] = field(default_factory=list)
+
+
+def test_an_option_that_would_be_ignored_is_named_with_its_remedy():
+    cli.refuse_unused(Report(out="b.html"), ("title", "results"), "on a page: remove it")
+    for options, named in ((Report(title="B"), "title=B"), (Report(results=["a"]), r"results=\['a'\]")):
+        with pytest.raises(ValueError, match=f"{named} has no effect on a page: remove it"):
+            cli.refuse_unused(options, ("title", "results"), "on a page: remove it")
