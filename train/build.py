@@ -164,7 +164,8 @@ def assemble(ready: Prepared) -> Run:
     if ready.mesh.group is not None:
         exchange_heads(config.model.attention)
     adapter = adapter_for(base_model(model), config.model.scheme)
-    bare = UptrainTask(model, adapter, ready.methods.first, config.train.distill, ready.mesh.group)
+    distill, offload = config.train.distill, config.train.offload_activations
+    bare = UptrainTask(model, adapter, ready.methods.first, distill, ready.mesh.group, offload=offload)
     bare.register_forward_pre_hook(lambda *_: WATCHDOG.progress())  # in evaluations too
     task, optimizer = engine.prepare(bare, build_optimizer(bare, adapter.spec, config.optim))
     checkpoints = build_checkpoints(ready, bare, task, optimizer)

@@ -74,6 +74,11 @@ def _in_training(config: Config) -> Iterator[str]:
         yield f"model.attention={model.attention} supports half precision only: use engine.precision=bf16"
     if not model.gradient_checkpointing and model.checkpoint_towers == []:
         yield "model.checkpoint_towers=[] has no effect without model.gradient_checkpointing: remove one of them"
+    if train.offload_activations and "language" not in model.recomputed:
+        yield (
+            "train.offload_activations=true offloads the inputs of recomputed layers: set "
+            "model.gradient_checkpointing=true and language in model.checkpoint_towers"
+        )
     if train.anchor_rate is not None and train.views == 1:
         yield f"train.anchor_rate={train.anchor_rate} fixes the only view: set train.views=2, or use rate=constant"
     yield from _in_distillation(train, model.lora.r is not None)

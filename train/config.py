@@ -204,6 +204,9 @@ class TrainConfig:
     # Fixed rate of one view, 0 for an unpruned one; null draws the rates of all views.
     anchor_rate: float | None = number(None, least=0, below=1)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    # Keep the inputs of the language model's recomputed layers in host memory until the backward pass: slower, and for
+    # each layer one hidden state per token less on the GPU.
+    offload_activations: bool = False
     # Steps between checkpoints.
     save_every: int = number(500, least=1)
     # Number of newest checkpoints to keep, in addition to the best.

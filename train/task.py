@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 
 from data.types import IGNORE, Batch
 from evs import DecoderInputs
@@ -79,8 +80,11 @@ class UptrainTask(nn.Module):
         method: Method,
         distill: DistillConfig | None = None,
         group: SequenceGroup | None = None,
+        *,
+        offload: bool = False,
     ) -> None:
         super().__init__()
+        self.offload = offload  # keep the inputs of recomputed layers in host memory
         self.group = group  # ranks that share every training batch; evaluations share none
         self.model = model
         self.adapter = adapter
@@ -129,7 +133,10 @@ class UptrainTask(nn.Module):
     ) -> list[Tensor]:
         """For every row of the objective, the [T, D] hidden states that predict the labelled tokens."""
         no_grad: list[Tensor] = []
-        trained = decode_labelled(self.adapter, views[objective.no_grad_rows - objective.base :], self.group)
+        # Layers that are recomputed save nothing but their inputs.
+        pinned = torch.cuda.is_available()
+        with save_on_cpu(pin_memory=pinned) if self.offload and self.training else nullcontext():
+            trained = decode_labelled(self.adapter, views[objective.no_grad_rows - objective.base :], self.group)
         with torch.no_grad():
             if objective.base:
                 with self._without_lora():

@@ -73,6 +73,11 @@ def test_a_wrong_value_is_named_with_its_remedy(words, word, message):
     assert "\n" not in str(error.value)
 
 
+def test_offloading_without_recomputed_layers_is_refused(words):
+    with pytest.raises(ValueError, match=r"offload_activations=true .* set model.gradient_checkpointing=true"):
+        check(composed(*words("train.offload_activations=true", "model.gradient_checkpointing=false")))
+
+
 def test_a_key_added_with_plus_is_checked_too(words):
     with pytest.raises(ValueError, match=r"stepz.*did you mean 'train.steps'|Key 'stepz'"):
         composed(*words("+train.stepz=3"))

@@ -70,6 +70,25 @@ def test_a_frozen_tower_is_never_recomputed_nor_gone_through_backward(family, lo
     assert through and not any(through)
 
 
+def step_of(task):
+    """(number of tensors that the device keeps for the backward pass of a step, its gradients)."""
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        out = task(prompts("qwen3_vl", MIXED), TrainRequest((0.5,)))
+    out.loss_sum.backward()
+    return len(kept), {name: parameter.grad for name, parameter in task.named_parameters()}
+
+
+def test_offloaded_inputs_of_layers_leave_the_device_and_give_the_same_gradients():
+    models = [fit_for_training(tiny_model("qwen3_vl"), ModelConfig(freeze=["vision", "merger"])) for _ in range(2)]
+    plain, offloaded = (
+        step_of(UptrainTask(model, adapter_for(model), FrameDelta(), offload=offload).train())
+        for model, offload in zip(models, (False, True))
+    )
+    assert offloaded[0] <= plain[0] - len(models[0].model.language_model.layers)
+    torch.testing.assert_close(offloaded[1], plain[1], atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("family", QWEN35)
 @pytest.mark.parametrize("freeze", [["vision"], ["vision", "merger"], ["language"]], ids="-".join)
 def test_freezing_takes_the_named_towers_of_qwen35_out_of_training_and_no_other(family, freeze):

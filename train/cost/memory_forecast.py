@@ -107,7 +107,8 @@ def _activations(config: Config, hf_config: Any, batch: Largest) -> float:
     spec, text = spec_of(hf_config), hf_config.get_text_config()
     tower, recomputed = spec.tower_shape(hf_config), config.model.recomputed
     layer = batch.tokens * (12 * text.hidden_size + 4 * spec.text_shape(hf_config).mlp_width)
-    language = _tower(layer, batch.tokens * text.hidden_size, text.num_hidden_layers, "language" in recomputed)
+    inputs = 0 if config.train.offload_activations else batch.tokens * text.hidden_size
+    language = _tower(layer, inputs, text.num_hidden_layers, "language" in recomputed)
     layer = batch.patches * (12 * tower.width + 4 * tower.mlp_width)
     if "vision" in config.model.freeze or config.model.lora.r is not None:
         return language + layer

@@ -63,6 +63,7 @@ def test_checkpointing_and_freezing_lower_the_activations(words):
     whole = activations("model.gradient_checkpointing=false", "model.freeze=[]")
     frozen = activations("model.gradient_checkpointing=false")
     assert activations() < frozen < whole
+    assert activations("train.offload_activations=true") < activations()
     assert activations("model.checkpoint_towers=[vision]") == frozen  # a frozen tower keeps nothing to recompute
 
 
