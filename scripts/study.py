@@ -16,24 +16,33 @@ import sys
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # run as a file: imports start at the repository root, not in scripts/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import numpy as np
+
 from data.synthetic import footage
 from data.synthetic.items import KINDS
-from data.synthetic.suite import CAMERAS, QUALITY, Suite, generate
+from data.synthetic.stills import write_stills
+from data.synthetic.suite import CAMERAS, QUALITY, SIDE, Suite, generate
 from scripts.make_tiny_model import make
 from scripts.recipes.compute import steps_of
 from scripts.recipes.page import write
 from scripts.recipes.runs import Job, Seed, complete, do_all
-from scripts.recipes.table import BASE, named
+from scripts.recipes.table import BASE, BASE_SHARE, BASE_WORDS, COMPARED, Recipe, named
 from train import cli
 from train.ranges import names, number, pruning_rates
 
 SIZES: dict[str, int | float | bool] = {  # of the tiny model
     **{"text_width": 128, "text_layers": 3, "text_kv_heads": 4, "text_mlp": 256, "patch": 8, "init": 0.08},
-    **{"vision_width": 64, "vision_heads": 2, "vision_mlp": 128, "full_attention": True},
+    **{"vision_width": 64, "vision_heads": 2, "vision_mlp": 128, "vision_depth": 2, "full_attention": True},
+}
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "fixed": {},
+    "moving": {"cameras": ("moving",)},
+    "footage": {"backgrounds": ("carphone", "bikes")},
 }
 
 
@@ -58,7 +67,7 @@ class Options:
     held_out_videos: int | None = number(None, least=1)  # per seed
     base_steps: int | None = number(None, least=1)  # training steps without pruning
     steps: int | None = number(None, least=1)  # of `uniform`; all other recipes take as many operations
-    blocks: int = number(1, least=1)  # blocks of the vision tower
+    condition: str = names("fixed", *CONDITIONS)  # of the videos: fixed or moving camera, or real footage
     rates: list[float] = pruning_rates([0.0, 0.5, 0.75, 0.85, 0.9])  # pruning rates of the evaluations
     out: str = "runs/study"  # folder for data and runs
     page: str = "docs/recipes.md"  # Markdown file to update, with a figure of the same name next to it
@@ -67,28 +76,30 @@ class Options:
 
 
 def main(options: Options) -> None:
-    recipes, preset, out = named(options.recipes, options.blocks), chosen(options), Path(options.out)
+    recipes, preset, out = named(options.recipes), chosen(options), Path(options.out)
     check_same(out, options, preset)
     seeds = [prepared(seed_of(options, number), preset, options) for number in options.seeds]
     rates = tuple(options.rates)
-    base = (f"train.steps={preset.base_steps}", "rate=constant")
-    do_all([Job(seed, BASE, base, rates) for seed in seeds], options.parallel, options.threads)
-    steps = steps_of(recipes, preset.steps, seeds[0].checkpoint(BASE), seeds[0].train)
-    jobs = [
-        Job(seed, recipe.name, tuple(recipe.arguments(steps[recipe.name])), rates, recipe.export)
-        for seed in seeds
-        for recipe in recipes
-    ]
+    base = (f"train.steps={preset.base_steps}", *BASE_WORDS)
+    do_all([Job(seed, BASE, base, rates, BASE_SHARE) for seed in seeds], options.parallel, options.threads)
+    steps = steps_of(recipes, preset.steps, seeds[0])
+    jobs = [job(seed, recipe, steps[recipe.name], rates) for seed in seeds for recipe in recipes]
     do_all(jobs, options.parallel, options.threads)
-    write(Path(options.page), seeds, recipes, command(options), options.blocks)
+    write(Path(options.page), seeds, recipes, command(options))
     print(f"page: {options.page}")
+
+
+def job(seed: Seed, recipe: Recipe, steps: int, rates: tuple[float, ...]) -> Job:
+    baselines = ("frames", "pixels") if recipe.name in COMPARED else tuple(filter(None, [recipe.reduced]))
+    return Job(seed, recipe.name, tuple(recipe.arguments(steps)), rates, recipe.stills, recipe.reduced, baselines)
 
 
 def chosen(options: Options) -> Preset:
     """The preset, with its values replaced by those in `options`."""
     preset = quick() if options.preset == "quick" else full()
     overrides = {name: getattr(options, name) for name in ("train_videos", "held_out_videos", "base_steps", "steps")}
-    return replace(preset, **{name: value for name, value in overrides.items() if value is not None})
+    suite = replace(preset.suite, **CONDITIONS[options.condition])
+    return replace(preset, suite=suite, **{name: value for name, value in overrides.items() if value is not None})
 
 
 def quick() -> Preset:
@@ -105,10 +116,6 @@ def full() -> Preset:
     return Preset(20_000, 500, 4000, 1500, suite)
 
 
-def sizes(options: Options) -> dict[str, int | float | bool]:
-    return SIZES | {"vision_depth": options.blocks}
-
-
 def seed_of(options: Options, number: int) -> Seed:
     folder = Path(options.out) / f"seed{number}"
     return Seed(folder, number, folder if options.suite is None else Path(options.suite))
@@ -119,18 +126,32 @@ def prepared(seed: Seed, preset: Preset, options: Options) -> Seed:
     if options.suite is None:
         for split, videos in (("train", preset.train_videos), ("held_out", preset.held_out_videos)):
             suite = replace(preset.suite, split=split, seed=seed.number)
-            complete(seed.videos / split, partial(generate, videos=videos, suite=suite))
+            complete(seed.videos / split, partial(generate_split, videos=videos, suite=suite))
     for data in (seed.train, seed.held_out):
         if not data.is_file():
             raise ValueError(f"suite={seed.videos}: {data} does not exist: write it with scripts/make_suite.py")
-    complete(seed.random, lambda folder: make("qwen2_5_vl", folder, seed.number, **sizes(options)))
+    complete(seed.random, lambda folder: make("qwen2_5_vl", folder, seed.number, **SIZES))
     return seed
+
+
+def generate_split(out: Path, videos: int, suite: Suite) -> None:
+    """The data of one split. Held-out images and text are in one file with the videos, those to train on are not."""
+    data, stills = generate(out, videos, suite), write_stills(out, videos, suite.split, suite.seed)
+    if suite.split == "held_out":
+        data.write_text(data.read_text() + stills.read_text())
+        return
+    random = np.random.default_rng(suite.seed)
+    rows = [json.loads(line) for line in data.open()]
+    for name, key, most in (("frames", "max_frames", 2 * suite.grids[0]), ("pixels", "max_pixels", SIDE * SIDE)):
+        kept = 1 - random.uniform(0, 0.9, len(rows))
+        reduced = [row | {key: max(2, round(most * share))} for row, share in zip(rows, kept)]
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reduced))
 
 
 def check_same(out: Path, options: Options, preset: Preset) -> None:
     """Raise ValueError if `out` holds runs of another study; otherwise write the settings of this one to it."""
     settings = json.loads(
-        json.dumps({"preset": asdict(preset), "sizes": sizes(options), "suite": options.suite, "rates": options.rates})
+        json.dumps({"preset": asdict(preset), "sizes": SIZES, "suite": options.suite, "rates": options.rates})
     )
     path = out / "study.json"
     if path.is_file() and (earlier := json.loads(path.read_text())) != settings:

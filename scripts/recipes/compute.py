@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from hydra import compose, initialize_config_module
 
 from data.batching.sizes import Sizes
-from scripts.recipes.table import RECIPES, REFERENCE, Recipe
+from scripts.recipes.runs import Seed
+from scripts.recipes.table import BASE, RECIPES, REFERENCE, Recipe
 from train import cli
 from train.build import build_encoder
 from train.config import Config
@@ -21,23 +21,22 @@ from train.model import build_empty_model
 from train.plugins import build_step_methods, build_step_rates
 from train.run import register, typed
 
-ROUNDS = 3  # arguments of a recipe may depend on the number of steps, so it is computed repeatedly
 
-
-def steps_of(recipes: Sequence[Recipe], steps: int, model: Path, data: Path) -> dict[str, int]:
-    """Steps of each recipe, by name, if the reference takes `steps`."""
-    start = [cli.override("model.path", model), cli.override("data.train", data)]
-    sizes = _sizes(_composed(start))
-
-    def price(recipe: Recipe, steps: int) -> float:
-        return operations(_composed([*start, *recipe.arguments(steps)]), sizes)
-
+def steps_of(recipes: Sequence[Recipe], steps: int, seed: Seed) -> dict[str, int]:
+    """Steps of each recipe, by name, if the reference takes `steps`. Images and text count as free."""
     reference = next(recipe for recipe in RECIPES if recipe.name == REFERENCE)
-    budget, steps_by_recipe = steps * price(reference, steps), dict.fromkeys((recipe.name for recipe in recipes), steps)
-    for recipe in (recipe for recipe in recipes if not recipe.equal_steps):
-        for _ in range(ROUNDS):
-            steps_by_recipe[recipe.name] = max(1, round(budget / price(recipe, steps_by_recipe[recipe.name])))
-    return steps_by_recipe
+    budget = steps * _cost(reference, steps, seed)
+    return {
+        recipe.name: steps if recipe.equal_steps else max(1, round(recipe.budget * budget / _cost(recipe, steps, seed)))
+        for recipe in recipes
+    }
+
+
+def _cost(recipe: Recipe, steps: int, seed: Seed) -> float:
+    """Operations of one step."""
+    start = [cli.override("model.path", seed.checkpoint(BASE)), seed.mixture(0.0, recipe.reduced)]
+    config = _composed([*start, *recipe.arguments(steps)])
+    return (1 - recipe.stills) * operations(config, _sizes(config))
 
 
 def operations(config: Config, sizes: Sizes) -> float:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
+from data.synthetic.stills import STILLS
 from scripts.recipes.runs import Seed
 from train.evaluation import scores
 from train.evaluation.answers import Answer
+from train.evaluation.answers import read as read_answers
 from train.evaluation.questions import Question
 from train.evaluation.report import answers_of
+from train.reports.curve import from_results
+from train.reports.equal_tokens import EqualTokens
 from train.reports.summary import read_lines, summarize
 
 SIGNIFICANCE = 0.05  # largest p of a difference that counts
@@ -27,6 +32,9 @@ class Result:
     kinds: Mapping[str, str]  # of question, by sample
     steps: int
     operations: float  # of its training, in total
+    stills: tuple[Answer, ...] = ()  # on images and text, at rate 0
+    area: float | None = None  # mean evs.score_area of the held-out videos
+    baselines: tuple[EqualTokens, ...] = ()
 
     @property
     def rates(self) -> list[float]:
@@ -68,16 +76,41 @@ class Difference:
         return None if self.spread is None else abs(self.mean) > self.spread and self.paired.p < SIGNIFICANCE
 
 
-def read(seed: Seed, name: str) -> Result:
+def read(seed: Seed, name: str, reduced: str | None = None) -> Result:
+    """The result of a recipe: pruned, or with `reduced` on reduced videos instead."""
     rows = read_lines(seed.held_out)
-    run = seed.folder / name / "run"
+    kinds, run, path = kinds_of(rows), seed.folder / name / "run", seed.result(name)
     done = sum(row.get("operations", 0) for row in read_lines(run / "metrics.jsonl"))
-    answers = tuple(answers_of(seed.result(name)))
-    return Result(name, seed.number, answers, kinds_of(rows), summarize(run).steps, done)
+    measured = json.loads(path.read_text())
+    answers = [answer for answer in answers_of(path) if reduced is None or answer.rate == 0]
+    for rate in (score["rate"] for score in measured["scores"] if score["rate"] and reduced):
+        answers += [
+            replace(answer, rate=rate) for answer in read_answers(path.with_suffix(f".{reduced}_{rate:g}.jsonl"))
+        ]
+    answers = [replace(answer, question=answer.sample) for answer in answers]  # each row has one question
+    return Result(
+        name,
+        seed.number,
+        tuple(answer for answer in answers if kinds[answer.sample] not in STILLS),
+        kinds,
+        summarize(run).steps,
+        done,
+        tuple(answer for answer in answers if kinds[answer.sample] in STILLS and answer.rate == 0),
+        measured.get("score_area", {}).get("mean"),
+        from_results(path).baselines,
+    )
 
 
 def kinds_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return {row["id"]: row["kind"] for row in rows}
+
+
+def on_stills(results: Sequence[Result], kind: str | None = None) -> list[Result]:
+    """The results on images and text, of one kind or of both."""
+    return [
+        replace(one, answers=tuple(answer for answer in one.stills if kind in (None, one.kinds[answer.sample])))
+        for one in results
+    ]
 
 
 def difference(ours: Sequence[Result], theirs: Sequence[Result]) -> Difference:

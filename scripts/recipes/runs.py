@@ -3,6 +3,7 @@ repeated."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -31,6 +32,17 @@ class Seed:
     def train(self) -> Path:
         return self.videos / "train" / "data.jsonl"
 
+    def mixture(self, stills: float, reduced: str | None) -> str:
+        """The value of data.train: the videos, as they are or reduced, with a share of images and text."""
+        videos = self.train if reduced is None else self.train.with_name(f"{reduced}.jsonl")
+        paths = {"videos": (videos, 1 - stills), "stills": (self.train.with_name("stills.jsonl"), stills)}
+        entries = [
+            f"{name}:{{path:{json.dumps(str(path))},weight:{weight:g}}}"
+            for name, (path, weight) in paths.items()
+            if weight
+        ]
+        return f"data.train={{{','.join(entries)}}}"
+
     @property
     def held_out(self) -> Path:
         return self.videos / "held_out" / "data.jsonl"
@@ -54,7 +66,9 @@ class Job:
     name: str
     words: tuple[str, ...]
     rates: tuple[float, ...]
-    export: tuple[str, ...] = ()
+    stills: float
+    reduced: str | None = None  # of data.encoding.reduction: the videos that it is trained on
+    baselines: tuple[str, ...] = ()  # of data.encoding.reduction: evaluated as well
 
     @property
     def done(self) -> bool:
@@ -65,22 +79,22 @@ class Job:
         folder = self.seed.folder / self.name
         folder.mkdir(parents=True, exist_ok=True)
         start = self.seed.random if self.name == BASE else self.seed.checkpoint(BASE)
-        paths = {"model.path": start, "data.train": self.seed.train, "run_dir": folder / "run"}
-        shared = (*(cli.override(key, path) for key, path in paths.items()), f"seed={self.seed.number}")
+        paths = {"model.path": start, "run_dir": folder / "run"}
+        data = self.seed.mixture(self.stills, self.reduced)
+        shared = (*(cli.override(key, path) for key, path in paths.items()), data, f"seed={self.seed.number}")
 
         def command(script: str, *words: str) -> None:
             _python(folder / "log.txt", threads, script, *words)
 
         def export(out: Path) -> None:
             command("train/run.py", "+experiment=study", *shared, "resume=auto", *self.words)
-            command("scripts/export.py", f"run={folder / 'run'}", f"out={out}", *self.export)
+            command("scripts/export.py", f"run={folder / 'run'}", f"out={out}")
 
         complete(self.seed.checkpoint(self.name), export)
         rates = f"rates=[{','.join(f'{rate:g}' for rate in self.rates)}]"
         out = (f"out={self.seed.result(self.name)}", f"name={self.name}", "batch_size=20", "dtype=float32", "workers=0")
-        command(
-            "scripts/evaluate.py", f"model={self.seed.checkpoint(self.name)}", f"data={self.seed.held_out}", rates, *out
-        )
+        model = (f"model={self.seed.checkpoint(self.name)}", f"data={self.seed.held_out}")
+        command("scripts/evaluate.py", *model, rates, f"baselines=[{','.join(self.baselines)}]", *out)
         shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
 
 

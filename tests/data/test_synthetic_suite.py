@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data.media.decode import decode
 from data.synthetic import footage
 from data.synthetic.items import BEAT, CELL, KINDS
+from data.synthetic.stills import write_stills
 from data.synthetic.suite import Suite, generate, plan, render
 from data.synthetic.video import COLORS
-from data.types import VideoRef
+from data.types import ImageRef, VideoRef
 from tests.data import videos
 from tests.data.reading import read
 
@@ -131,6 +134,19 @@ def test_a_lettered_question_names_the_answer(tmp_path):
 def test_a_training_row_asks_all_questions_of_its_video(tmp_path):
     (sample,) = read(str(generate(tmp_path, 1, ALL, workers=1)))
     assert len(sample.media) == 1 and len(sample.turns) == 2 * len(KINDS)
+
+
+def test_questions_about_images_and_text_hold_their_answers(tmp_path):
+    for sample, row in zip(read(str(data := write_stills(tmp_path, 3, "train", 0))), map(json.loads, data.open())):
+        answer = row["conversations"][1]["value"]
+        assert [type(ref) for ref in sample.media] == ([ImageRef] if row["kind"] == "image" else [])
+        if row["kind"] == "image":
+            frame = np.asarray(Image.open(tmp_path / row["image"])).astype(int)
+            cells = frame.reshape(4, CELL, 4, CELL, 3)[:, 4:12, :, 4:12]
+            assert np.abs(cells - COLORS[answer]).sum(-1).max((1, 3)).min() == 0
+        else:
+            place, named = re.findall(r"the (\w+) of (.*)\?", row["conversations"][0]["value"])[0]
+            assert named.split(", ")[["first", "second", "third"].index(place)] == answer
 
 
 @pytest.mark.parametrize(
