@@ -50,8 +50,10 @@ RECIPES = (
     ),
     Recipe("input", "U(0, .9) by pixels, before the tower", (BY_PIXELS, "method.prune_at=input")),
     Recipe("drawn", "U(0, .9), by features or before the tower, drawn every step", ("method=drawn",)),
-    Recipe("frames", "unpruned, fewer frames: 1 - U(0, .9) of the tokens", ("rate=constant",), reduced="frames"),
-    Recipe("pixels", "unpruned, smaller frames: 1 - U(0, .9) of the tokens", ("rate=constant",), reduced="pixels"),
+    Recipe("fewer_frames", "unpruned, fewer frames: 1 - U(0, .9) of the tokens", ("rate=constant",), reduced="frames"),
+    Recipe(
+        "smaller_frames", "unpruned, smaller frames: 1 - U(0, .9) of the tokens", ("rate=constant",), reduced="pixels"
+    ),
     Recipe("stills_0", "as uniform, without images and text", ("rate=uniform",), stills=0.0),
     Recipe("stills_25", "as uniform, with 25 % images and text", ("rate=uniform",), stills=0.25),
 )

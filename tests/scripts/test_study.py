@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from statistics import fmean
+
 import pytest
 
 from scripts import study
 from scripts.bench.timing import ROOT
 from scripts.recipes import page
 from scripts.recipes.results import Result, difference
+from scripts.recipes.runs import Seed
 from scripts.recipes.table import RECIPES, named
 from tests.runs import composed
 from train.evaluation.answers import Answer
@@ -47,7 +52,7 @@ def test_a_table_says_which_differences_count():
     results["fixed"] = [result("fixed", seed, 0.8, (0.0, 0.75)) for seed in seeds]
     rows = {line.split("|")[1].strip(): line for line in page.paired(results).splitlines()[2:]}
     assert rows.keys() == {"control", "beta", "fixed"}
-    assert rows["beta"].endswith("| 6.4 | no |") and rows["fixed"].endswith("| 0.0 | yes |")
+    assert rows["beta"].endswith("| 6.4 | tie |") and rows["fixed"].endswith("| 0.0 | yes |")
     one_seed = {name: results[:1] for name, results in results.items()}
     assert "one seed |" in page.paired(one_seed) and "| yes |" not in page.paired(one_seed)
 
@@ -60,17 +65,39 @@ def test_the_main_recipes_include_the_best_uptrained_one():
 
 def test_an_unknown_recipe_is_named():
     with pytest.raises(ValueError, match="recipes=best is unknown: use control, fixed"):
-        named(["best"], 1)
+        named(["best"])
 
 
-def test_a_recipe_of_a_block_that_the_tower_does_not_have_is_named():
-    with pytest.raises(ValueError, match="recipes=block2: the tower has no such block: give blocks=3 or more"):
-        named(["uniform", "block2"], 2)
+def test_a_training_set_of_fewer_or_smaller_frames_has_the_tokens_that_pruning_leaves_on_average(tmp_path):
+    suite = replace(study.quick().suite, kinds=("static",), items=1, grids=(8,))
+    study.generate_split(tmp_path, 40, suite)
+    for name, key, most in (("frames", "max_frames", 16), ("pixels", "max_pixels", 64 * 64)):
+        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").open()]
+        assert len({row[key] for row in rows}) > 5
+        assert 0.45 < fmean(row[key] / most for row in rows) < 0.65  # 1 - U(0, .9) has the mean .55
+    assert len((tmp_path / "stills.jsonl").read_text().splitlines()) == 80
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 4])
-def test_all_recipes_are_those_that_the_tower_has_a_block_for(blocks):
-    assert {recipe.block for recipe in named([], blocks)} == set(range(blocks))
+def test_a_mixture_names_the_videos_and_the_share_of_images_and_text(tmp_path):
+    seed = Seed(tmp_path, 0, tmp_path / "a b")
+    config = composed("+experiment=study", "model.path=m", seed.mixture(0.1, "frames"))
+    assert config.data.train == {
+        "videos": {"path": str(tmp_path / "a b/train/frames.jsonl"), "weight": 0.9},
+        "stills": {"path": str(tmp_path / "a b/train/stills.jsonl"), "weight": 0.1},
+    }
+    assert seed.mixture(0.0, None).count("path") == 1
+
+
+def test_a_loss_on_images_and_text_is_told_from_the_control():
+    kinds = {sample: ("image", "text")[number % 2] for number, sample in enumerate(KIND)}
+
+    def stills(name: str, right: float) -> list[Result]:
+        return [replace(one, kinds=kinds, stills=one.answers) for one in [result(name, s, right) for s in (0, 1)]]
+
+    table = page.stills({"base": stills("base", 0.9), "control": stills("control", 0.9), "fixed": stills("fixed", 0.7)})
+    assert (
+        table.splitlines()[-1].startswith("| fixed | 70.0 | 70.0 |") and table.endswith("| yes |") and "-20.0" in table
+    )
 
 
 def test_a_page_shows_the_command_without_default_values():
