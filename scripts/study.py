@@ -91,7 +91,8 @@ def main(options: Options) -> None:
 
 def job(seed: Seed, recipe: Recipe, steps: int, rates: tuple[float, ...]) -> Job:
     baselines = ("frames", "pixels") if recipe.name in COMPARED else tuple(filter(None, [recipe.reduced]))
-    return Job(seed, recipe.name, tuple(recipe.arguments(steps)), rates, recipe.stills, recipe.reduced, baselines)
+    words = tuple(recipe.arguments(steps))
+    return Job(seed, recipe.name, words, rates, recipe.stills, recipe.served, recipe.reduced, baselines)
 
 
 def chosen(options: Options) -> Preset:

@@ -6,13 +6,13 @@ from dataclasses import fields
 from typing import Any
 
 from evs.methods.base import Method
-from evs.methods.baselines import EvenFrames, RandomTokens
+from evs.methods.baselines import DirichletFrames, EvenFrames, RandomTokens
 from evs.methods.evs import FrameDelta
 from evs.methods.pixels import PixelDelta
 from evs.methods.vidcom2 import VidCom2
 
 METHODS: dict[str, Any] = {
-    method.name: method for method in (FrameDelta, VidCom2, PixelDelta, RandomTokens, EvenFrames)
+    method.name: method for method in (FrameDelta, VidCom2, PixelDelta, RandomTokens, EvenFrames, DirichletFrames)
 }
 
 __all__ = ["METHODS", "Method", "method_named"]

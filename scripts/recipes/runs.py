@@ -67,6 +67,7 @@ class Job:
     words: tuple[str, ...]
     rates: tuple[float, ...]
     stills: float
+    served: str | None = None  # method of the evaluation, if it is another
     reduced: str | None = None  # of data.encoding.reduction: the videos that it is trained on
     baselines: tuple[str, ...] = ()  # of data.encoding.reduction: evaluated as well
 
@@ -94,7 +95,8 @@ class Job:
         rates = f"rates=[{','.join(f'{rate:g}' for rate in self.rates)}]"
         out = (f"out={self.seed.result(self.name)}", f"name={self.name}", "batch_size=20", "dtype=float32", "workers=0")
         model = (f"model={self.seed.checkpoint(self.name)}", f"data={self.seed.held_out}")
-        command("scripts/evaluate.py", *model, rates, f"baselines=[{','.join(self.baselines)}]", *out)
+        served = () if self.served is None else (f"method={self.served}",)
+        command("scripts/evaluate.py", *model, *served, rates, f"baselines=[{','.join(self.baselines)}]", *out)
         shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
 
 

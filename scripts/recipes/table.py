@@ -27,6 +27,7 @@ class Recipe:
     equal_steps: bool = False  # as many steps as the reference, whatever they cost
     budget: float = 1.0  # operations, as a fraction of the reference's
     stills: float = SHARE  # share of samples that are questions about images or text
+    served: str | None = None  # method of the evaluation, if it is another
     reduced: str | None = None  # of data.encoding.reduction: trained and served unpruned on reduced videos
 
     def arguments(self, steps: int) -> list[str]:
@@ -50,6 +51,9 @@ RECIPES = (
     ),
     Recipe("input", "U(0, .9) by pixels, before the tower", (BY_PIXELS, "method.prune_at=input")),
     Recipe("drawn", "U(0, .9), by features or before the tower, drawn every step", ("method=drawn",)),
+    Recipe(
+        "dirichlet", "U(0, .9), spread over frames at random, served by EVS", ("method=dirichlet_frames",), served="evs"
+    ),
     Recipe("fewer_frames", "unpruned, fewer frames: 1 - U(0, .9) of the tokens", ("rate=constant",), reduced="frames"),
     Recipe(
         "smaller_frames", "unpruned, smaller frames: 1 - U(0, .9) of the tokens", ("rate=constant",), reduced="pixels"

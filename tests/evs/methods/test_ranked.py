@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from evs import FrameDelta, Grid, select
-from evs.methods.baselines import EvenFrames, RandomTokens
+from evs.methods.baselines import DirichletFrames, EvenFrames, RandomTokens
 from evs.methods.vidcom2 import VidCom2
 
 GRID = Grid(6, 3, 2)
@@ -59,3 +59,15 @@ def test_vidcom2_gives_a_grid_that_differs_most_of_the_tokens():
     grids[2] = other
     keep = VidCom2().keep(torch.cat(grids), Grid(4, 4, 4), 0.5)
     assert keep.flatten(1).sum(1).tolist() == [6, 6, 14, 6]
+
+
+def test_a_random_allocation_gives_videos_different_frames_and_the_same_video_the_same():
+    random = torch.Generator().manual_seed(0)
+    videos = [torch.randn(GRID.tokens, 8, generator=random) for _ in range(20)]
+    counts = [DirichletFrames().keep(video, GRID, 0.5).sum((1, 2)) for video in videos]
+    assert len({tuple(count.tolist()) for count in counts}) > 15
+    assert all(DirichletFrames().keep(video, GRID, 0.5).sum((1, 2)).equal(c) for video, c in zip(videos, counts))
+    first = DirichletFrames().keep(videos[0], GRID, 0.5)
+    scores = FrameDelta()(videos[0], GRID)
+    for keep, score in zip(first[1:], scores[1:]):
+        assert not keep.any() or keep.all() or score[keep].min() > score[~keep].max()
