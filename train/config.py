@@ -180,10 +180,11 @@ class DistillConfig:
 class TrainConfig:
     # Number of optimizer steps.
     steps: int = number(MISSING, least=1)
-    # Samples per micro-batch and rank; not used with train.token_budget.
+    # Samples per micro-batch and data-parallel rank; not used with train.token_budget.
     batch_size: int = number(1, least=1)
     # Greatest number of tokens of a micro-batch after pruning, in all views together; null uses train.batch_size.
-    # It bounds memory. Micro-batches are filled to equal cost, see train.cost_budget.
+    # It bounds memory: engine.sequence_parallel ranks share it. Micro-batches are filled to equal cost, see
+    # train.cost_budget.
     token_budget: int | None = number(None, least=1)
     # Greatest number of patches of a micro-batch that enter the vision tower; null sets no limit.
     patch_budget: int | None = number(None, least=1)
