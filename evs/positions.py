@@ -43,7 +43,8 @@ def timed_box(grid: Grid, *, tokens_per_second: float, second_per_grid: float) -
     The seconds are rounded to float32, as on their way to a server; the product is float64, then truncated.
     """
     seconds = torch.tensor(second_per_grid, dtype=torch.float32).item()
-    return Box(grid, tuple(int(k * (tokens_per_second * seconds)) for k in range(grid.T)))
+    offsets = torch.arange(grid.T, dtype=torch.float64) * (tokens_per_second * seconds)
+    return Box(grid, tuple(offsets.long().tolist()))
 
 
 def stock_vllm(box: Box, scheme: str) -> Box:
@@ -58,13 +59,23 @@ def frame_boxes(grid: Grid) -> list[Box]:
     return [Box(Grid(1, grid.H, grid.W), (0,))] * grid.T
 
 
+def frame_positions(visual_N: Tensor, grid: Grid) -> tuple[Tensor, int]:
+    """`rope_positions` of one video of `frame_boxes(grid)`, without a loop over its frames."""
+    number_N = visual_N.cumsum(0) - visual_N.long()  # of video tokens before
+    frames_N = number_N // grid.tokens_per_frame
+    base_N = (~visual_N).cumsum(0) - (~visual_N).long() + frames_N * max(grid.H, grid.W)
+    cell_N = number_N % grid.tokens_per_frame * visual_N
+    positions = torch.stack([base_N, base_N + cell_N // grid.W, base_N + cell_N % grid.W])
+    return positions, int((~visual_N).sum()) + grid.T * max(grid.H, grid.W)
+
+
 def rope_positions(visual_N: Tensor, boxes: Sequence[Box]) -> tuple[Tensor, int]:
     """([3, N] int64 positions t, h, w of one unpruned prompt, the position of the token after it).
 
     `visual_N` is True on placeholder tokens; `boxes` are the prompt's media in order. Raises ValueError when the
     placeholders are not the boxes' tokens in unbroken runs.
     """
-    visual = visual_N.nonzero().squeeze(1).tolist()
+    visual = visual_N.nonzero().squeeze(1)
     if len(visual) != sum(box.grid.tokens for box in boxes):
         raise ValueError(
             f"the prompt has {len(visual)} placeholder tokens for media of "
@@ -73,9 +84,9 @@ def rope_positions(visual_N: Tensor, boxes: Sequence[Box]) -> tuple[Tensor, int]
     pieces: list[Tensor] = []
     cursor = position = used = 0
     for box in boxes:
-        start = visual[used]
+        start = int(visual[used])
         used += box.grid.tokens
-        if visual[used - 1] - start != box.grid.tokens - 1:
+        if int(visual[used - 1]) - start != box.grid.tokens - 1:
             raise ValueError(f"text interrupts the {box.grid.tokens} placeholders of the medium at token {start}")
         pieces += [_text(position, start - cursor), _box(position + start - cursor, box)]
         position = int(pieces[-1].max()) + 1 if box.extent is None else int(pieces[-1][0, 0]) + box.extent

@@ -65,35 +65,38 @@ class Prompts:
         prompt = Prompt(tuple(placed), following - cursor)
         if placed:
             self._remember(number, prompt)
-            positions.prompt = prompt  # type: ignore[attr-defined]
+        positions.prompt = prompt  # type: ignore[attr-defined]
         return positions, prompt.delta
 
     def fill(
         self, positions_PN: Tensor, chunk: Sequence[Tensor], start: int, row: Hashable
     ) -> tuple[list[Tensor], Tensor, int]:
-        """(the chunk's rows without their channels, all positions with its slots filled, what to add to an index).
+        """(the chunk's rows without their channels, all positions with its slots filled in place, what to add to an
+        index).
 
         `chunk` holds the rows of the media that a prefill reaches from token `start` on. A drafter starts one token
         later, except for media of one token. `row` identifies the request in the runner.
         """
-        prompt = self._find(positions_PN, row)
-        if prompt is None:
-            return list(chunk), positions_PN, int(positions_PN[0, -1]) + 1 - positions_PN.shape[1]
-        positions = positions_PN.clone() if chunk else positions_PN
-        carried = [from_channels(rows[:, -CHANNELS:].to(positions.device)) for rows in chunk]
-        first = int(carried[0][1][0]) if carried else 0
+        if not chunk:  # a step of decoding, of the first runner
+            return [], positions_PN, positions_PN.prompt.delta  # type: ignore[attr-defined]
+        counts = torch.tensor([len(rows) for rows in chunk])
+        channels = torch.cat([rows[:, -CHANNELS:] for rows in chunk]).to(positions_PN.device)
+        relative_PM, number_M = from_channels(channels)
+        prompt, first = self._find(positions_PN, row, number_M[0])
         reached = dropwhile(lambda placed: placed[0].offset + first < start, prompt.media)
-        for (relative, numbers), (medium, base) in zip(carried, reached):
-            positions[:, medium.offset + numbers] = (base + relative).to(positions)
-        return [rows[:, :-CHANNELS] for rows in chunk], positions, prompt.delta
+        starts = torch.tensor([(medium.offset, base) for (medium, base), _ in zip(reached, chunk)])
+        offset_M, base_M = starts.repeat_interleave(counts, 0).T.to(positions_PN.device, non_blocking=True)
+        positions_PN[:, offset_M + number_M] = (base_M + relative_PM).to(positions_PN)
+        return [rows[:, :-CHANNELS] for rows in chunk], positions_PN, prompt.delta
 
-    def _find(self, positions_PN: Tensor, row: Hashable) -> Prompt | None:
-        """None for a prompt of text alone."""
+    def _find(self, positions_PN: Tensor, row: Hashable, number: Tensor) -> tuple[Prompt, int]:
+        """(the prompt of these positions, `number`). The second runner waits for its device here, once per chunk."""
         if prompt := getattr(positions_PN, "prompt", None):
-            return prompt
-        if (number := int(positions_PN.min())) < 0:
-            self._remember(row, self._known[number])
-        return self._known.get(row)
+            return prompt, int(number)
+        lowest, first = torch.stack([positions_PN.min(), number]).tolist()
+        if lowest < 0:
+            self._remember(row, self._known[lowest])
+        return self._known[row], first
 
     def _remember(self, key: Hashable, prompt: Prompt) -> None:
         self._known[key] = prompt

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from vllm.model_executor.models import qwen3_vl
 from vllm.model_executor.models.qwen2_5_vl import (
     Qwen2_5_VLDummyInputsBuilder,
@@ -19,41 +21,57 @@ from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration,
 from vllm.model_executor.models.qwen3_vl_moe import Qwen3VLMoeForConditionalGeneration
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from evs.methods.evs import FrameDelta
-from evs.positions import frame_boxes, image_box, rope_positions, timed_box
-from evs.selection import select
+from evs.positions import frame_positions, image_box, timed_box
+from evs.selection import keep_count, select
 from evs.serving.kept_masks import KeptMasks
-from evs.serving.preserved import Prompts, Slots, carry, to_channels, within
-from evs.serving.vllm_requests import checked
+from evs.serving.preserved import Prompts, Slots, carry, within
+from evs.serving.vllm_requests import KEYS, checked
 from evs.serving.vllm_tower import SeesSurvivors
 from evs.types import Grid
+
+SPANS = 64  # media sizes with their times whose positions are remembered; 20,000 tokens take .6 MB
+
+
+@dataclass(frozen=True)
+class Span:
+    """The tokens of an unpruned medium, on the CPU."""
+
+    positions_PM: Tensor  # relative to the first token
+    extent: int  # positions that it takes
+    visual_V: Tensor | None = None  # its video tokens; None: all are
+    text_2L: Tensor | None = None  # its other tokens and their ids
 
 
 class PreservedPositions:
     """A mixin for vLLM models. A family adds the positions of its videos. Without pruning the model is the stock
-    one."""
+    one. Nothing between the tower and the language model waits for the device or loops over frames."""
 
     is_multimodal_pruning_enabled: bool
     video_pruning_rate: float
     config: Any
+    times_field: str  # of a video, among what the processor returns
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self._prompts = Prompts()
         self.kept_masks = KeptMasks()
+        self._video = lru_cache(SPANS)(self._video_span)
+        self._image = lru_cache(SPANS)(lambda grid: Span(*within([image_box(grid)])))
 
-    def _video(self, data: Any) -> tuple[Tensor, int]:
-        """([3, M] positions of an unpruned video relative to its first placeholder, number of positions that it
-        takes)."""
+    def _video_span(self, grid: Grid, times: Hashable) -> Span:
+        """The unpruned video, whose grids have these times."""
         raise NotImplementedError
 
     def _slots(self, feature: Any) -> Slots:
         if feature.modality == "image":
-            extent = within([image_box(self._grid(feature.data["image_grid_thw"].data.tolist()))])[1]
+            span = self._image(self._grid(feature.data["image_grid_thw"].data.tolist()))
         else:
-            extent = self._video(feature.data)[1]
-        return Slots(feature.mm_position.offset, feature.mm_position.length, extent)
+            times = feature.data[self.times_field].data
+            span = self._video(self._grid(feature.data["video_grid_thw"].data.tolist()), hashable(times))
+        return Slots(feature.mm_position.offset, feature.mm_position.length, span.extent)
 
     def _grid(self, thw: Sequence[int]) -> Grid:
         t, h, w = (int(size) for size in thw)
@@ -76,39 +94,58 @@ class PreservedPositions:
         with gpu_sync_allowed():
             return self._prompts.fill(mrope_positions, multimodal_embeddings, num_computed_tokens, row)
 
+    def _parse_and_validate_video_input(self, **kwargs: Any) -> Any:
+        video_input = super()._parse_and_validate_video_input(**kwargs)  # type: ignore[misc]
+        if video_input is not None and self.is_multimodal_pruning_enabled:
+            video_input.keys_V = [key.numpy().tobytes() for key in kwargs[KEYS]]
+        return video_input
+
     def _postprocess_video_embeds_evs(self, videos: Sequence[Tensor], video_input: Any) -> tuple[Tensor, ...]:
         if not self.is_multimodal_pruning_enabled:
             return super()._postprocess_video_embeds_evs(videos, video_input)  # type: ignore[misc]
-        grids_thw = video_input["video_grid_thw"].tolist()
-        out = []
-        with gpu_sync_allowed():
-            contents = self._contents(video_input, grids_thw)
-            for video, (rows, thw, content) in enumerate(zip(videos, grids_thw, contents, strict=True)):
-                grid = self._grid(thw)
-                choose = partial(self._choose, rows, thw)
-                keep_THW = self.kept_masks.recall(content, (grid.T, grid.H, grid.W), choose)
-                out.append(self._survivors(rows[keep_THW.flatten()], keep_THW, video, video_input))
-        return tuple(out)
+        kept = self._kept(video_input, lambda video, thw: self._choose(videos[video], thw))
+        return self._carried([rows[kept_K] for rows, kept_K in zip(videos, kept)], kept, video_input)
 
-    def _contents(self, video_input: Any, grids_thw: Sequence[Sequence[int]]) -> Sequence[Tensor]:
-        """The input of each video: its pixels, or embeddings from an encoder."""
-        if video_input["type"] == "pixel_values_videos":
-            return video_input["pixel_values_videos"].split([t * h * w for t, h, w in grids_thw])
-        return video_input["video_embeds"].split([self._grid(thw).tokens for thw in grids_thw])
+    def _kept(self, video_input: Any, choose: Callable[[int, Sequence[int]], Tensor]) -> list[Tensor]:
+        """The kept tokens [K] of every video; `choose` makes the mask of one that is not remembered."""
+        kept = []
+        for video, (key, thw) in enumerate(zip(video_input.keys_V, video_input["video_grid_thw"].tolist())):
+            grid = self._grid(thw)
+            keep_M = self.kept_masks.recall(key, grid.tokens, partial(choose, video, thw))
+            kept.append(keep_M.nonzero_static(size=self._kept_count(grid)).squeeze(1))
+        return kept
 
     def _choose(self, rows: Tensor, thw: Sequence[int]) -> Tensor:
         """The keep mask of a video with the features `rows` [M, C], over its merged tokens."""
         return select(FrameDelta()(rows, self._grid(thw)), self.video_pruning_rate)
 
-    def _survivors(self, rows_MD: Tensor, keep_THW: Tensor, video: int, video_input: Any) -> Tensor:
-        """The kept rows of one video of the input, with their positions."""
-        raise NotImplementedError
+    def _kept_count(self, grid: Grid) -> int:
+        return keep_count(grid, self.video_pruning_rate)
+
+    def _carried(self, rows: Sequence[Tensor], kept: Sequence[Tensor], video_input: Any) -> tuple[Tensor, ...]:
+        """The kept rows of every video, with the text between them and their positions."""
+        spans = map(self._video, *self._grids_and_times(video_input))
+        return tuple(self._carry(*video) for video in zip(rows, kept, spans, strict=True))
+
+    def _grids_and_times(self, video_input: Any) -> tuple[list[Grid], list[Hashable]]:
+        grids = [self._grid(thw) for thw in video_input["video_grid_thw"].tolist()]
+        return grids, [hashable(times) for times in video_input[self.times_field]]
+
+    def _carry(self, rows_MC: Tensor, slots_M: Tensor, span: Span) -> Tensor:
+        """The rows of slots of a medium, with their positions."""
+        return carry(rows_MC, async_tensor_h2d(span.positions_PM, rows_MC.device)[:, slots_M])
 
     def _postprocess_image_embeds_evs(self, images: Sequence[Tensor], image_input: Any) -> tuple[Tensor, ...]:
         if not self.is_multimodal_pruning_enabled:
             return tuple(images)
-        grids = [self._grid(thw) for thw in image_input["image_grid_thw"].tolist()]
-        return tuple(carry(rows, within([image_box(grid)])[0].to(rows.device)) for rows, grid in zip(images, grids))
+        spans = [self._image(self._grid(thw)) for thw in image_input["image_grid_thw"].tolist()]
+        return tuple(carry(rows, async_tensor_h2d(span.positions_PM, rows.device)) for rows, span in zip(images, spans))
+
+
+def hashable(times: Any) -> Hashable:
+    """A video's time or times as they come from the processor, in the engine's batches too."""
+    times = times.flatten().tolist() if isinstance(times, Tensor) else times
+    return tuple(times) if isinstance(times, list | tuple) else (times,)
 
 
 class ExactSeconds(Qwen2_5_VLMultiModalProcessor):
@@ -137,18 +174,11 @@ class ExactSeconds(Qwen2_5_VLMultiModalProcessor):
 class OnTheClock(PreservedPositions):
     """A video is one box on the clock of its real frame times."""
 
-    def _video(self, data: Any) -> tuple[Tensor, int]:
-        return self._timed(self._grid(data["video_grid_thw"].data.tolist()), float(data["second_per_grid_ts"].data))
+    times_field = "second_per_grid_ts"
 
-    def _timed(self, grid: Grid, second_per_grid: float) -> tuple[Tensor, int]:
+    def _video_span(self, grid: Grid, times: Any) -> Span:
         speed = self.config.vision_config.tokens_per_second
-        return within([timed_box(grid, tokens_per_second=speed, second_per_grid=second_per_grid)])
-
-    def _survivors(self, rows_MD: Tensor, keep_THW: Tensor, video: int, video_input: Any) -> Tensor:
-        grid, second = Grid(*keep_THW.shape), float(video_input["second_per_grid_ts"].flatten()[video])
-        with gpu_sync_allowed():
-            kept = keep_THW.flatten().nonzero().squeeze(1)
-            return carry(rows_MD, self._timed(grid, second)[0].to(kept.device)[:, kept])
+        return Span(*within([timed_box(grid, tokens_per_second=speed, second_per_grid=times[0])]))
 
 
 @checked
@@ -161,36 +191,24 @@ class Qwen25VL(SeesSurvivors, OnTheClock, Qwen2_5_VLForConditionalGeneration): .
 class FrameByFrame(PreservedPositions):
     """Every temporal grid follows its timestamp, between markers, all within the placeholder of the video."""
 
+    times_field = "timestamps"
     _tokenizer: Any
     video_pruning_method: str
 
-    def _video(self, data: Any) -> tuple[Tensor, int]:
-        grid = self._grid(data["video_grid_thw"].data.tolist())
-        return rope_positions(self._span(grid, data["timestamps"].data), frame_boxes(grid))
-
-    def _span(self, grid: Grid, timestamps: Sequence[float]) -> Tensor:
-        """[M] bool over an unpruned video's placeholder, True on video tokens, False on timestamps and markers."""
+    def _video_span(self, grid: Grid, times: Any) -> Span:
         ids = Qwen3VLMultiModalProcessor.get_video_repl(
             tokens_per_frame=[grid.tokens_per_frame] * grid.T,
-            timestamps=timestamps,
+            timestamps=times,
             tokenizer=self._tokenizer,
             vision_start_token_id=self.config.vision_start_token_id,
             vision_end_token_id=self.config.vision_end_token_id,
             video_token_id=self.config.video_token_id,
         ).full
-        return torch.tensor(ids) == self.config.video_token_id
-
-    def _get_expanded_positions(
-        self, *, video_grid_thw: list[int], timestamps: Sequence[float], retention_mask: Tensor, **_: Any
-    ) -> Tensor:
-        """[M, CHANNELS] of a pruned video's rows; the stock model computes the mask and arranges the rows."""
-        grid = self._grid(video_grid_thw)
-        visual = self._span(grid, timestamps)
-        kept = ~visual
-        with gpu_sync_allowed():
-            kept[visual] = retention_mask.flatten().cpu()
-        channels = to_channels(rope_positions(visual, frame_boxes(grid))[0][:, kept])
-        return channels.to(retention_mask.device)
+        ids_M = torch.tensor(ids)
+        visual_M = ids_M == self.config.video_token_id
+        text_L = (~visual_M).nonzero().squeeze(1)
+        text_2L = torch.stack([text_L, ids_M[text_L]])
+        return Span(*frame_positions(visual_M, grid), visual_M.nonzero().squeeze(1), text_2L)
 
     def _choose(self, rows: Tensor, thw: Sequence[int]) -> Tensor:
         vidcom2 = self.video_pruning_method == "vidcom2"
@@ -198,15 +216,19 @@ class FrameByFrame(PreservedPositions):
         merge = self.config.vision_config.spatial_merge_size
         return choose(rows, thw, spatial_merge_size=merge, q=self.video_pruning_rate)
 
-    def _survivors(self, rows_MD: Tensor, keep_THW: Tensor, video: int, video_input: Any) -> Tensor:
-        with gpu_sync_allowed():
-            return self._create_final_video_embeddings(  # type: ignore[attr-defined]
-                video_embeddings=rows_MD,
-                num_tokens_per_frame=keep_THW.sum(dim=(1, 2)).tolist(),
-                timestamps=video_input.timestamps[video],
-                video_grid_thw=video_input["video_grid_thw"][video].tolist(),
-                retention_mask=keep_THW.flatten(),
-            )
+    def _kept_count(self, grid: Grid) -> int:
+        vidcom2 = self.video_pruning_method == "vidcom2"
+        count = qwen3_vl.vidcom2_compute_retained_tokens_count if vidcom2 else qwen3_vl.compute_retained_tokens_count
+        return count(tokens_per_frame=grid.tokens_per_frame, num_frames=grid.T, q=self.video_pruning_rate)
+
+    def _carry(self, rows_MC: Tensor, slots_M: Tensor, span: Span) -> Tensor:
+        device = rows_MC.device
+        text_L, ids_L = async_tensor_h2d(span.text_2L, device)
+        text = self.get_language_model().embed_input_ids(ids_L).to(rows_MC)  # type: ignore[attr-defined]
+        rows = torch.cat([rows_MC, pad(text, (0, rows_MC.shape[1] - text.shape[1]))])
+        slots = torch.cat([async_tensor_h2d(span.visual_V, device)[slots_M], text_L])
+        order = slots.argsort()
+        return super()._carry(rows[order], slots[order], span)
 
 
 @checked

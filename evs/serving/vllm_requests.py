@@ -1,4 +1,6 @@
-"""Checks of a request's processor options: a request that would end the engine fails alone, with a ValueError.
+"""What the plugin does to a request outside the engine: checks of its processor options, and keys of its videos.
+
+A request that would end the engine fails alone, with a ValueError.
 
 vLLM runs the processor of a request outside the engine, where an error affects that request only. The engine itself
 would end on patches of another size or on positions beyond its rotary table.
@@ -10,8 +12,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from blake3 import blake3
+from torch import Tensor
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import MultiModalFieldConfig
 
+KEYS = "video_content_keys"  # what the model is given besides the stock fields
 NUMBERS = ("fps", "num_frames", "min_frames", "max_frames", "min_pixels", "max_pixels")
 SCOPES = ("videos_kwargs", "images_kwargs")
 ALLOWED = f"a request may set {', '.join(NUMBERS)}, size and do_sample_frames"
@@ -36,7 +43,27 @@ class CheckedRequests:
             per_second = config.vision_config.tokens_per_second
             limit = config.get_text_config().max_position_embeddings
             check_times([float(second) for second in seconds], data["video_grid_thw"].tolist(), per_second, limit)
+        if "video_grid_thw" in data and self.info.ctx.get_mm_config().is_multimodal_pruning_enabled():
+            content = data["pixel_values_videos"] if "pixel_values_videos" in data else data["video_embeds"]
+            data[KEYS] = content_keys(content, data["video_grid_thw"])
         return data
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> dict[str, Any]:
+        stock = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)  # type: ignore[misc]
+        return {**stock, KEYS: MultiModalFieldConfig.batched("video", keep_on_cpu=True)}
+
+
+def content_keys(rows_RC: Tensor, grid_thw_V3: Tensor) -> Tensor:
+    """[V, 16] uint8: a digest of the grid and rows of every video. Made here, because the engine would have to wait for
+    its device."""
+    sizes = grid_thw_V3.prod(-1)
+    rows = rows_RC.split((sizes * len(rows_RC) // sizes.sum()).tolist())
+    contents = [blake3(repr(grid.tolist()).encode()).update(_bytes(one)) for grid, one in zip(grid_thw_V3, rows)]
+    return torch.tensor([list(content.digest(length=16)) for content in contents], dtype=torch.uint8)
+
+
+def _bytes(rows: Tensor) -> Any:
+    return rows.cpu().contiguous().view(torch.uint8).numpy().reshape(-1)
 
 
 def checked(model: type) -> type:

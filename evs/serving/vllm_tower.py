@@ -7,11 +7,13 @@ forward runs, on rows of the survivors, at their original places.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from vllm.model_executor.layers.attention import MMEncoderAttention
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
@@ -23,13 +25,14 @@ from evs.types import Grid
 
 
 class SeesSurvivors:
-    """A mixin before a vLLM model whose tower `see_survivors` knows; `_survivors` adds positions, by family."""
+    """A mixin before a model with `PreservedPositions`, whose tower `encode_kept` knows."""
 
     is_multimodal_pruning_enabled: bool
     video_pruning_rate: float
     visual: Any
-    # (merged rows, mask [T, H, W], number of the video, video input) -> rows and positions for the language model
-    _survivors: Callable[[Tensor, Tensor, int, Any], Tensor]
+    _grid: Callable[[Sequence[int]], Grid]
+    _kept: Callable[[Any, Callable[[int, Sequence[int]], Tensor]], list[Tensor]]
+    _carried: Callable[[Sequence[Tensor], Sequence[Tensor], Any], tuple[Tensor, ...]]
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
@@ -45,30 +48,31 @@ class SeesSurvivors:
         if not self._before_tower:
             return super()._postprocess_video_embeds_evs(videos, video_input)  # type: ignore[misc]
         assert video_input["type"] == "pixel_values_videos"  # evs.serving.start refuses a server that takes rows
-        grids = video_input["video_grid_thw"].tolist()
-        rows, masks = see_survivors(self.visual, video_input["pixel_values_videos"], grids, self.video_pruning_rate)
-        return tuple(self._survivors(*each, video, video_input) for video, each in enumerate(zip(rows, masks)))
+        pixels_RP, grids_thw = video_input["pixel_values_videos"], video_input["video_grid_thw"].tolist()
+        if pixels_RP.dtype != torch.uint8:
+            raise ValueError("prune_at=input scores uint8 pixels, but these are normalised: leave do_normalize alone")
+        pixels_UC = pixels_RP.reshape(-1, pixels_RP.shape[1] * self.visual.spatial_merge_unit)
+        units = [self._grid(thw).tokens for thw in grids_thw]
+        videos = pixels_UC.split(units)
+
+        def choose(video: int, thw: Sequence[int]) -> Tensor:
+            return select(PixelDelta()(videos[video], self._grid(thw)), self.video_pruning_rate)
+
+        kept = self._kept(video_input, choose)
+        kept_R = torch.cat([kept_K + first for kept_K, first in zip(kept, accumulate(units, initial=0))])
+        rows = encode_kept(self.visual, pixels_UC, grids_thw, kept_R)
+        return self._carried(rows.split([len(kept_K) for kept_K in kept]), kept, video_input)
 
 
-def see_survivors(
-    visual: Any, pixels_RP: Tensor, grids_thw: Sequence[Sequence[int]], rate: float
-) -> tuple[list[Tensor], list[Tensor]]:
-    """(merged rows of what survives, its mask [T, H, W]) of every video. `pixels_RP`: uint8 patches of all videos."""
-    if pixels_RP.dtype != torch.uint8:
-        raise ValueError("prune_at=input scores uint8 pixels, but these are normalised: leave do_normalize alone")
-    merge = visual.spatial_merge_size
-    grids = [Grid(t, h // merge, w // merge) for t, h, w in grids_thw]
-    pixels_UC = pixels_RP.reshape(sum(grid.tokens for grid in grids), -1)
+def encode_kept(visual: Any, pixels_UC: Tensor, grids_thw: Sequence[Sequence[int]], kept_K: Tensor) -> Tensor:
+    """Merged rows of the kept units of all videos, ascending. `pixels_UC`: uint8 pixels of every unit."""
+    kept_U = torch.zeros(len(pixels_UC), dtype=torch.bool)
     with gpu_sync_allowed():
-        masks = [
-            select(PixelDelta()(pixels, grid), rate)
-            for pixels, grid in zip(pixels_UC.split([g.tokens for g in grids]), grids)
-        ]
-        kept_U = torch.cat([mask.flatten() for mask in masks])
-        pixels_RP = pixels_UC[kept_U].reshape(-1, pixels_RP.shape[1])
-        metadata = _windowed if hasattr(visual, "get_rope_by_thw") else _whole
-        rows = visual(pixels_RP, None, encoder_metadata=metadata(visual, grids_thw, kept_U.cpu()))
-        return list(rows.split([int(mask.sum()) for mask in masks])), masks
+        kept_U[kept_K.cpu()] = True  # on the host, as the tower takes the borders of attention
+    metadata = _windowed if hasattr(visual, "get_rope_by_thw") else _whole
+    pixels_RP = pixels_UC[kept_K].reshape(len(kept_K) * visual.spatial_merge_unit, -1)
+    with gpu_sync_allowed():
+        return visual(pixels_RP, None, encoder_metadata=metadata(visual, grids_thw, kept_U))
 
 
 def _whole(visual: Any, grids_thw: Sequence[Sequence[int]], kept_U: Tensor) -> dict[str, Any]:
@@ -116,8 +120,9 @@ def _windowed(visual: Any, grids_thw: Sequence[Sequence[int]], kept_U: Tensor) -
 
 def _grids(visual: Any, grids_thw: Sequence[Sequence[int]]) -> Tensor:
     """Borders of temporal grids, in units."""
-    units = [h * w // visual.spatial_merge_unit for t, h, w in grids_thw for _ in range(t)]
-    return torch.tensor([0, *units]).cumsum(0)
+    grids_V3 = torch.tensor(grids_thw)
+    units_B = (grids_V3[:, 1] * grids_V3[:, 2] // visual.spatial_merge_unit).repeat_interleave(grids_V3[:, 0])
+    return pad(units_B.cumsum(0), (1, 0))
 
 
 def _borders(visual: Any, units_B: Tensor) -> dict[str, Any]:

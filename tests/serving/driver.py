@@ -47,9 +47,12 @@ def requests(job: dict[str, Any], media: Any) -> dict[str, Any]:
     llm = worker.engine(job, job["rate"], job["chunk"])
     if job.get("jitter"):
         llm.apply_model(partial(jitter, scale=job["jitter"]))
+    counts: list[dict[str, Any]] = []
+    if job.get("count"):
+        llm.apply_model(partial(count, counts=counts))
     rounds = [_round(llm, job, names, media) for names in job["rounds"]]
     meters = {metric.name: getattr(metric, "value", None) for metric in llm.get_metrics()} if job["metrics"] else {}
-    return {"rounds": rounds, "meters": meters}
+    return {"rounds": rounds, "meters": meters, "counts": counts}
 
 
 def jitter(model: Any, scale: float) -> None:
@@ -57,6 +60,24 @@ def jitter(model: Any, scale: float) -> None:
     import torch
 
     model.visual.register_forward_hook(lambda tower, args, out: out + scale * out.std() * torch.randn_like(out))
+
+
+def count(model: Any, counts: list[dict[str, Any]]) -> None:
+    """Append to `counts` the calls of torch in each call of a hook of the plugin."""
+    from torch.overrides import TorchFunctionMode
+
+    class Recorded(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            counts[-1]["calls"].append(function.__name__)
+            return function(*args, **(kwargs or {}))
+
+    def counted(name: str, hook: Any, *args: Any, **kwargs: Any) -> Any:
+        counts.append({"hook": name, "calls": []})
+        with Recorded():
+            return hook(*args, **kwargs)
+
+    for name in ("get_mrope_input_positions", "_postprocess_video_embeds_evs", "recompute_mrope_positions"):
+        object.__setattr__(model, name, partial(counted, name, getattr(model, name)))
 
 
 def _round(llm: Any, job: dict[str, Any], names: list[str], media: Any) -> list[dict[str, Any]]:

@@ -105,6 +105,21 @@ def test_a_prefix_hit_on_a_video_that_is_encoded_again_answers_alike(checkpoint,
     assert answers["meters"]["vllm:prefix_cache_hits"] > 0
 
 
+def test_a_longer_video_costs_the_hooks_no_more_calls_and_never_waits_for_the_device(
+    checkpoint, environment, tmp_path
+) -> None:
+    cases = {name: CASES[name] for name in ("16 grids", "64 grids")}
+    prompts = prepare(checkpoint, cases)
+    media = {key: value for prompt in prompts for key, value in prompt.media.items()}
+    asked = job(checkpoint, prompts, [[name] for name in cases], count=True, steps=2)
+    counts = drive(environment("0.32.0"), tmp_path / "job", asked, media)["counts"]
+    short, long = counts[: len(counts) // 2], counts[len(counts) // 2 :]
+    assert short == long and {one["hook"] for one in short} >= {"_postprocess_video_embeds_evs"}
+    encoded = [call for one in short if one["hook"] == "_postprocess_video_embeds_evs" for call in one["calls"]]
+    assert not {"item", "cpu", "nonzero", "__int__", "__bool__", "__float__"} & set(encoded)
+    assert encoded.count("tolist") <= 3  # of the grids and times, which are on the host
+
+
 # name: (what the request asks of the processor, what it says of its video, what it is told)
 HOSTILE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "temporal patches": ({"temporal_patch_size": 4}, {}, "temporal_patch_size=4: leave it out"),
