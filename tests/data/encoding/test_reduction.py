@@ -54,6 +54,12 @@ def test_a_reduction_below_the_minimum_of_frames_or_the_smallest_frame_is_out_of
         video.pixels(video.whole.grids - 1)
 
 
+def test_a_part_of_a_video_is_reduced_within_its_part(qwen, clips):
+    video = reduction(qwen, VideoRef(str(clips[0]), start=1.0, end=3.0))
+    reduced = video.frames(video.whole.tokens // 2)
+    assert (video.whole.grids, reduced.grids) == (4, 2) and (reduced.ref.start, reduced.ref.end) == (1.0, 3.0)
+
+
 def test_a_row_that_names_its_number_of_frames_gets_fewer(qwen, clips):
     video = reduction(qwen, VideoRef(str(clips[0]), settings=VideoSettings(nframes=12)))
     assert (video.whole.grids, video.frames(video.whole.tokens // 2).grids) == (6, 3)
