@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
 from numbers import Real
+from threading import RLock
 from types import MethodType
 from typing import Any
 
@@ -38,6 +39,8 @@ __all__ = [
     "policy_of",
     "pruning",
 ]
+
+_GENERATING = RLock()
 
 
 def enable_pruning(
@@ -140,9 +143,11 @@ def _ours(kind: Any, name: str) -> Any:
     stock, pruned = getattr(kind, name), {"forward": pruned_forward, "generate": pruned_generate}[name]
 
     def ours(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if SETTING in vars(self):
-            return pruned(self, *args, **kwargs)
-        return stock(self, *args, **kwargs)  # disabled, but somebody has wrapped this function
+        # Pruning is suspended while a model generates: another thread's generate must wait for that.
+        with _GENERATING if name == "generate" else nullcontext():
+            if SETTING in vars(self):
+                return pruned(self, *args, **kwargs)
+            return stock(self, *args, **kwargs)  # disabled, but somebody has wrapped this function
 
     # Not __wrapped__, which accelerate follows down to the stock function when it unwraps a model.
     ours.__signature__ = inspect.signature(stock)  # type: ignore[attr-defined]

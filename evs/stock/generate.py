@@ -5,22 +5,26 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from evs.families import Adapter
 from evs.generate import generate_pruned, next_positions
 from evs.pipeline import PrunedInputs
 from evs.stock.forward import adapter_of, arguments, check_inputs, prune_inputs
 from evs.stock.prompts import PaddedRows
-from evs.stock.pruning_state import set_pruning, setting_of
+from evs.stock.pruning_state import setting_of, suspended
 
 # Arguments that say what the prompt is: generate_pruned gives their place to the survivors.
 PROMPT = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids", "labels", "second_per_grid_ts")
 MEDIA = ("pixel_values_videos", "video_grid_thw", "pixel_values", "image_grid_thw", "image_grid_hw")
 CACHES = ("past_key_values", "cache")
+# Attributes by which the library's processors and criteria know how long a sequence or its prompt is.
+LENGTHS = ("max_length", "min_length", "prompt_length_to_skip", "begin_index", "regulation_start")
 
 
 @torch.no_grad()
@@ -33,11 +37,9 @@ def pruned_generate(model: Any, *args: Any, **kwargs: Any) -> Any:
     prompt, options = _prompt_of(inputs)
     check_inputs(model, prompt)
     rows, pruned = prune_inputs(model, setting, prompt, training=False)
-    set_pruning(model, None)  # the library's loop runs the stock forward
-    try:
+    assistant = options.get("assistant_model")  # it proposes tokens from the survivors' ids
+    with suspended(model, *(() if assistant is None else (assistant,))):
         return _generate(adapter_of(model, setting), rows, pruned, prompt["input_ids"], options)
-    finally:
-        set_pruning(model, setting)
 
 
 def _generate(
@@ -53,7 +55,7 @@ def _generate(
     if len(lengths_B) != batch:
         raise ValueError(f"{batch} rows hold {len(lengths_B)} samples: generate from one prompt per row")
     dropped = input_ids_BL.shape[1] - int(lengths_B.max())
-    options = _shortened(adapter.model, options, dropped)
+    options = _shown(_shortened(adapter.model, options, dropped), input_ids_BL, dropped)
     if options.get("streamer") is not None:
         options["streamer"] = _PromptStreamer(options["streamer"], input_ids_BL.cpu())
     ids_S = rows.prompts.input_ids_N.to(pruned.keep_N.device)[pruned.keep_N]
@@ -95,6 +97,35 @@ def _shortened(model: Any, options: Mapping[str, Any], dropped: int) -> dict[str
             setattr(config, name, getattr(config, name) - dropped)
         elif getattr(model.generation_config, name, None):
             options[name] = getattr(model.generation_config, name) - dropped
+    return options
+
+
+def _shown(options: Mapping[str, Any], input_ids_BL: Tensor, dropped: int) -> dict[str, Any]:
+    """The options with the caller's own processors and criteria, which are shown the full sequences.
+
+    Those of the library stay, since it recognises them by their class, unless they count the tokens of a sequence.
+    """
+    options, full = dict(options), partial(_full, input_ids_BL=input_ids_BL, dropped=dropped)
+
+    def counts(process: Any) -> bool:
+        return not type(process).__module__.startswith("transformers.") or any(hasattr(process, n) for n in LENGTHS)
+
+    def processor(process: Any) -> Any:
+        return lambda ids, scores: process(full(ids), scores)
+
+    def criterion(stop: Any) -> Any:
+        return lambda ids, scores, **kwargs: stop(full(ids), scores, **kwargs)
+
+    for name, kind, show in (
+        ("logits_processor", LogitsProcessorList, processor),
+        ("stopping_criteria", StoppingCriteriaList, criterion),
+    ):
+        if options.get(name):
+            options[name] = kind(show(each) if counts(each) else each for each in options[name])
+    if (allowed := options.get("prefix_allowed_tokens_fn")) is not None:
+        options["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(
+            row, torch.cat([input_ids_BL[row].to(ids.device), ids[input_ids_BL.shape[1] - dropped :]])
+        )
     return options
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +79,17 @@ def set_pruning(base: Any, setting: Pruning | None) -> None:
         own.pop(STATE, None)
     else:
         own |= {SETTING: setting, STATE: setting.state}
+
+
+@contextmanager
+def suspended(*models: Any) -> Iterator[None]:
+    """The models run their stock forward and generate, as the library's decoding loop needs them."""
+    settings = [(vars(base), vars(base).pop(SETTING)) for base in map(model_of, models) if SETTING in vars(base)]
+    try:
+        yield
+    finally:
+        for own, setting in settings:
+            own[SETTING] = setting
 
 
 def is_ours(method: Any) -> bool:
