@@ -132,6 +132,13 @@ def media_tokens(batch: MediaBatch, merge: int) -> Tensor:
     return tokens
 
 
+def input_device(model: Any) -> torch.device:
+    """Where prompts are embedded. Between calls, weights that accelerate offloads are on `meta`."""
+    embedding = model.get_input_embeddings()
+    place = getattr(vars(embedding).get("_hf_hook"), "execution_device", None)
+    return embedding.weight.device if place is None else torch.device(place)
+
+
 def embed_tokens(
     model: Any, batch: MediaBatch, positions_PN: Tensor, visual_N: Tensor, tokens_M: Tensor
 ) -> DecoderInputs:
@@ -140,7 +147,7 @@ def embed_tokens(
     `visual_N` is True on the placeholders of media, which take `tokens_M` tokens in prompt order. ValueError if the
     numbers of placeholders and tokens differ.
     """
-    embeds_ND = model.get_input_embeddings()(batch.input_ids_N.to(model.device))
+    embeds_ND = model.get_input_embeddings()(batch.input_ids_N.to(input_device(model)))
     device = embeds_ND.device
     return DecoderInputs(
         embeds_ND=embeds_ND,

@@ -59,8 +59,8 @@ pruned_backbone.evs_pruning = True  # type: ignore[attr-defined]
 def _survivors(model: Any, setting: Pruning, inputs: Mapping[str, Any]) -> Survivors:
     """The hidden states of the tokens that are kept."""
     rows, pruned = prune_inputs(model, setting, inputs, training=model.training)
-    hidden_SD = adapter_of(model, setting).decode(pruned.x)
-    index_S = rows.index_N.to(hidden_SD.device)[pruned.keep_N]
+    index_S = rows.index_N.to(pruned.keep_N.device)[pruned.keep_N]
+    hidden_SD = adapter_of(model, setting).decode(pruned.x).to(index_S.device)  # a device_map may split the layers
     return Survivors(hidden_SD, pruned.x, index_S, rows.shape)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from evs.families import Adapter
@@ -31,6 +32,10 @@ LENGTHS = ("max_length", "min_length", "prompt_length_to_skip", "begin_index", "
 def pruned_generate(model: Any, *args: Any, **kwargs: Any) -> Any:
     """What the stock `generate` returns for the same arguments, with videos pruned at the rate of evaluation."""
     setting = setting_of(model)
+    if isinstance(model, FSDPModule):  # it gathers weights within the forward of the whole model only
+        raise ValueError(
+            "a model that FSDP2 shards cannot generate with pruning: load the saved checkpoint, and use it"
+        )
     inputs = arguments(type(model), "generate", args, kwargs)
     if (ids := inputs.pop("inputs", None)) is not None:
         inputs["input_ids"] = ids

@@ -61,7 +61,7 @@ def padded_logits(head: Any, out: Survivors, columns: slice | Tensor) -> PaddedL
     """The logits of some columns, from one call of the head."""
     source_BK = out.sources(columns)
     filled_BK = source_BK >= 0
-    logits_RV = head(out.hidden_SD[source_BK[filled_BK]])
+    logits_RV = head(out.hidden_SD[source_BK[filled_BK]]).to(source_BK.device)
     padded = logits_RV.new_zeros(*source_BK.shape, logits_RV.shape[-1]).index_put((filled_BK,), logits_RV)
     return PaddedLogits(padded, logits_RV, filled_BK.flatten().cumsum(0).view_as(filled_BK) - 1)
 

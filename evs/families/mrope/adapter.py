@@ -9,7 +9,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from evs.families.base import MediaBatch, embed_tokens, filled, media_tokens, merged_grids, rows_in_prompt_order
+from evs.families.base import (
+    MediaBatch,
+    embed_tokens,
+    filled,
+    input_device,
+    media_tokens,
+    merged_grids,
+    rows_in_prompt_order,
+)
 from evs.families.mrope.fast_tower import levels_of, normalised, speed_up
 from evs.families.mrope.pruned_tower import Stages, Units
 from evs.families.spec import FamilySpec
@@ -73,7 +81,7 @@ class MRopeAdapter:
     def pixels(self, batch: MediaBatch) -> Tensor:
         tokens = sum(grid.tokens for grid in self.grids(batch))
         levels = levels_of(batch.pixel_values_videos, batch.video_normal)
-        return levels.to(self.model.device, non_blocking=True).reshape(tokens, -1)
+        return levels.to(input_device(self.model), non_blocking=True).reshape(tokens, -1)
 
     def decode(self, x: DecoderInputs, group: SequenceGroup | None = None) -> Tensor:
         return decode_packed(self.model.model.language_model, x, self.spec.kernels, group)
@@ -98,7 +106,7 @@ class MRopeAdapter:
         raise ValueError("the prompts have more placeholders than their media take: remove a mark or add a file")
 
     def tower(self, batch: MediaBatch, kept_U: Tensor | None = None, depth: int = 0) -> tuple[Tensor, ...]:
-        device, units = self.model.device, None if kept_U is None or not len(kept_U) else Units(kept_U, depth)
+        device, units = input_device(self.model), None if kept_U is None or not len(kept_U) else Units(kept_U, depth)
         grids = torch.cat([batch.image_grid_thw_I3, batch.video_grid_thw_V3])
         pixels = self._normalised(batch, device, units)
         if not pixels:
@@ -109,9 +117,11 @@ class MRopeAdapter:
         grids = self.tower_grids(grids)
         rows_RP = pixels.pop() if len(pixels) == 1 else torch.cat(pixels)  # avoid a copy
         if units is not None:
-            return self.model.model.visual(rows_RP, grid_thw=grids, units=units)
-        out = self.model.model.visual(rows_RP, grid_thw=grids)
-        return (out.pooler_output, *(getattr(out, "deepstack_features", None) or ()))
+            levels = self.model.model.visual(rows_RP, grid_thw=grids, units=units)
+        else:
+            out = self.model.model.visual(rows_RP, grid_thw=grids)
+            levels = (out.pooler_output, *(getattr(out, "deepstack_features", None) or ()))
+        return tuple(level.to(device) for level in levels)  # a device_map may place the tower elsewhere
 
     def _normalised(self, batch: MediaBatch, device: torch.device, units: Units | None) -> list[Tensor]:
         """The patches that enter the tower, of images, then of videos.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evs.families.base import MediaBatch, embed_tokens, filled, media_tokens, merged_grids
+from evs.families.base import MediaBatch, embed_tokens, filled, input_device, media_tokens, merged_grids
 from evs.families.patch import patch, patch_forward
 from evs.families.spec import FamilySpec
 from evs.packing import decode_packed, index_in_segment
@@ -94,7 +94,7 @@ class Nemotron:
             (vision.video_temporal_patch_size, batch.pixel_values_videos, batch.video_grid_thw_V3),
         ):
             blank = torch.zeros(0, frames * vision.num_channels * vision.patch_size**2)
-            pixels.append((blank if given is None else given).to(self.model.device, self.model.dtype))
+            pixels.append((blank if given is None else given).to(input_device(self.model), self.model.dtype))
             grids += [(h, w) for t, h, w in thw.tolist() for _ in range(t)]
         if not grids:
             grids = [(self._merge, self._merge)]
@@ -102,7 +102,8 @@ class Nemotron:
         features = self.model.vision_model(pixels, grids=grids)
         if self.model.vision_final_layernorm is not None:
             features = self.model.vision_final_layernorm(features)
-        return (self.model.multi_modal_projector(torch.cat(self._shuffled(features, grids))),)
+        rows = self.model.multi_modal_projector(torch.cat(self._shuffled(features, grids)))
+        return (rows.to(input_device(self.model)),)
 
     def _shuffled(self, features: Tensor, grids: list[tuple[int, int]]) -> list[Tensor]:
         """The tokens of every frame; a token is the concatenation of the patches of one cell."""
