@@ -96,7 +96,8 @@ class HeadExchange:
         size = self.group.size
         if (copies := size // key.shape[1]) > 1:  # fewer key heads than ranks
             key, value = (x.repeat_interleave(copies, dim=1) for x in (key, value))
-        by_rank = [x[0].unflatten(0, (size, -1)) for x in (query, key, value)]
+        # Under autocast, norms may have returned queries and keys in float32, which attention would cast as well.
+        by_rank = [x[0].to(value.dtype).unflatten(0, (size, -1)) for x in (query, key, value)]
         heads = [x.shape[1] for x in by_rank]
         exchanged = self._all_to_all(torch.cat(by_rank, dim=1))  # [slices, heads / size, n, d]
         rows = exchanged.transpose(0, 1).flatten(1, 2)[None].split(heads, dim=1)
