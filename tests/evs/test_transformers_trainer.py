@@ -7,11 +7,11 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from transformers import AutoProcessor, Trainer, TrainingArguments
+from transformers import AutoProcessor, Trainer, TrainerCallback, TrainingArguments
 
 from evs import Choice, Uniform, draw
 from evs.families import adapter_for
@@ -77,6 +77,22 @@ def test_a_step_draws_one_rate_for_each_of_its_micro_batches(whole) -> None:
     assert logged(whole, "pruning_rate") == pytest.approx(expected)
     assert all(0.3 < kept < 1 for kept in logged(whole, "kept_fraction"))
     assert len({*logged(whole, "pruning_rate")}) == 4
+
+
+def test_reporters_that_the_trainer_calls_first_get_the_rates(whole, tmp_path) -> None:
+    class Reporter(TrainerCallback):
+        given: ClassVar[list[float]] = []
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if "loss" in logs:
+                self.given.append(logs["pruning_rate"])
+
+    model = tiny_model(FAMILY)
+    enable_pruning(model, Uniform(0, 0.9), seed=5)
+    arguments = replace(whole.args, output_dir=str(tmp_path))
+    callbacks = [Reporter(), PruningCallback()]
+    Trainer(model, arguments, train_dataset=Rows(), data_collator=lambda rows: rows[0], callbacks=callbacks).train()
+    assert Reporter.given == logged(whole, "pruning_rate")
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(whole, tmp_path) -> None:
