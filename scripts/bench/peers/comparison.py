@@ -62,8 +62,7 @@ def compare(options: Options) -> dict[str, Any]:
             row["rounds"].append(figures.summary(record))
             row["versions"] = record["versions"]
             batches.setdefault((mode, framework.name), record["batches"])
-    checks = list(_differences(batches)) or ["grids, video tokens and label tokens are equal in all batches"]
-    checks += _losses(batches)
+    checks = list(_checks(batches))
     for mode, rows in modes.items():
         print(f"{mode}:\n", figures.table(rows), "", *figures.savings(rows), "", sep="\n")
     print(*checks, sep="\n")
@@ -82,7 +81,7 @@ def measure(framework: Framework, mode: str, turn: int, folder: Path, options: O
     same settings. ValueError says in one line why there is no record."""
     if mode == PACKED and not framework.packs:
         raise ValueError("packs text alone, no videos")
-    cpu = not torch.cuda.is_available()
+    environment, cpu = folder / "environments" / "".join(framework.requires[:1]), not torch.cuda.is_available()
     job = Job(
         mode=mode,
         steps=figures.WARMUP - options.samples // -BATCH_SIZES[mode],
@@ -91,12 +90,7 @@ def measure(framework: Framework, mode: str, turn: int, folder: Path, options: O
         precision=options.precision,
         cpu=cpu,
         folder=folder / "records" / re.sub(r"\W+", "_", f"{framework.name} {mode} {turn}"),
-        programs=environments.build(
-            folder / "environments" / "".join(framework.requires[:1]),
-            framework.requires,
-            framework.empty,
-            framework.shared,
-        ),
+        programs=environments.build(environment, framework.requires, framework.empty, framework.shared),
     )
     path, key = job.folder.with_suffix(".json"), repr((job, framework.requires, fingerprint(*CODE)))
     earlier = read_json(path)
@@ -113,13 +107,9 @@ def run(framework: Framework, job: Job) -> dict[str, Any]:
     job.folder.mkdir(parents=True)
     record, log = job.folder / "record.json", job.folder / "log.txt"
     environment = {  # nothing is downloaded and no cache survives the process
-        **{
-            "PYTHONPATH": f"{HOOK}:{ROOT}",
-            "PEERS_RATE": str(framework.rate),
-            "PEERS_RECORD": str(record),
-            "PEERS_STEPS": str(job.steps),
-        },
-        **{"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PEERS_BEGAN": repr(time.time())},
+        **{"PYTHONPATH": f"{HOOK}:{ROOT}", "PEERS_RECORD": str(record), "PEERS_STEPS": str(job.steps)},
+        **{"PEERS_RATE": str(framework.rate), "PEERS_BEGAN": repr(time.time())},
+        **{"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"},
         **{"HF_HOME": str(job.folder / "hf"), "MODELSCOPE_CACHE": str(job.folder / "ms")},
         "CUDA_VISIBLE_DEVICES": "" if job.cpu else os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
         **framework.environment,
@@ -133,18 +123,20 @@ def run(framework: Framework, job: Job) -> dict[str, Any]:
     return result
 
 
-def _differences(batches: dict[tuple[str, str], list[dict[str, Any]]]) -> Iterator[str]:
-    for (mode, name), theirs in batches.items():
-        ours = batches.get((mode, figures.REFERENCE))
-        if ours and mode != PACKED:  # every framework packs rows of its own choice
-            yield from (f"{mode}, {name}: {line}" for line in figures.differences(ours, theirs))
+def _checks(batches: dict[tuple[str, str], list[dict[str, Any]]]) -> Iterator[str]:
+    """The differences between the batches of each framework and ours, then the losses of each peer next to ours.
 
-
-def _losses(batches: dict[tuple[str, str], list[dict[str, Any]]]) -> Iterator[str]:
-    """Of every peer, next to ours at the same rate."""
-    for (mode, name), theirs in batches.items():
+    Packed batches are not compared: every framework packs rows of its own choice.
+    """
+    padded = {(mode, name): theirs for (mode, name), theirs in batches.items() if mode != PACKED}
+    lines = [
+        f"{mode}, {name}: {line}"
+        for (mode, name), theirs in padded.items()
+        for line in figures.differences(padded.get((mode, figures.REFERENCE), theirs), theirs)
+    ]
+    yield from lines or ["grids, video tokens and label tokens are equal in all batches"]
+    for (mode, name), theirs in padded.items():
         reference = f"ours{figures.PRUNED}" if name.endswith(figures.PRUNED) else figures.REFERENCE
-        ours = batches.get((mode, reference))
-        if ours and mode != PACKED and not name.startswith("ours"):
-            difference = figures.loss_difference(ours, theirs)
+        if (mode, reference) in padded and not name.startswith("ours"):
+            difference = figures.loss_difference(padded[mode, reference], theirs)
             yield f"{mode}, {name}: losses of {len(theirs)} batches within {difference:.1e} of {reference}"

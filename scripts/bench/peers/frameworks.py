@@ -18,6 +18,16 @@ PACKED_TOKENS = 1024  # of a packed row: two of the rows fit
 PACKED = "packed"
 BATCH_SIZES = {"batch 1": 1, "batch 2": 2, PACKED: 1}  # by mode
 LEARNING_RATE, RATE = 1e-4, 0.75
+OUR_SETTINGS = """
+    engine=none train.accumulation=1 optim.warmup=0 optim.final_lr=1 optim.betas=[0.9,0.999] model.freeze=[]
+    model.gradient_checkpointing=false data.workers=1 train.log_every=1 tracker.wandb=false eval.every=0
+"""
+SWIFT_SETTINGS = """
+    --gradient_checkpointing false --vit_gradient_checkpointing false --fp16 false --torch_dtype float32
+    --model_type qwen2_5_vl --template qwen2_5_vl --tuner_type full --freeze_vit false --freeze_aligner false
+    --freeze_llm false --split_dataset_ratio 0 --dataset_num_proc 1 --dataset_shuffle false
+    --train_dataloader_shuffle false --callbacks pruning --use_logits_to_keep false
+"""
 
 
 @dataclass(frozen=True)
@@ -56,52 +66,38 @@ def _ours(rate: str, job: Job) -> list[str]:
     """`python train/run.py` at a distribution of pruning rates, given as further arguments."""
     batch = f"train.token_budget={PACKED_TOKENS}" if job.mode == PACKED else f"train.batch_size={BATCH_SIZES[job.mode]}"
     return [
-        *(str(job.programs / "python"), str(ROOT / "train" / "run.py"), "+experiment=qwen_evs_uptrain", "engine=none"),
-        *(f"model.path={job.data.model}", f"data.train={job.data.ours}", f"run_dir={job.folder / 'run'}"),
-        *(
-            "method=evs",
-            *rate.split(),
-            batch,
-            f"train.steps={job.steps + 1}",
-            "train.accumulation=1",
-            f"optim.lr={LEARNING_RATE}",
-        ),
-        *("optim.warmup=0", "optim.final_lr=1", "optim.betas=[0.9,0.999]", f"engine.precision={job.precision}"),
-        *("model.freeze=[]", "model.gradient_checkpointing=false", f"model.attention={job.attention}"),
-        *("data.workers=1", "train.log_every=1", "tracker.wandb=false", "eval.every=0"),
+        *(str(job.programs / "python"), str(ROOT / "train" / "run.py"), "+experiment=qwen_evs_uptrain", "method=evs"),
+        *(f"model.path={job.data.model}", f"data.train={job.data.ours}", f"run_dir={job.folder / 'run'}", batch),
+        *(f"train.steps={job.steps + 1}", f"optim.lr={LEARNING_RATE}", f"engine.precision={job.precision}"),
+        *(f"model.attention={job.attention}", *rate.split(), *OUR_SETTINGS.split()),
     ]
 
 
 def _training_arguments(job: Job) -> dict[str, Any]:
     """The arguments of transformers' Trainer, which all peers build on."""
     return {
-        "output_dir": str(job.folder / "out"),
-        "max_steps": job.steps + 1,
-        "per_device_train_batch_size": BATCH_SIZES[job.mode],
-        "gradient_accumulation_steps": 1,
-        "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "constant",
-        "weight_decay": 0.0,
-        "adam_beta2": 0.999,
-        "bf16": job.precision == "bf16",
-        "use_cpu": job.cpu,
-        "dataloader_num_workers": 1,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
+        **{"output_dir": str(job.folder / "out"), "max_steps": job.steps + 1, "logging_steps": 1},
+        **{"per_device_train_batch_size": BATCH_SIZES[job.mode], "gradient_accumulation_steps": 1},
+        **{"learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant", "weight_decay": 0.0, "adam_beta2": 0.999},
+        **{"bf16": job.precision == "bf16", "use_cpu": job.cpu, "dataloader_num_workers": 1},
+        **{"save_strategy": "no", "report_to": "none"},
     }
 
 
+def _python(program: str, arguments: dict[str, Any], job: Job) -> list[str]:
+    """One of our programs around a library that has no command line for this, with its arguments as JSON."""
+    path = job.folder / "arguments.json"
+    path.write_text(json.dumps(arguments))
+    return [str(job.programs / "python"), str(PROGRAMS / program), str(path)]
+
+
 def _program(trainer: str, job: Job) -> list[str]:
-    """Our own program around a library that has no command line for this."""
     training = {"gradient_checkpointing": False, "train_sampling_strategy": "sequential"}
     arguments = {
         **{"trainer": trainer, "model": str(job.data.model), "rows": str(job.data.peers)},
         **{"attention": job.attention, "training": _training_arguments(job) | training},
     }
-    path = job.folder / "arguments.json"
-    path.write_text(json.dumps(arguments))
-    return [str(job.programs / "python"), str(PROGRAMS / "train.py"), str(path)]
+    return _python("train.py", arguments, job)
 
 
 def _llamafactory(job: Job) -> list[str]:
@@ -120,29 +116,18 @@ def _llamafactory(job: Job) -> list[str]:
         **{"flash_attn": {"flash_attention_2": "fa2"}.get(job.attention, job.attention)},
         **{"disable_gradient_checkpointing": True},
     }
-    path = job.folder / "arguments.json"
-    path.write_text(json.dumps(arguments))
-    return [str(job.programs / "python"), str(PROGRAMS / "llama_factory.py"), str(path)]
+    return _python("llama_factory.py", arguments, job)
 
 
 def _ms_swift(job: Job) -> list[str]:
-    arguments = {
-        **_training_arguments(job),
-        **{"gradient_checkpointing": False, "vit_gradient_checkpointing": False, "fp16": False},
-        **{
-            "model": str(job.data.model),
-            "model_type": "qwen2_5_vl",
-            "template": "qwen2_5_vl",
-            "torch_dtype": "float32",
-        },
-        **{"tuner_type": "full", "freeze_vit": False, "freeze_aligner": False, "freeze_llm": False},
-        **{"dataset": str(job.data.peers), "split_dataset_ratio": 0, "dataset_num_proc": 1, "dataset_shuffle": False},
-        **{"train_dataloader_shuffle": False, "max_length": PACKED_TOKENS, "packing": job.mode == PACKED},
-        **{"attn_impl": job.attention, "external_plugins": str(PROGRAMS / "swift_plugin.py")},
-        **{"callbacks": "pruning", "use_logits_to_keep": False},
+    arguments = _training_arguments(job) | {
+        **{"model": str(job.data.model), "dataset": str(job.data.peers), "attn_impl": job.attention},
+        **{"max_length": PACKED_TOKENS, "packing": job.mode == PACKED},
+        "external_plugins": str(PROGRAMS / "swift_plugin.py"),
     }
     words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in arguments.items()}
-    return [str(job.programs / "swift"), "sft", *(word for key in words for word in (f"--{key}", words[key]))]
+    own = (word for key in words for word in (f"--{key}", words[key]))
+    return [str(job.programs / "swift"), "sft", *own, *SWIFT_SETTINGS.split()]
 
 
 OURS = (
