@@ -181,13 +181,15 @@ def test_frames_are_compared_for_every_kind_of_processor(checkpoint, family) -> 
         assert all(sentence.endswith(".") and "\n" not in sentence for sentence in check_frames(processor, policy))
 
 
-def test_the_first_lines_of_the_page_work_when_pasted(checkpoint) -> None:
+def test_the_first_lines_of_the_page_work_when_pasted(checkpoint, clips, capsys) -> None:
     page = (ROOT / "docs" / "transformers.md").read_text()
-    lines = textwrap.dedent(re.search(r"(?:^    .*\n|^\n)+", page.split("\n", 2)[2], re.MULTILINE)[0])
-    model = re.search(r'"(Qwen/[^"]+)"', lines)[1]
+    blocks = [block for block in re.findall(r"(?:^    .*\n|^\n)+", page, re.MULTILINE) if block.strip()]
+    enable, ask = (textwrap.dedent(block) for block in blocks[:2])
     names: dict[str, Any] = {}
-    exec(lines.replace(model, str(checkpoint("qwen2_5_vl"))), names)
-    assert len(lines.strip().splitlines()) == 5 and names["model"].pruning_state.step == 0
+    for lines in (enable, ask.replace("clip.mp4", str(clips[0])).replace("=128", "=2")):
+        exec(re.sub(r"Qwen/[^\"]+", str(checkpoint("qwen2_5_vl")), lines), names)
+    assert len(enable.strip().splitlines()) == 5 and names["model"].pruning_state.rates == (0.75,)
+    assert "PruningState(rates=(0.75,)" in capsys.readouterr().out
 
 
 def test_a_forward_that_was_replaced_since_is_noticed() -> None:

@@ -18,6 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from evs.policy import Policy
 from scripts import evaluate
+from tests.serving.conftest import ROOT
 from train.export.serving_metadata import write_processor
 
 pytestmark = pytest.mark.serving
@@ -86,6 +87,31 @@ def test_lmms_eval_gives_the_accuracy_and_the_answers_of_evaluate(python, letter
         accuracy, given = run(python, lettered, task, tmp_path / f"{rate:g}", rate)
         assert accuracy == pytest.approx(scores[rate])
         assert given == [each["text"] for each in answers if each["rate"] == rate]
+
+
+@pytest.mark.parametrize("checkpoint", ["qwen3_vl"], indirect=True)
+def test_lmms_eval_s_own_model_with_one_added_line_gives_the_answers_of_evaluate(python, lettered, clips, tmp_path):
+    asked = documents(clips)
+    task = Path(shutil.copytree(TASK, tmp_path / "task"))
+    yaml, file = task / "evs_letters.yaml", lines(tmp_path / "documents.jsonl", asked)
+    yaml.write_text(yaml.read_text().replace("EVS_LETTERS", str(file)))
+    rows = [row(i, each) for i, each in enumerate(asked)]
+    for each in rows:
+        each["conversations"].insert(0, {"from": "system", "value": "You are a helpful assistant."})
+    data, out = lines(tmp_path / "rows.jsonl", rows), tmp_path / "ours.json"
+    evaluate.main(evaluate.Options(str(lettered), str(data), RATES, str(out), dtype="bfloat16", workers=0))
+    answers = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()[1:]]
+    sizes = {"fps": 2.0, "max_num_frames": 8, "min_pixels": 3136, "max_pixels": 25088}
+    arguments = {"pretrained": str(lettered), "device": "cpu", "device_map": "cpu", "attn_implementation": "sdpa"}
+    for rate in RATES:
+        job = {"arguments": arguments | sizes, "rate": rate, "task": str(task), "out": str(tmp_path / "theirs.json")}
+        (tmp_path / "job.json").write_text(json.dumps(job))
+        quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+        command = [python, "-m", "tests.serving.lmms_stock", str(tmp_path / "job.json")]
+        done = subprocess.run(command, env={**os.environ, **quiet}, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        theirs = json.loads((tmp_path / "theirs.json").read_text())
+        assert theirs == [each["text"] for each in answers if each["rate"] == rate] and len({*theirs}) > 1
 
 
 def run(python: Path, model: Path, task: Path, out: Path, rate: float) -> tuple[float, list[str]]:
