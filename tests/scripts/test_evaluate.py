@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = ["rates=[0,0.5,0.9]", "max_frames=8", "max_pixels=25088", "workers=0", "dtype=float32", "new_tokens=4"]
 QUESTIONS, RATES = 16, 3
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("evaluate")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -50,16 +50,9 @@ def run(words: list[str]) -> str:
     return out.getvalue()
 
 
-def run_two_ranks(words: list[str]) -> str:
-    done = started(words, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    out, err = done.communicate(timeout=300)
-    assert done.returncode == 0, err[-3000:]
-    return out
-
-
-def started(words: list[str], *launcher: str) -> subprocess.Popen[str]:
+def started(words: list[str]) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, *words]
+    command = [sys.executable, *words]
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -94,9 +87,10 @@ def test_a_killed_run_asks_nothing_twice_and_ends_with_the_same_table(words, tmp
     assert "0 samples to ask" in third and table(third) == table(whole)
 
 
-def test_two_ranks_answer_as_one_does(words, tmp_path):
+@pytest.mark.xdist_group("distributed")
+def test_two_ranks_answer_as_one_does(words, ranks, tmp_path):
     alone = run(words(tmp_path / "one.json"))
-    together = run_two_ranks(words(tmp_path / "two.json"))
+    together = ranks.run("evaluate", *words(tmp_path / "two.json")[1:])
     assert table(together) == table(alone)
     assert lines(tmp_path / "two.jsonl") == lines(tmp_path / "one.jsonl")
     assert list(tmp_path.glob("*.rank*")) == []

@@ -1,68 +1,88 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
+import torch
+from huggingface_hub import ModelCard, close_session, constants
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from scripts import export
 from tests.hub import Hub, hub
-from tests.runs import ROOT, trained
+from tests.runs import trained
+from train import cli
+from train.export.hub import push
 
 pytestmark = pytest.mark.slow
-LOAD = """\
-import sys, torch
-from transformers import AutoModelForImageTextToText as Model, AutoProcessor
-theirs, ours = Model.from_pretrained("user/name"), Model.from_pretrained(sys.argv[1])
-assert all(torch.equal(value, ours.state_dict()[name]) for name, value in theirs.state_dict().items())
-AutoProcessor.from_pretrained("user/name")
-"""
+
+
+@pytest.fixture(scope="module")
+def run(shared_words) -> Path:
+    """A run of one step, and next to it its export, which tests push as it is or copy."""
+    words = shared_words("train.steps=1")
+    folder = Path(trained(*words).run_dir)
+    export.main(export.Options(run=str(folder), out=str(folder.parent / "out")))
+    return folder
 
 
 @pytest.fixture
-def run(words, questions, tmp_path) -> Path:
-    trained(*words("train.steps=1", f"data.eval={questions}", "eval.limit=1"))
-    return tmp_path / "run"
+def out(run, tmp_path) -> Path:
+    return shutil.copytree(run.parent / "out", tmp_path / "out")
 
 
-def python(url: str, *words: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
-    away = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_local", "NO_PROXY": "127.0.0.1"}
-    environment = {**os.environ, **away, "HF_ENDPOINT": url, "PYTHONPATH": str(ROOT), **more}
-    return subprocess.run([sys.executable, *map(str, words)], env=environment, capture_output=True, text=True)
+@pytest.fixture
+def connect(monkeypatch):
+    """Make the Hub's library talk to a server of this machine, as HF_ENDPOINT does when the library is imported."""
 
+    def to(held: Hub) -> None:
+        monkeypatch.setattr(constants, "ENDPOINT", held.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", held.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        close_session()
 
-def export(run: Path, url: str, *words: str) -> subprocess.CompletedProcess[str]:
-    return python(url, "scripts/export.py", f"run={run}", f"out={run.parent / 'out'}", "push=user/name", *words)
+    for name, value in {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", "hf_local")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield to
+    close_session()
 
 
 def same_files(held: Hub, out: Path) -> bool:
     return held.files == {path.name: path.read_bytes() for path in out.iterdir()}
 
 
-def test_a_push_is_one_commit_whatever_becomes_of_the_connection(run, tmp_path):
-    for trouble in ({}, {"cuts": 2}, {"lost_replies": 1}):
-        with hub(**trouble) as held:
-            done = export(run, held.url, "private=true")
-            assert done.returncode == 0 and "pushed: http" in done.stdout, done.stderr
-            assert len(held.commits) == 1 and held.private and held.cuts == 0
-            assert same_files(held, tmp_path / "out")
-            assert export(run, held.url).returncode == 0 and len(held.commits) == 1  # nothing new: no new commit
+@pytest.mark.parametrize("trouble", [{}, {"cuts": 2}, {"lost_replies": 1}])
+def test_a_push_is_one_commit_whatever_becomes_of_the_connection(out, connect, trouble):
+    with hub(**trouble) as held:
+        connect(held)
+        assert push(out, "user/name", private=True, pause=0.0).startswith("http")
+        assert len(held.commits) == 1 and held.private and held.cuts == 0
+        assert same_files(held, out)
+        push(out, "user/name", private=False, pause=0.0)
+        assert len(held.commits) == 1  # nothing new: no new commit
 
 
-def test_what_was_pushed_loads_as_the_export_does(run, tmp_path):
+def test_what_was_pushed_loads_as_the_export_does(run, out, connect, capsys, tmp_path):
     with hub() as held:
-        assert export(run, held.url).returncode == 0
-        cached = {"HF_HOME": str(tmp_path / "cache")}
-        loaded = python(held.url, "-c", LOAD, tmp_path / "out", **cached)
-    assert loaded.returncode == 0, loaded.stderr
+        connect(held)
+        export.main(export.Options(run=str(run), out=str(out), push="user/name"))
+        assert "pushed: http" in capsys.readouterr().out and not held.private
+        export.main(export.Options(run=str(run), out=str(out), push="user/name"))
+        assert len(held.commits) == 1  # an export that is written again is the same
+        theirs = AutoModelForImageTextToText.from_pretrained("user/name", cache_dir=tmp_path / "cache")
+        AutoProcessor.from_pretrained("user/name", cache_dir=tmp_path / "cache")
+    ours = AutoModelForImageTextToText.from_pretrained(out).state_dict()
+    assert all(torch.equal(value, ours[name]) for name, value in theirs.state_dict().items())
     ModelCard(held.files["README.md"].decode())  # raises where the metadata cannot be read
 
 
-def test_stale_weights_leave_with_the_commit_that_replaces_them(run):
+def test_stale_weights_leave_with_the_commit_that_replaces_them(out, connect):
     with hub(exists=True, files={"model-00002-of-00002.safetensors": b"old", "notes.md": b"kept"}) as held:
-        assert export(run, held.url).returncode == 0
+        connect(held)
+        push(out, "user/name", private=False)
         assert "model-00002-of-00002.safetensors" not in held.files and held.files["notes.md"] == b"kept"
 
 
@@ -70,8 +90,9 @@ def test_stale_weights_leave_with_the_commit_that_replaces_them(run):
     ("state", "word", "reason"),
     [({"writable": False}, "", "hf auth login"), ({"exists": True}, "private=true", "is public")],
 )
-def test_a_push_that_is_refused_keeps_the_export(run, tmp_path, state, word, reason):
-    with hub(**state) as held:
-        done = export(run, held.url, *word.split())
-    assert done.returncode == 2 and reason in done.stderr and "Traceback" not in done.stderr
-    assert held.commits == [] and (tmp_path / "out" / "evs.json").is_file()
+def test_a_push_that_is_refused_keeps_the_export(run, out, connect, capsys, state, word, reason):
+    with hub(**state) as held, pytest.raises(SystemExit) as end:
+        connect(held)
+        cli.run(export.main, export.Options, [f"run={run}", f"out={out}", "push=user/name", *word.split()])
+    assert end.value.code == 2 and reason in capsys.readouterr().err
+    assert held.commits == [] and (out / "evs.json").is_file()

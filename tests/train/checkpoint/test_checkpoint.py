@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,10 +62,15 @@ def test_a_second_run_is_kept_out_until_the_first_is_dead(tmp_path):
     lock(tmp_path).close()
 
 
+@pytest.fixture(scope="module")
+def original(shared_words) -> Path:
+    return Path(trained(*shared_words("train.save_every=1", "train.keep=9", "tracker.batches=true")).run_dir)
+
+
 @pytest.fixture
-def saved(words, tmp_path) -> Path:
-    trained(*words("train.save_every=1", "train.keep=9", "tracker.batches=true"))
-    return tmp_path / "run"
+def saved(original, tmp_path) -> Path:
+    """A run of four steps with a checkpoint of each."""
+    return shutil.copytree(original, tmp_path / "run")
 
 
 def truncate(path: Path) -> None:
