@@ -1,7 +1,7 @@
 """Two rank processes that run one command after another, since each start imports libraries for ten seconds.
 
 `torchrun -m tests.ranks FOLDER` runs in every rank. Job N is `FOLDER/N.json`, the name of a command and its words, and
-its outcome `FOLDER/N.RANK`, empty or the traceback. What the first rank prints is in `FOLDER/N.printed`.
+its outcome `FOLDER/N.RANK`, empty or the traceback. What it prints is in `FOLDER/N.printed.RANK`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
-from contextlib import nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from train import cli
@@ -52,7 +52,7 @@ class Ranks:
         if failed := "".join(path.read_text() for path in outcomes):
             self.close()
             raise AssertionError(failed)
-        return job.with_suffix(".printed").read_text()
+        return job.with_suffix(".printed.0").read_text()
 
     def close(self) -> None:
         if self.process is not None:
@@ -84,9 +84,8 @@ def main(folder: Path, done: int) -> None:
                 return
             time.sleep(0.05)
         try:
-            with job.with_suffix(".printed").open("w") if rank == "0" else nullcontext(sys.stdout) as printed:
-                with redirect_stdout(printed):
-                    run(*json.loads(job.read_text()))
+            with job.with_suffix(f".printed.{rank}").open("w") as out, redirect_stdout(out):
+                run(*json.loads(job.read_text()))
             failed = ""
         except BaseException:
             failed = traceback.format_exc()

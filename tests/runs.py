@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,10 +14,11 @@ from typing import Any
 import av
 from hydra import compose, initialize_config_module
 
+from train.checkpoint.checkpoint import complete, step_of
 from train.checks import check
 from train.cli import launcher
 from train.config import Config
-from train.run import register, typed
+from train.run import main, register, typed
 
 ROOT = Path(__file__).parents[1]
 SMALL_HEIGHT = 96
@@ -77,6 +79,27 @@ def trained(*words: str) -> Config:
     if (run := build_run(config)) is not None:
         fit(run)
     return config
+
+
+def cut_off(whole: Path, broken: Path, step: int) -> None:
+    """A copy of a run as if it had been killed when the checkpoint of `step` was complete."""
+    shutil.copytree(whole, broken)
+    for checkpoint in complete(broken / "checkpoints"):
+        if step_of(checkpoint) > step:
+            shutil.rmtree(checkpoint)
+
+
+def printed(capsys: Any, *words: str) -> tuple[int, str]:
+    """(exit status, everything printed) of `python train/run.py WORDS`, in this process."""
+    status, arguments = 0, sys.argv
+    sys.argv = ["train/run.py", *words]
+    try:
+        main()
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 0
+    finally:
+        sys.argv = arguments
+    return status, "".join(capsys.readouterr())
 
 
 def started(*words: str, ranks: int = 1) -> subprocess.Popen[str]:

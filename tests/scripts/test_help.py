@@ -61,10 +61,10 @@ def test_no_key_of_training_is_listed_without_a_word():
     assert mute == []
 
 
-@pytest.mark.parametrize("command", ["scripts/report.py", "train/run.py"])
-def test_a_reader_that_has_read_enough_of_the_help_ends_it_quietly(command):
+def test_a_reader_that_has_read_enough_of_the_help_ends_it_quietly():
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([sys.executable, ROOT / command, "--help"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, ROOT / "train/run.py", "--help"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")

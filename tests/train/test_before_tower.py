@@ -15,7 +15,7 @@ from evs.methods.base import depth
 from evs.methods.evs import FrameDelta
 from evs.methods.pixels import PixelDelta
 from tests.evs.models import MIXED, QWEN, alone, prompts, tiny_model
-from tests.runs import composed, rows, trained
+from tests.runs import composed, cut_off, rows, trained
 from train.build import build_run
 from train.export.serving_metadata import policy_of
 from train.task import TrainRequest, UptrainTask
@@ -64,6 +64,7 @@ def test_before_tower_a_pack_loses_what_its_samples_lose_together(family, batch,
     torch.testing.assert_close(pruning(batch, TrainRequest((0.6,))).loss_sum, sum(apart), atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "place"), [("qwen2_5_vl", "input"), ("qwen3_vl", "1")], indirect=["family"])
 def test_before_tower_a_run_on_footage_trains_and_says_so_in_its_policy(words, tmp_path, family, place):
     config = trained(*words("method=pixel_delta", f"method.prune_at={place}", "train.steps=2", family=family))
@@ -103,6 +104,7 @@ def test_before_tower_a_drawn_place_trains_as_that_place_does(family, batch):
         )
 
 
+@pytest.mark.slow
 def test_before_tower_a_run_that_draws_its_place_resumes_as_if_it_had_not_stopped(words, tmp_path):
     drawn = [
         "method=drawn",
@@ -113,7 +115,7 @@ def test_before_tower_a_run_that_draws_its_place_resumes_as_if_it_had_not_stoppe
         "rate.rate=.75",
     ]
     trained(*words(*drawn, "train.steps=4", run_dir=tmp_path / "whole"))
-    trained(*words(*drawn, "train.steps=2", run_dir=tmp_path / "broken"))
+    cut_off(tmp_path / "whole", tmp_path / "broken", 2)
     config = trained(*words(*drawn, "train.steps=4", "resume=auto", run_dir=tmp_path / "broken"))
     whole, broken = ([row for row in rows(tmp_path / name) if "loss" in row] for name in ("whole", "broken"))
     assert [row["loss"] for row in whole] == [row["loss"] for row in broken]

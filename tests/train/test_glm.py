@@ -79,7 +79,16 @@ def test_a_limit_for_one_frame_is_refused(checkpoint, family):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [[], ["model.lora.r=4", "model.lora.alpha=8"], ["method=pixel_delta"]])
+@pytest.mark.parametrize(
+    ("family", "how"),
+    [
+        ("glm4v", []),
+        ("glm4v", ["method=pixel_delta"]),
+        ("glm4v_moe", []),
+        ("glm4v_moe", ["model.lora.r=4", "model.lora.alpha=8"]),
+    ],
+    indirect=["family"],
+)
 def test_a_run_trains_evaluates_exports_and_answers(words, checkpoint, questions, clips, family, how, tmp_path, capsys):
     sizes = ["data.max_pixels=null", "data.total_pixels=75264", "train.steps=2"]
     more = [*sizes, f"data.eval={questions}", "eval.limit=1", "optim.lr=0.01", *how]

@@ -117,15 +117,16 @@ RANGES = {
 }
 
 
-@pytest.fixture
-def unread(words, checkpoint, tmp_path) -> list[str]:
+@pytest.fixture(scope="module")
+def unread(shared_words, checkpoint, tmp_path_factory) -> list[str]:
     """The words of a run whose data and weights cannot be read, so that reading them would be the error reported."""
-    model = shutil.copytree(checkpoint("qwen2_5_vl"), tmp_path / "model")
+    folder = tmp_path_factory.mktemp("unread")
+    model = shutil.copytree(checkpoint("qwen2_5_vl"), folder / "model")
     for weights in model.glob("*.safetensors"):
         weights.unlink()
-    data = tmp_path / "data.jsonl"
+    data = folder / "data.jsonl"
     data.write_text("neither rows nor JSON\n")
-    return words(f"model.path={model}", f"data.train={data}")
+    return shared_words(f"model.path={model}", f"data.train={data}")
 
 
 def refusal(words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> str:

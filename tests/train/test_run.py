@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.runs import composed, ended, started, trained
+from tests.runs import composed, cut_off, printed, trained
 from train.build import build_run
 from train.checkpoint.checkpoint import complete
 from train.faults.watchdog import WATCHDOG
@@ -58,26 +58,21 @@ def test_the_loss_falls_and_every_rate_is_evaluated(words, questions, tmp_path, 
     assert min(metrics(run, "kept")) < 0.8 and all(0 <= rate < 0.9 for rate in metrics(run, "rate"))
 
 
-@pytest.mark.parametrize("split", [(4, 1), (1, 4)])
-def test_the_global_loss_does_not_depend_on_the_split_over_micro_batches(words, tmp_path, split):
-    fixed = ["rate=constant", "rate.rate=0.5", "engine.precision=fp32", "train.steps=3", "optim.lr=1e-4"]
-    batch, accumulation = split
-    for name, (b, a) in {"two": (2, 2), "other": (batch, accumulation)}.items():
-        trained(*words(*fixed, f"train.batch_size={b}", f"train.accumulation={a}", run_dir=tmp_path / name))
+def test_the_global_loss_does_not_depend_on_the_split_over_micro_batches(words, tmp_path):
+    fixed = ["rate=constant", "rate.rate=0.5", "train.steps=2", "optim.lr=1e-4"]
+    for batch in (1, 2, 4):
+        split = [f"train.batch_size={batch}", f"train.accumulation={4 // batch}"]
+        trained(*words(*fixed, *split, run_dir=tmp_path / str(batch)))
     for name in ("loss", "grad_norm"):
-        assert metrics(tmp_path / "two", name) == pytest.approx(metrics(tmp_path / "other", name), rel=1e-4)
+        one, two, four = (metrics(tmp_path / batch, name) for batch in "124")
+        assert two == pytest.approx(one, rel=1e-4) and two == pytest.approx(four, rel=1e-4)
 
 
 def test_a_resumed_run_ends_where_the_unbroken_one_does(words, tmp_path):
-    save = "train.save_every=2"
-    trained(*words(save, "train.keep=2", run_dir=tmp_path / "whole"))
-    broken = words(save, "train.keep=2", "resume=auto", run_dir=tmp_path / "broken")
-    trained(*broken)
-    last = complete(tmp_path / "broken" / "checkpoints")[-1]
-    for path in sorted(last.rglob("*"), reverse=True):  # as if the run had been cut off after step 2
-        path.rmdir() if path.is_dir() else path.unlink()
-    last.rmdir()
-    trained(*broken)
+    more = ["train.save_every=2", "train.keep=2"]
+    trained(*words(*more, run_dir=tmp_path / "whole"))
+    cut_off(tmp_path / "whole", tmp_path / "broken", 2)
+    trained(*words(*more, "resume=auto", run_dir=tmp_path / "broken"))
     assert_same_weights(tmp_path / "whole", tmp_path / "broken")
     assert metrics(tmp_path / "broken", "loss")[-2:] == metrics(tmp_path / "whole", "loss")[-2:]
 
@@ -154,10 +149,8 @@ def test_a_budgeted_run_fills_its_micro_batches_and_resumes_exactly(words, tmp_p
     trained(*words(*budget, run_dir=tmp_path / "whole"))
     kept = metrics(tmp_path / "whole", "tokens/after")  # of two micro-batches
     assert max(kept) <= 1400 and max(metrics(tmp_path / "whole", "samples")) > 4
-    broken = words(*budget, "resume=auto", run_dir=tmp_path / "broken")
-    trained(*broken)
-    shutil.rmtree(complete(tmp_path / "broken" / "checkpoints")[-1])
-    trained(*broken)
+    cut_off(tmp_path / "whole", tmp_path / "broken", 2)
+    trained(*words(*budget, "resume=auto", run_dir=tmp_path / "broken"))
     assert_same_weights(tmp_path / "whole", tmp_path / "broken")
 
 
@@ -193,14 +186,15 @@ def test_a_resume_lists_and_counts_bad_rows_once(words, questions, tmp_path):
     assert sum(summarize(tmp_path / "run").quarantined.values()) == 2
 
 
-def test_rows_that_silently_set_their_own_frames_are_counted_in_the_summary(words, questions, tmp_path):
+def test_rows_that_silently_set_their_own_frames_are_counted_in_the_summary(words, questions, tmp_path, capsys):
     rows = [json.loads(line) for line in questions.read_text().splitlines()]
     rows[0]["fps"], rows[1]["nframes"] = 1.0, 4
     held_out = tmp_path / "held_out.jsonl"
     held_out.write_text("".join(json.dumps(row) + "\n" for row in rows[1:3]))
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    code, printed = ended(started(*words("train.steps=1", f"data.eval={held_out}", "eval.rates=[0]", "show=false")))
-    assert code == 0 and "data.train: 2 rows set frames or pixels" in printed
+    more = ["train.steps=1", f"data.eval={held_out}", "eval.rates=[0]", "show=false"]
+    status, text = printed(capsys, *words(*more))
+    assert status == 0 and "data.train: 2 rows set frames or pixels" in text
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["own_settings"] == {"data.train": 2, "data.eval": 1}
 

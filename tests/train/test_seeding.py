@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.runs import trained
+from tests.runs import cut_off, trained
 from tests.train.test_run import metrics
 from train.checkpoint.checkpoint import complete
 from train.seeding import seed_draws
@@ -32,7 +30,7 @@ def equal(one, other) -> bool:
 def test_two_runs_of_one_command_are_equal_to_the_bit(words, tmp_path, method):
     for name in ("one", "two"):
         torch.manual_seed(hash(name))  # whatever the process drew before
-        trained(*words(*FIXED, *method, run_dir=tmp_path / name))
+        trained(*words(*FIXED, *method, "train.steps=2", run_dir=tmp_path / name))
     assert equal(tmp_path / "one", tmp_path / "two")
     assert metrics(tmp_path / "one", "loss") == metrics(tmp_path / "two", "loss")
 
@@ -47,11 +45,9 @@ def test_lora_follows_the_seed(words, tmp_path):
 @pytest.mark.slow
 def test_a_resumed_lora_run_drops_out_what_the_uninterrupted_one_does(words, tmp_path):
     trained(*words(*FIXED, *LORA, run_dir=tmp_path / "whole"))
-    broken = words(*FIXED, *LORA, "resume=auto", run_dir=tmp_path / "broken")
-    trained(*broken)
-    shutil.rmtree(complete(tmp_path / "broken" / "checkpoints")[-1])
+    cut_off(tmp_path / "whole", tmp_path / "broken", 2)
     torch.manual_seed(99)
-    trained(*broken)
+    trained(*words(*FIXED, *LORA, "resume=auto", run_dir=tmp_path / "broken"))
     assert equal(tmp_path / "whole", tmp_path / "broken")
 
 

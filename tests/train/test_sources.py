@@ -26,7 +26,7 @@ from train.build import Prepared
 from train.build import prepare as prepared
 from train.checkpoint.checkpoint import complete
 
-STEPS = 12
+STEPS = 8
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def seen(run_dir: Path) -> list[tuple[int, int, list[str]]]:
 def test_a_mixture_resumes_exactly(words, mixture, two_ranks, tmp_path, world):
     def run(name: str, *more: str) -> None:
         engine = ["engine=ddp", "train.accumulation=1"] if world > 1 else []
-        fixed = [f"train.steps={STEPS}", "train.save_every=5", "train.keep=9", "tracker.batches=true", "show=false"]
+        fixed = [f"train.steps={STEPS}", "train.save_every=3", "train.keep=9", "tracker.batches=true", "show=false"]
         train = two_ranks if world > 1 else trained
         train(*words(*fixed, *engine, mixture, *more, run_dir=tmp_path / name))
 
@@ -83,13 +83,13 @@ def test_a_mixture_resumes_exactly(words, mixture, two_ranks, tmp_path, world):
     (tmp_path / "broken" / "batches.jsonl").unlink()
     run("broken", "resume=auto")
     whole = seen(tmp_path / "whole")
-    assert len(whole) == 2 * STEPS and seen(tmp_path / "broken") == [row for row in whole if row[0] > 5]
+    assert len(whole) == 2 * STEPS and seen(tmp_path / "broken") == [row for row in whole if row[0] > 3]
     ids = [id for *_, samples in whole for id in samples]
     assert {id.rstrip("0123456789") for id in ids} == {"json", "table", "shard", "live"}
-    assert [sum(id.startswith(kind) for id in ids) for kind in ("live", "json")] == pytest.approx([8.7, 4.4], abs=3)
+    assert [sum(id.startswith(kind) for id in ids) for kind in ("live", "json")] == pytest.approx([5.8, 2.9], abs=3)
 
 
-PLACES, LONG, BROKEN, SEEN = 2, 500, (7, 123, 250, 391), 7  # of a step; steps; where they are broken off
+PLACES, LONG, BROKEN, SEEN = 2, 200, (7, 61, 130), 5  # of a step; steps; where they are broken off
 
 
 def shared(plan: Any, world: int, rank: int) -> Any:
@@ -115,7 +115,7 @@ def sent(ready: Prepared, plan: Any, first: int, last: int) -> list[list[tuple[s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("budget", [[], ["train.token_budget=600"]], ids=["numbers", "budget"])
-def test_five_hundred_steps_of_a_mixture_are_the_same_wherever_they_are_broken(words, small_mixture, budget):
+def test_hundreds_of_steps_of_a_mixture_are_the_same_wherever_they_are_broken(words, small_mixture, budget):
     given = words(small_mixture, "preflight=only", "show=false", f"train.accumulation={PLACES}", *budget)
     ready = prepared(composed(*given))
     whole = planned(ready, shared(ready.plan, 1, 0), 0, LONG)
@@ -127,8 +127,8 @@ def test_five_hundred_steps_of_a_mixture_are_the_same_wherever_they_are_broken(w
         assert sent(ready, shared(ready.plan, 2, 1), first, first + SEEN) == ranks[1][:SEEN]
     seen = Counter(id for step in whole for batch in step for id in batch)
     shares = Counter(id.rstrip("0123456789") for id in seen.elements())
-    assert len(seen) == 32 and min(seen.values()) > 10  # epochs of every source
-    assert [shares[kind] / seen.total() for kind in ("live", "table")] == pytest.approx([2 / 5.5, 1.5 / 5.5], abs=0.01)
+    assert len(seen) == 32 and min(seen.values()) > 4  # epochs of every source
+    assert [shares[kind] / seen.total() for kind in ("live", "table")] == pytest.approx([2 / 5.5, 1.5 / 5.5], abs=0.02)
 
 
 def test_prepare_makes_the_index_that_a_run_reads(words, mixture, monkeypatch, tmp_path, capsys):

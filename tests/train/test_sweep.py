@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
+from tests.runs import printed
 from train import sweep
 from train.cli import fail
 from train.faults.signals import PREEMPTED
 from train.reports.sweep_table import rows, table
 
-ROOT = Path(__file__).parents[2]
-
-
-def swept(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "train" / "run.py"), "-m", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=ROOT)
-
 
 @pytest.mark.slow
-def test_a_sweep_with_a_broken_job_completes_the_others_and_skips_them_when_started_again(words, tmp_path):
+def test_a_sweep_with_a_broken_job_completes_the_others_and_skips_them_when_started_again(words, tmp_path, capsys):
     command = words("train.steps=1", "optim.lr=1e-3,-1,2e-3")
-    first = swept(*command)
-    assert first.returncode == 1 and first.stderr.count("error: optim.lr=-1.0 must be above 0") == 1
-    assert "error: 1 of 3 jobs" in first.stderr and "Traceback" not in first.stderr
-    again = swept(*command)
-    assert again.returncode == 1 and again.stdout.count("done before, skipped") == 2
+    status, first = printed(capsys, "-m", *command)
+    assert status == 1 and first.count("error: optim.lr=-1.0 must be above 0") == 1
+    assert "error: 1 of 3 jobs" in first and "Traceback" not in first
+    status, again = printed(capsys, "-m", *command)
+    assert status == 1 and again.count("done before, skipped") == 2
     lines = table(rows(tmp_path / "run")).splitlines()
     assert lines[0].startswith("| job | overrides | status | step | loss |")
     assert lines[2].startswith("| 0 | optim.lr=0.001 | done | 1 | ")

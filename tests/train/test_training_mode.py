@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,11 +49,3 @@ def test_training_mode_after_evaluation_saving_and_resuming(words, questions):
     assert calls == {"training": 2, "evaluation": 3, "layer": 4}
     evaluating, calls = watched(*words("train.steps=3", "train.accumulation=1", "resume=auto", *more))
     assert not evaluating and calls == {"training": 1, "evaluation": 1, "layer": 2}
-
-
-@pytest.mark.xdist_group("distributed")
-@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
-def test_training_mode_shows_in_the_meters_under_every_engine(words, two_ranks, tmp_path, engine):
-    two_ranks(*words(f"engine={engine}", "train.steps=2"))
-    rows = [json.loads(line) for line in Path(tmp_path, "run", "metrics.jsonl").read_text().splitlines()]
-    assert all({"time/vision", "time/language_model"} <= row.keys() for row in rows)

@@ -38,10 +38,10 @@ def speed_up(visual: Any, stages: Stages) -> None:
     for block in visual.blocks:
         if not on_device(visual):
             patch_forward(block.attn, partial(_attend_windows, block.attn))
-        _align(block.mlp)
+        align(block.mlp)
 
 
-def _align(mlp: Any) -> None:
+def align(mlp: Any) -> None:
     """Widen a gated MLP to what matrix units take at full speed, on a GPU in half precision."""
     layers = [layer for name in GATED if type(layer := getattr(mlp, name, None)) is nn.Linear]  # not under LoRA
     if len(layers) == len(GATED) and layers[0].out_features % ALIGNED:
@@ -53,7 +53,7 @@ def _align(mlp: Any) -> None:
 
 def _widened(layer: nn.Linear, x: Tensor) -> Tensor:
     """[..., D] -> [..., D'], padded with zeros if that is faster."""
-    more, bias = -layer.out_features % ALIGNED * _in_half_precision_on_gpu(x), layer.bias
+    more, bias = -layer.out_features % ALIGNED * in_half_precision_on_gpu(x), layer.bias
     if not more:
         return linear(x, layer.weight, bias)
     return linear(x, pad(layer.weight, (0, 0, 0, more)), None if bias is None else pad(bias, (0, more)))
@@ -65,7 +65,7 @@ def _narrowed(layer: nn.Linear, x: Tensor) -> Tensor:
     return linear(x, pad(layer.weight, (0, more)) if more else layer.weight, layer.bias)
 
 
-def _in_half_precision_on_gpu(x: Tensor) -> bool:
+def in_half_precision_on_gpu(x: Tensor) -> bool:
     """True if matrix products with `x` run in half precision on a GPU."""
     return x.is_cuda and (x.dtype != torch.float32 or torch.is_autocast_enabled("cuda"))
 
@@ -117,13 +117,13 @@ def _attend_windows(
     rows = hidden_states.shape[0]
     q, k, v = attn.qkv(hidden_states).reshape(rows, 3, attn.num_heads, -1).unbind(1)
     cos, sin = (x.float().chunk(2, dim=-1)[0].unsqueeze(-2) for x in position_embeddings)  # their halves are equal
-    q, k = (_rotate(x, cos, sin) for x in (q, k))
+    q, k = (rotate(x, cos, sin) for x in (q, k))
     lengths = cu_seqlens.diff().tolist()
     out = _attend_equal(q, k, v, lengths[0]) if len(set(lengths)) == 1 else _attend_ragged(q, k, v, lengths)
     return attn.proj(out.reshape(rows, -1))
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of [..., d] in float32, bit by bit the library's; `cos` and `sin` are [..., d / 2]."""
     first, second = x.float().chunk(2, dim=-1)
     turned = (first * cos - second * sin, second * cos + first * sin)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from data.batching.plans import Budget, BudgetPlan, Plan
 from evs import Uniform
-from tests.runs import composed, trained
+from tests.runs import composed, cut_off, trained
 from tests.train.cost.test_memory_forecast import SIZES, kept
 from tests.train.test_run import metrics
 from train.checkpoint.checkpoint import complete
@@ -90,25 +90,14 @@ def assert_same_run(one: Path, other: Path) -> None:
 )
 def test_losses_and_weights_are_those_of_a_run_without_it(words, tmp_path, capsys, more):
     for name in ("off", "dry_run"):
-        trained(*words(*more, f"preflight={name}", run_dir=tmp_path / name))
+        trained(*words(*more, "train.steps=2", f"preflight={name}", run_dir=tmp_path / name))
     assert TOLD in capsys.readouterr().out
     assert_same_run(tmp_path / "off", tmp_path / "dry_run")
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("distributed")
-@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
-def test_losses_and_weights_of_two_ranks_are_those_of_a_run_without_it(words, two_ranks, tmp_path, engine):
-    for name in ("off", "dry_run"):
-        more = [f"engine={engine}", f"preflight={name}", "train.steps=3", "train.save_every=3"]
-        two_ranks(*words(*more, run_dir=tmp_path / name))
-    assert_same_run(tmp_path / "off", tmp_path / "dry_run")
-
-
-@pytest.mark.slow
 def test_a_resumed_run_is_measured_too_and_continues_as_before(words, tmp_path):
-    for name in ("off", "dry_run"):
-        for steps in (2, 4):
-            more = [f"train.steps={steps}", "optim.warmup=0", "optim.final_lr=1", "resume=auto"]
-            trained(*words(*more, f"preflight={name}", run_dir=tmp_path / name))
+    trained(*words("train.save_every=2", "preflight=off", run_dir=tmp_path / "off"))
+    cut_off(tmp_path / "off", tmp_path / "dry_run", 2)
+    trained(*words("train.save_every=2", "preflight=dry_run", "resume=auto", run_dir=tmp_path / "dry_run"))
     assert_same_run(tmp_path / "off", tmp_path / "dry_run")

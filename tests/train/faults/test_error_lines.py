@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+import multiprocessing
 
-import psutil
 import pytest
 import torch
 
-from train.faults.error_lines import explained
-
-ROOT = Path(__file__).parents[3]
+from tests.runs import composed, rows
+from train.build import build_run
+from train.faults.error_lines import explained, one_line_failures
+from train.loop import fit
 
 
 @pytest.mark.parametrize(
@@ -67,18 +61,20 @@ def test_an_unknown_error_keeps_its_trace():
 
 
 @pytest.mark.slow
-def test_a_killed_data_worker_is_one_line(words, tmp_path):
-    command = [sys.executable, str(ROOT / "train" / "run.py"), *words("train.steps=500", "data.workers=1")]
-    log, written = (tmp_path / "log"), tmp_path / "run" / "metrics.jsonl"
-    run = subprocess.Popen(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log.open("wb"), stderr=subprocess.STDOUT
-    )
-    while not written.is_file() or len(written.read_text().splitlines()) < 2:
-        assert run.poll() is None, log.read_text()
-        time.sleep(0.2)
-    (worker,) = (child for child in psutil.Process(run.pid).children() if "run.py" in " ".join(child.cmdline()))
-    worker.send_signal(signal.SIGKILL)
-    assert run.wait(120) == 1
-    text = log.read_text()
-    assert f"error: rank 0: data worker (pid {worker.pid}) was killed" in text and "Traceback" not in text
-    assert json.loads(written.read_text().splitlines()[-1])["step"] >= 2
+def test_a_killed_data_worker_is_one_line(words, tmp_path, capsys):
+    run = build_run(composed(*words("train.steps=500", "data.workers=1")))
+    assert run is not None
+    others, killed = set(multiprocessing.active_children()), set()
+
+    def kill(*_: object) -> None:
+        if not killed and len(rows(tmp_path / "run")) >= 2:
+            (worker,) = set(multiprocessing.active_children()) - others
+            worker.kill()
+            killed.add(worker.pid)
+
+    run.task.register_forward_pre_hook(kill)
+    with pytest.raises(SystemExit) as end, one_line_failures():
+        fit(run)
+    text, (pid,) = capsys.readouterr().err, killed
+    assert end.value.code == 1 and f"error: rank 0: data worker (pid {pid}) was killed" in text
+    assert "Traceback" not in text and rows(tmp_path / "run")[-1]["step"] >= 2

@@ -18,26 +18,36 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_run_that_sigterm_ended_resumes_without_losing_a_step(words, tmp_path):
-    run, steps = tmp_path / "run", ["train.steps=6", "data.workers=1"]
-    process = started(*words(*steps, run_dir=run))
-    reached(process, run, 2)
-    process.send_signal(signal.SIGTERM)
-    code, printed = ended(process)
-    assert code == 85, printed[-3000:]
-    done = rows(run)[-1]["step"]
-    assert 2 <= done < 6 and complete(run / "checkpoints")[-1].name == f"step_{done:08d}"
-    trained(*words(*steps, "resume=auto", run_dir=run))
-    trained(*words(*steps, run_dir=tmp_path / "whole"))
-    assert [row["loss"] for row in rows(run)] == [row["loss"] for row in rows(tmp_path / "whole")]
+    folder, more = tmp_path / "run", ["data.workers=1", "train.accumulation=1"]
+    run = build_run(composed(*words(*more)))
+    assert run is not None
+    passes: list[int] = []
+
+    def end(*_: object) -> None:
+        passes.append(len(passes))
+        if len(passes) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    hook = run.task.register_forward_pre_hook(end)
+    assert fit(run) == 85
+    hook.remove()
+    assert rows(folder)[-1]["step"] == 2 and complete(folder / "checkpoints")[-1].name == "step_00000002"
+    trained(*words(*more, "resume=auto"))
+    trained(*words(*more, run_dir=tmp_path / "whole"))
+    assert [row["loss"] for row in rows(folder)] == [row["loss"] for row in rows(tmp_path / "whole")]
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
     ("more", "number", "status"),
-    [(["train.signals=[SIGUSR2]"], signal.SIGUSR2, 85), ([], signal.SIGINT, 130)],
-    ids=["SIGUSR2", "SIGINT"],
+    [
+        (["data.workers=1"], signal.SIGTERM, 85),
+        (["train.signals=[SIGUSR2]"], signal.SIGUSR2, 85),
+        ([], signal.SIGINT, 130),
+    ],
+    ids=["SIGTERM", "SIGUSR2", "SIGINT"],
 )
-def test_other_signals_and_an_interrupt_save_too(words, tmp_path, more, number, status):
+def test_a_signal_saves_a_run_that_has_a_process_of_its_own(words, tmp_path, more, number, status):
     process = started(*words("train.steps=1000", *more))
     reached(process, tmp_path / "run", 1)
     process.send_signal(number)
