@@ -112,6 +112,7 @@ def test_media_that_together_take_more_memory_than_a_sample_may_are_left_out(cli
         encoder.encode(both)
 
 
+@pytest.mark.slow
 def test_a_timeout_that_comes_again_while_the_first_is_handled_does_not_escape(tmp_path):
     """In a process of its own, because escaped timeouts would end this one."""
     (tmp_path / "program.py").write_text(

@@ -14,7 +14,7 @@ LAYOUT = [
     [("image", (1, 5, 3)), 2, ("video", (3, 3, 6)), 1, ("video", (2, 2, 2)), 4],
     [3, ("video", (4, 7, 5)), 5],
 ]
-DEPTHS = [0, 1, 2, 3]
+DEPTHS = [0, 1, 3]
 
 
 @pytest.fixture(params=[*QWEN, *GLM])
@@ -55,8 +55,7 @@ def masked(attn, kept_R):
     return forward
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize(("depth", "share"), [(0, 0.1), (0, 0.9), (1, 0.5), (3, 0.5)])
 def test_before_tower_dropping_equals_masking_in_the_whole_tower(tower, depth, share, monkeypatch):
     visual, pixels, grids, units = tower
     kept_U = torch.rand(units, generator=torch.Generator().manual_seed(depth)) < share

@@ -15,12 +15,17 @@ from evs.methods.evs import FrameDelta
 from evs.pipeline import EncodedBatch
 from evs.pruning import keep_mask, prune
 from evs.types import DecoderInputs
-from tests.evs.models import GLM, IMAGE, MIXED, VIDEO, alone, prompts, stock_inputs, tiny_model
+from tests.evs.models import DENSE, GLM, IMAGE, MIXED, VIDEO, alone, prompts, stock_inputs, tiny_model
 
 STEPS = 6
 GREEDY = {"max_new_tokens": STEPS, "eos_token_id": None}
 # Positions of these equal the library's own, which for Qwen2.5-VL continue text at base + max(h, w).
 SHORT = [[3, ("video", (2, 3, 3)), 5], [2, ("image", (1, 2, 2)), 1, ("video", (2, 4, 4)), 4]]
+
+
+@pytest.fixture(params=DENSE)
+def family(request) -> str:
+    return request.param
 
 
 @pytest.mark.parametrize("sample", range(len(SHORT)))

@@ -21,7 +21,7 @@ from evs.families import adapter_for
 from evs.generate import generate
 from evs.methods import method_named
 from evs.transformers import PruningCallback, disable_pruning, enable_pruning, pruning
-from tests.evs.models import BUILDERS, GLM, IMAGE, VIDEO, Prompts, prompts, stock_inputs, tiny_model, unclamped
+from tests.evs.models import BUILDERS, DENSE, GLM, IMAGE, VIDEO, Prompts, prompts, stock_inputs, tiny_model, unclamped
 from train.task import TrainRequest, UptrainTask
 
 NORMAL = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -34,6 +34,11 @@ CASES = [(family, "evs", "merger") for family in BUILDERS] + [
     ("glm4v", "pixel_delta", 1),
     ("nemotron_h_omni", "even_frames", "merger"),
 ]
+
+
+@pytest.fixture(params=DENSE)
+def family(request) -> str:
+    return request.param
 
 
 def layout(family: str) -> list[list[Any]]:

@@ -205,6 +205,7 @@ def test_a_process_ends_at_its_limit_with_all_that_it_started(tmp_path):
         psutil.Process(int((tmp_path / "log").read_text())).wait(timeout=20)
 
 
+@pytest.mark.slow
 def test_the_gpu_tests_are_counted_by_outcome(tmp_path):
     (tmp_path / "test_a.py").write_text(
         "import pytest\npytestmark = pytest.mark.gpu\ndef test_good(): pass\ndef test_bad(): assert 0\n"

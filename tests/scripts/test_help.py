@@ -61,6 +61,7 @@ def test_no_key_of_training_is_listed_without_a_word():
     assert mute == []
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_read_enough_of_the_help_ends_it_quietly():
     reader, writer = os.pipe()
     os.close(reader)

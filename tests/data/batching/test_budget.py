@@ -2,7 +2,7 @@
 
 import pickle
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 
 import numpy as np
@@ -28,6 +28,7 @@ def batched(values, size):
     return [values[i : i + size] for i in range(0, len(values), size)]
 
 
+@cache
 def mixture(samples, seed=0):
     """Clips of 4 to 128 frames of three sizes, some rows without a video and some with two."""
     random = np.random.default_rng(seed)
