@@ -6,7 +6,7 @@ import pytest
 
 from train.evaluation.answers import Answer
 from train.evaluation.questions import Question
-from train.evaluation.report import curve
+from train.evaluation.report import curve, words
 from train.evaluation.scores import differences, scores
 
 QUESTIONS = {f"q{i}": Question(f"q{i}", f"s{i}", 0, "ab"[i % 2], None, ("x",), f"video{i // 2}") for i in range(400)}
@@ -53,3 +53,8 @@ def test_results_of_another_benchmark_are_refused():
         differences(answers(200), answers(200, questions=300), QUESTIONS)
     with pytest.raises(ValueError, match="has no answers at the rates"):
         differences(answers(200), answers(200, rate=0.5), QUESTIONS)
+
+
+def test_without_rate_zero_no_rate_to_serve_at_is_named():
+    text = words("ours", scores(answers(200, 0.5), QUESTIONS), [], None)
+    assert text.splitlines()[-1] == "no rate to serve at can be named without rate 0: add it to rates"
