@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoProcessor
@@ -9,7 +11,7 @@ from transformers import AutoProcessor
 from data.encoding.size_prediction import predict_size
 from data.media.container import probe
 from data.media.frames import FramePolicy
-from data.types import Sample, Turn, VideoRef
+from data.types import Sample, Turn, VideoRef, VideoSettings
 from train.model import encoder_of
 
 FAMILY = "nemotron_h_omni"
@@ -46,3 +48,11 @@ def test_the_cost_is_that_of_the_encoding_and_the_empty_thought_is_not_labelled(
 def test_sizes_that_its_frames_cannot_have_are_refused(checkpoint, name, value):
     with pytest.raises(ValueError, match=f"{name}={value}"):
         encoder_of(str(checkpoint(FAMILY)), FramePolicy(**{name: value}))
+
+
+@pytest.mark.parametrize("name", ["nframes", "min_frames"])
+def test_settings_of_one_video_that_its_server_does_not_take_are_refused(checkpoint, sample, name):
+    video = replace(sample.media[0], settings=VideoSettings(**{name: 6}))
+    asked = replace(sample, turns=(Turn("user", (video, "Which color?")), sample.turns[1]))
+    with pytest.raises(ValueError, match=f"{name}=6 cannot be requested from this family's server: use fps"):
+        encoder_of(str(checkpoint(FAMILY)), FramePolicy(max_frames=7)).encode(asked)

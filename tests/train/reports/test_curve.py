@@ -13,6 +13,4 @@ def test_a_name_is_shown_as_it_is_written():
     """Matplotlib leaves _a out of the legend and sets $b$ as mathematics."""
     axes = figure([Curve("_a $b$", {0.0: 1.0}), Curve("c", {0.0: 1.0})], "$d$").axes[0]
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert (
-        labels == [r" _a \$b\$", "c"] and axes.get_title() == r"\$d\$"
-    )
+    assert labels == [r" _a \$b\$", "c"] and axes.get_title() == r"\$d\$"
