@@ -13,7 +13,7 @@ from scripts import prepare
 from tests.runs import ROOT
 from train import cli, usage
 from train.config import Config
-from train.run import KEYS, help_text
+from train.run import KEYS, help_text, main
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if path.stem not in ("__init__", "prepare"))
 
@@ -40,6 +40,13 @@ def test_the_help_of_training_shows_the_groups_and_the_keys_that_matter():
     page = help_text(all_keys=False)
     assert "rate=beta|choice|constant" in page and "+experiment=demo|" in page
     assert all(f"  {key}=" in page for key in KEYS) and len(KEYS) == 10
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["--help", "all"]])
+def test_help_is_printed_in_place_of_a_run(monkeypatch, capsys, words):
+    monkeypatch.setattr("sys.argv", ["train/run.py", *words])
+    main()
+    assert capsys.readouterr().out.strip() == help_text(all_keys="all" in words).strip()
 
 
 def test_the_help_of_prepare_is_that_of_training(monkeypatch, capsys):
