@@ -48,7 +48,7 @@ def checkpoint(tmp_path_factory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory) -> Iterator[Ranks]:
-    """Two rank processes, which all tests of a worker share: their tests are one group of xdist, `distributed`."""
+    """Two rank processes, which all tests of a worker share."""
     processes = Ranks(tmp_path_factory.mktemp("ranks"))
     yield processes
     processes.close()

@@ -98,7 +98,6 @@ def test_a_killed_run_asks_nothing_twice(words, tmp_path):
     assert set(there) <= set(lines(log)) and len(set(lines(log))) == QUESTIONS * RATES
 
 
-@pytest.mark.xdist_group("distributed")
 def test_two_ranks_answer_as_one_does(words, ranks, tmp_path):
     alone = run(words(tmp_path / "one.json"))
     together = ranks.run("evaluate", *words(tmp_path / "two.json")[1:])

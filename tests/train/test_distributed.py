@@ -15,7 +15,7 @@ from tests.runs import cut_off, rows, trained
 from tests.train.cost.test_dry_run import assert_same_run
 from tests.train.test_run import assert_same_weights, metrics
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributed")]
+pytestmark = pytest.mark.slow
 EXTENDED = pytest.mark.extended
 FIXED = ["rate=constant", "rate.rate=0.5", "train.steps=2", "optim.lr=1e-4"]
 BEFORE = ["method=pixel_delta", "method.prune_at=input", "model.gradient_checkpointing=true"]

@@ -11,7 +11,7 @@ from tests.faults.trajectories import kill_all
 from tests.runs import ROOT, ended, reached, started, trained
 from tests.train.test_run import assert_same_weights, metrics
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributed")]
+pytestmark = pytest.mark.slow
 EXTENDED = pytest.mark.extended
 FIXED = ["train.steps=3", "optim.lr=1e-4", "train.batch_size=2", "model.freeze=[]", "tracker.batches=true"]
 SHARED = ["engine=ddp", "engine.sequence_parallel=2"]

@@ -68,7 +68,7 @@ def seen(run_dir: Path) -> list[tuple[int, int, list[str]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.xdist_group("distributed"))])
+@pytest.mark.parametrize("world", [1, 2])
 def test_a_mixture_resumes_exactly(words, mixture, two_ranks, tmp_path, world):
     def run(name: str, *more: str) -> None:
         engine = ["engine=ddp", "train.accumulation=1"] if world > 1 else []
