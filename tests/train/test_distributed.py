@@ -36,7 +36,7 @@ def two(shared_words, ranks) -> Callable[[str], Path]:
 
     @cache
     def of(engine: str) -> Path:
-        words = shared_words(*FIXED, "train.accumulation=2", f"engine={engine}", "preflight=off")
+        words = shared_words(*FIXED, "train.accumulation=2", f"engine={engine}")
         ranks.train(*words)
         return run_dir(words)
 
@@ -71,10 +71,10 @@ def test_training_mode_shows_in_the_meters_under_every_engine(two, engine):
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
-def test_a_dry_run_changes_nothing_on_two_ranks(two, shared_words, ranks, engine):
-    words = shared_words(*FIXED, "train.accumulation=2", f"engine={engine}", "preflight=dry_run")
-    ranks.train(*words)
-    assert_same_run(two(engine), run_dir(words))
+def test_a_dry_run_changes_nothing_on_two_ranks(words, two_ranks, tmp_path, engine):
+    for name in ("off", "dry_run"):
+        two_ranks(*words(f"engine={engine}", f"preflight={name}", "train.steps=2", run_dir=tmp_path / name))
+    assert_same_run(tmp_path / "off", tmp_path / "dry_run")
 
 
 @pytest.mark.parametrize(
