@@ -12,6 +12,7 @@ import accelerate
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import CompileConfig
 
 from evs.families import towers_of
 from evs.transformers import enable_pruning
@@ -79,6 +80,19 @@ def test_a_compiled_model_trains_alike(first) -> None:
     assert_close(stepped("qwen2_5_vl", model), (loss, expected), atol=1e-6, rtol=1e-5)
     with pytest.raises(ValueError, match="OptimizedModule is not a transformers model: call enable_pruning before"):
         enable_pruning(torch.compile(model), 0.6)
+
+
+@pytest.mark.slow
+@pytest.mark.extended
+def test_compiled_decoding_with_a_static_cache_gives_the_same_answers() -> None:
+    """What generate does by itself on a GPU."""
+    inputs = padded("qwen3_vl", batch_of("qwen3_vl", layout("qwen3_vl")))
+    del inputs["labels"]
+    model, options = enabled("qwen3_vl", 0.6), {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    compiled = CompileConfig(backend="eager", mode=None)
+    compiled._compile_all_devices = True
+    out = model.generate(**inputs, **options, cache_implementation="static", compile_config=compiled)
+    assert torch.equal(out, model.generate(**inputs, **options))
 
 
 @pytest.mark.parametrize("first", ["pruning", "offload"])

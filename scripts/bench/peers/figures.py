@@ -35,15 +35,13 @@ def summary(record: Mapping[str, Any]) -> dict[str, float]:
 
 def differences(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> list[str]:
     """One line for each kind of difference between two lists of batches; empty if they are equal."""
-    lines = []
-    for key, name in COMPARED.items():
-        unequal = [(a[key], b[key]) for a, b in zip(ours, theirs) if a[key] != b[key]]
-        if unequal:
-            lines.append(
-                f"{name} differ in {len(unequal)} of {min(len(ours), len(theirs))} batches, "
-                f"first {unequal[0][1]} against {unequal[0][0]}"
-            )
-    return lines
+    pairs = list(zip(ours, theirs))
+    unequal = {name: [(b[key], a[key]) for a, b in pairs if a[key] != b[key]] for key, name in COMPARED.items()}
+    return [
+        f"{name} differ in {len(each)} of {len(pairs)} batches, first {each[0][0]} against {each[0][1]}"
+        for name, each in unequal.items()
+        if each
+    ]
 
 
 def loss_difference(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> float:
@@ -53,14 +51,12 @@ def loss_difference(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[
 
 def savings(rows: Mapping[str, Any]) -> list[str]:
     """One line for each framework that ran with and without pruning: the share of a step's time that pruning saves."""
-    seconds = {
-        name: statistics.median(one["step_s"] for one in row["rounds"]) for name, row in rows.items() if row["rounds"]
-    }
-    pairs = {name: name.removesuffix(" at 0") + PRUNED for name in seconds}
+    rounds = {name.removesuffix(" at 0"): row["rounds"] for name, row in rows.items() if row["rounds"]}
+    seconds = {name: statistics.median(one["step_s"] for one in each) for name, each in rounds.items()}
     return [
-        f"{name.removesuffix(' at 0')}: pruning saves {1 - seconds[pruned] / seconds[name]:.0%} of a step"
-        for name, pruned in pairs.items()
-        if pruned in seconds
+        f"{name}: pruning saves {1 - seconds[name + PRUNED] / value:.0%} of a step"
+        for name, value in seconds.items()
+        if name + PRUNED in seconds
     ]
 
 

@@ -17,7 +17,3 @@ class EnablePruning(PruningCallback):
 
 def rate() -> float:
     return float(os.environ["PEERS_RATE"])
-
-
-def callbacks() -> list[PruningCallback]:
-    return [EnablePruning()] if rate() else []
