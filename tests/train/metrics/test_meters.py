@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from tests.evs.models import MIXED, prompts, tiny_model
 from train.metrics.memory import watch
 from train.metrics.meters import Meter
+from train.task import StepOutput
 
 
 @pytest.fixture
@@ -44,3 +46,13 @@ def test_pauses_and_evaluation_are_no_training_time(meter):
     assert elapsed < 0.04 and "time/vision" not in spans
     module.train()(torch.ones(1, 2))
     assert meter.read()[1]["time/vision"] > 0
+
+
+def test_the_tower_reads_a_batch_once_for_all_views_unless_tokens_are_dropped_before_it():
+    batch, zero = prompts("qwen2_5_vl", MIXED), torch.zeros(())
+    patches, tokens = len(batch.pixel_values) + len(batch.pixel_values_videos), len(batch.input_ids_N)
+    out = StepOutput(zero, zero, zero, targets=9, tokens=tokens, kept=(tokens, tokens - 8), divergences={})
+    meter = Meter(torch.device("cpu"), tiny_model("qwen2_5_vl").config, watch(torch.device("cpu")))
+    after, before = meter.work(batch, out), meter.work(batch, out, before=0)
+    assert (after["patches"], before["patches"]) == (patches, 2 * patches - 4 * 8)
+    assert after["operations"] < before["operations"]
