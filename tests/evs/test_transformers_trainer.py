@@ -23,6 +23,7 @@ from tests.evs.test_transformers import batch_of, padded
 from tests.runs import ROOT
 from train.task import TrainRequest, UptrainTask
 
+pytestmark = pytest.mark.slow
 FAMILY = "qwen3_vl"
 PROMPTS = [[3, ("video", (4, 2, 3)), 5], [2, ("video", (6, 2, 2)), 1, ("image", (1, 2, 2)), 4]]
 

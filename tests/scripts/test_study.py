@@ -29,6 +29,7 @@ def result(name: str, seed: int, right: float, rates: tuple[float, ...] = (0.5,)
     return Result(name, seed, tuple(answers), KIND, 1, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_every_recipe_is_a_run(recipe):
     config = composed("+experiment=study", "model.path=m", "data.train=d", *recipe.arguments(40))

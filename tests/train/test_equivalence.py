@@ -53,7 +53,7 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(layout=st.lists(sample, min_size=1, max_size=4), rate=st.floats(0, 0.95))
 def test_packed_padded_and_single_samples_train_alike(family, layout, rate):
     batch = prompts(family, layout)

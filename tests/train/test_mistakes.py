@@ -110,7 +110,9 @@ def refusal(words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.Cap
     return lines[0]
 
 
-@pytest.mark.parametrize("word", [*NAMES, *UNQUOTED, *TYPES, *RANGES])
+@pytest.mark.parametrize(
+    "word", [*NAMES, *(pytest.param(word, marks=pytest.mark.slow) for word in [*UNQUOTED, *TYPES, *RANGES])]
+)
 def test_a_mistake_is_one_line_before_anything_is_read(unread, monkeypatch, capfd, word):
     line = refusal([*unread, word], monkeypatch, capfd)
     assert (NAMES | UNQUOTED | TYPES | RANGES)[word] in line, line
