@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from tests.runs import composed
 from train.export.serving_metadata import policy_of
@@ -39,13 +40,16 @@ def importable(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def run_dir(tmp_path) -> Path:
-    """A run's folder with the configuration of a run."""
-    from omegaconf import OmegaConf
-
+@pytest.fixture(scope="module")
+def configuration() -> str:
     config = composed("+experiment=demo", "model.path=base", "data.train=rows.jsonl", "train.steps=1")
-    OmegaConf.save(OmegaConf.structured(config), tmp_path / "config.yaml")
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+@pytest.fixture
+def run_dir(configuration, tmp_path) -> Path:
+    """A run's folder with the configuration of a run."""
+    (tmp_path / "config.yaml").write_text(configuration)
     return tmp_path
 
 
