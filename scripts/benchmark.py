@@ -6,6 +6,7 @@ python scripts/benchmark.py index [rows=200000] [files=2000] [ranks=2] [out=FILE
 python scripts/benchmark.py media [count=1000] [workers=2] | ranks [shape=small] [steps=20]
 python scripts/benchmark.py long [shape=small] [tokens=32768] [ranks=2] [rates=[0,0.75]]
 python scripts/benchmark.py real_run [shape=small] [steps=200] [workers=4] | gpu_tests [marks=gpu]
+python scripts/benchmark.py serving vllm_python=ENV/bin/python [quick=true] [figure=FILE.png] [out=FILE.json]
 python scripts/benchmark.py gpu out=DIR [minutes=10] [parts=[step,profile]] [device=cpu shape=tiny]
 python scripts/benchmark.py peers [peers=[trl,llamafactory,ms_swift,trainer]] [folder=runs/peers] [out=FILE.json]
 
@@ -38,6 +39,7 @@ from scripts.bench.models import ANSWER, PROMPT, Shape, build_shape, model_confi
 from scripts.bench.peers import comparison
 from scripts.bench.prefill import prefill
 from scripts.bench.profile import profile
+from scripts.bench.serving import throughput
 from scripts.bench.setting import EXTRAS, FROZEN, Setting
 from train import cli
 from train.config import ATTENTION
@@ -52,6 +54,7 @@ OWN: dict[str, tuple[Any, Any]] = {  # benchmarks with options of their own
     "media": (bench_media.Options, bench_media.media),
     "peers": (comparison.Options, comparison.compare),
     "ranks": (bench_ranks.Options, bench_ranks.ranks),
+    "serving": (throughput.Options, throughput.serving),
     "real_run": (real_run.Options, real_run.real_run),
     "gpu_tests": (suite.Options, suite.suite),
 }

@@ -45,6 +45,8 @@ class Shape:
 SHAPES = {
     "tiny": Shape((4, 256, 4, 2, 512), (4, 128, 4, 256), vocabulary=2048, grid=(8, 4, 4)),
     "small": Shape((8, 768, 12, 2, 4096), (8, 320, 4, 560)),
+    # With the 3B's operations of the tower per operation of the language model, .87 for a clip of 960 tokens.
+    "serving": Shape((12, 512, 8, 2, 2752), (4, 512, 8, 1320), vocabulary=4096, grid=(12, 8, 10)),
     "qwen2_5_vl_3b": Shape((36, 2048, 16, 2, 11008), (32, 1280, 16, 3420), tied=True, grid=(32, 16, 16)),
     "qwen2_5_vl_7b": Shape((28, 3584, 28, 4, 18944), (32, 1280, 16, 3420), grid=(32, 16, 16)),
 }

@@ -7,7 +7,8 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -22,6 +23,18 @@ def run_limited(
 
     The processes of its session end with it, and it ends with this process, even on SIGKILL.
     """
+    with background(words, log, folder, environment) as process:
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+
+@contextmanager
+def background(
+    words: Sequence[str], log: Path, folder: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that runs next to this one. At the end, its session is killed."""
     with log.open("w") as file:
         process = subprocess.Popen(
             list(words),
@@ -33,9 +46,7 @@ def run_limited(
             preexec_fn=_end_with_parent,
         )
         try:
-            return process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return None
+            yield process
         finally:
             _end(process)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from scripts.bench.models import missing_kernel
 from scripts.bench.peers.frameworks import PEERS
 
-PARTS = ("tests", "step", "prefill", "peers", "train", "profile")
+PARTS = ("tests", "step", "prefill", "peers", "train", "profile", "serving")
 SHAPES = ("qwen2_5_vl_7b", "qwen2_5_vl_3b")
 RATES = "rates=[0,0.5,0.75,0.9]"
 PREFILLS = (2048, 8192, 32768, 65536)  # video tokens
@@ -49,6 +49,7 @@ def jobs(shape: str | None, gpu: bool, folder: Path) -> Iterator[Job]:
             yield _prefill(name, tokens)
     yield from (_step(name, "trained", "sdpa", gpu) for name in shapes)
     yield _peers(large, folder)
+    yield _serving(last)
     yield Job("tests", "tests_engines", ("gpu_tests", "marks=gpu and slow", "processes=4"), 480, no_gpu)
 
 
@@ -65,6 +66,14 @@ def _step(shape: str, tower: str, attention: str, gpu: bool, compiled: bool = Fa
 def _prefill(shape: str, tokens: int) -> Job:
     words = ("prefill", f"shape={shape}", RATES, "rounds=2", "extras=[]", f"tokens={tokens}")
     return Job("prefill", f"prefill_{shape}_{tokens}", words, 150)
+
+
+def _serving(shape: str) -> Job:
+    """Two servers at a time, with and without pruning. It starts no server whose results are there."""
+    words = ("serving", f"shape={shape}", "rates=[0,0.75]", "concurrency=[1,8,32]", "answers=[8]", "requests=32")
+    missing = None if os.environ.get("EVS_VLLM_PYTHON") else "EVS_VLLM_PYTHON names no Python with vLLM"
+    flags = "flags=--max-model-len 8192 --gpu-memory-utilization 0.4"
+    return Job("serving", f"serving_{shape}", (*words, "together=2", flags), 900, missing)
 
 
 def _peers(large: bool, folder: Path) -> Job:

@@ -122,6 +122,19 @@ def _profile(records: Records) -> list[str]:
     return lines[:-1]
 
 
+def _serving(records: Records) -> list[str]:
+    """Answered requests of every server under every load."""
+    names = ("requests_per_s", "first_token_median_s", "first_token_p99_s", "prompt_tokens_per_s")
+    header = ("shape", "server", "files", "clients", *(name.replace("_", " ") for name in names), "failures")
+    rows = [
+        (record["options"]["shape"], server.partition(",")[0], got["load"]["files"], got["load"]["clients"])
+        + (*(f"{got[name]:.2f}" for name in names), sum(got["failures"].values()))
+        for record in records.values()
+        for server, got in record["result"].items()
+    ]
+    return _table(header, rows)
+
+
 def _peers(records: Records) -> list[str]:
     return [
         line
@@ -149,5 +162,6 @@ SECTIONS: dict[str, tuple[str, Callable[[Records], list[str]]]] = {
     "prefill": ("Prefill of one clip, seconds", _prefill),
     "peers": ("Other frameworks", _peers),
     "train": ("A training run", _train),
+    "serving": ("Serving", _serving),
     "profile": ("Profile of a step at rate 0.75", _profile),
 }

@@ -35,7 +35,7 @@ def real_run(options: Options) -> dict[str, Any]:
     folder = Path(options.folder).resolve() / options.shape
     run, half = folder / "run", options.steps // 2
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    data = prepare(folder / "data", device, **_sizes(models.build_shape(options.shape)))
+    data = prepare(folder / "data", device, **sizes_of(models.build_shape(options.shape)))
     shutil.rmtree(run, ignore_errors=True)
     wall = [_train(options, data.model, data.ours, run, steps) for steps in (half, options.steps)]
     rows = [row for row in read_lines(run / "metrics.jsonl") if "time/step" in row]
@@ -56,7 +56,7 @@ def real_run(options: Options) -> dict[str, Any]:
     return result
 
 
-def _sizes(shape: models.Shape) -> dict[str, Any]:
+def sizes_of(shape: models.Shape) -> dict[str, Any]:
     """The shape as sizes of scripts/make_tiny_model.py."""
     text = ("text_layers", "text_width", "text_heads", "text_kv_heads", "text_mlp")
     vision = ("vision_depth", "vision_width", "vision_heads", "vision_mlp")
