@@ -77,7 +77,7 @@ def main(options: Options) -> None:
         started = background.submit(logged.train, "control", base, options.steps, "rate=constant", frozen)
         uptrained = demo.train("uptrained", base, options.steps, "rate=uniform", frozen)
         after = demo.evaluate("uptrained on U(0, .9)", uptrained, f"baselines=[{','.join(REDUCTIONS)}]")
-        control = demo.evaluate("control, trained on at rate 0", started.result())
+        control = demo.evaluate("control, trained further at rate 0", started.result())
         curves = [before.result(), after, control]
     demo.export("base", ["base"])
     for name in ("control", "uptrained"):
