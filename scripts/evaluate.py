@@ -12,8 +12,9 @@ the same command continues a run that was killed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,7 +44,7 @@ from train.evaluation.scores import Difference, differences, scores
 from train.export.serving_metadata import checkpoint_policy, filled
 from train.model import load_pretrained
 from train.ranges import names, number, pruning_rates
-from train.reports.equal_tokens import EqualTokens
+from train.reports.equal_tokens import EqualTokens, equal_tokens_text
 from train.task import UptrainTask
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -86,19 +87,26 @@ def main(options: Options) -> None:
     base = answers_of(Path(options.compare)) if options.compare else None
     engine = Accelerator(cpu=not torch.cuda.is_available())
     evaluation = build(engine, options)
-    outcome = run(engine, evaluation, options)
+    baselines = Baselines(evaluation, method(options))
+    check_baselines(options, baselines)
+    load_task = cache(partial(task, engine, options))
+    outcome = run(engine, evaluation, options, load_task)
     check_all_asked(options, [lost.reason for lost in outcome.lost], len(evaluation.samples))
     by_rate = scores(outcome.answers, evaluation.by_key)
     changes = compared(options, outcome.answers, base, evaluation) if base is not None else []
-    baselines = compared_baselines(engine, options, evaluation, outcome.answers) if options.baselines else []
-    if engine.is_main_process:
-        name = options.name or Path(options.model).name
-        areas = areas_of(outcome.answers, evaluation.by_key)
-        print(words(name, by_rate, changes, options.compare, baselines, areas))
-        if options.out:
-            context = {"name": name, "model": options.model, "data": options.data, "left_out": len(outcome.lost)}
-            write(Path(options.out), context, by_rate, changes, baselines, areas)
-            print(f"scores: {options.out}")
+    name, areas = options.name or Path(options.model).name, areas_of(outcome.answers, evaluation.by_key)
+    context = {"name": name, "model": options.model, "data": options.data, "left_out": len(outcome.lost)}
+    engine.print(words(name, by_rate, changes, options.compare, areas))
+    results = partial(write, context, by_rate, changes, areas=areas)
+    if engine.is_main_process and options.out:  # before the baselines, which may fail
+        results(Path(options.out))
+    if options.baselines:
+        compared_with = compared_baselines(engine, options, baselines, load_task, outcome.answers)
+        engine.print("", *equal_tokens_text(compared_with), sep="\n\n")
+        if engine.is_main_process and options.out:
+            results(Path(options.out), baselines=compared_with)
+    if options.out:
+        engine.print(f"scores: {options.out}")
 
 
 def build(engine: Accelerator, options: Options) -> Evaluation:
@@ -119,14 +127,22 @@ def build(engine: Accelerator, options: Options) -> Evaluation:
     return ask_about(engine, encoder, usable(collection, index).samples, data=data, config=config)
 
 
-def run(engine: Accelerator, evaluation: Evaluation, options: Options) -> Outcome:
+def check_baselines(options: Options, baselines: Baselines) -> None:
+    """Raise ValueError if baselines are requested and there is nothing to compare."""
+    if options.baselines and not any(options.rates):
+        raise ValueError(f"baselines={options.baselines} need a rate above 0: add one to rates=")
+    if options.baselines and not baselines.samples:
+        raise ValueError(f"baselines={options.baselines}: no sample of {options.data} has a video: remove baselines=")
+
+
+def run(engine: Accelerator, evaluation: Evaluation, options: Options, load_task: Callable[[], UptrainTask]) -> Outcome:
     """Ask the questions that the answers next to `out` do not include yet."""
     log = Answers(engine, Path(options.out).with_suffix(".jsonl"), setting(options)) if options.out else None
     answered = log.begin() if log else []
     missing = evaluation.missing({answer.key for answer in answered})
     if answered:
         engine.print(f"{len(answered)} answers are there already; {sum(map(len, missing.values()))} samples to ask")
-    outcome = evaluation.ask(task(engine, options), answered, log) if missing else evaluation.recall(answered)
+    outcome = evaluation.ask(load_task(), answered, log) if missing else evaluation.recall(answered)
     if log:
         log.finish(outcome.answers)
     return outcome
@@ -142,17 +158,21 @@ def compared(
 
 
 def compared_baselines(
-    engine: Accelerator, options: Options, evaluation: Evaluation, pruned: Sequence[Answer]
+    engine: Accelerator,
+    options: Options,
+    baselines: Baselines,
+    load_task: Callable[[], UptrainTask],
+    pruned: Sequence[Answer],
 ) -> list[EqualTokens]:
     """Pruning against every baseline at every rate above 0; their answers are stored next to `out` as well."""
-    baselines, model, results = Baselines(evaluation, method(options)), task(engine, options), []
+    results = []
     for kind in options.baselines:
         for rate in filter(None, options.rates):
             log, baseline = None, baselines.make(kind, rate)
             if options.out:
                 path = Path(options.out).with_suffix(f".{kind}_{rate:g}.jsonl")
                 log = Answers(engine, path, setting(options) | {"baseline": kind, "rate": rate})
-            results.append(baselines.compare(baseline, baselines.ask(baseline, model, log), pruned))
+            results.append(baselines.compare(baseline, baselines.ask(baseline, load_task, log), pruned))
     return results
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,11 @@ def on_main(engine: Accelerator, function: Callable[[], T]) -> T | None:
     if broadcast_object_list([failed is not None])[0]:
         raise failed or SystemExit(2)  # the main rank prints the reason
     return result
+
+
+def from_main(engine: Accelerator, function: Callable[[], T]) -> T:
+    """`function()` of the main rank, on every rank. Errors as in `on_main`."""
+    return cast(T, broadcast_object_list([on_main(engine, function)])[0])
 
 
 def shared(engine: Accelerator, items: Sequence[Any]) -> Sequence[Any]:

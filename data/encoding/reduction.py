@@ -1,4 +1,7 @@
-"""A video at fewer or smaller frames, such that it takes no more tokens than a budget: what pruning competes with."""
+"""Reduces a video to fewer or smaller frames, such that it takes no more tokens than a budget.
+
+Evaluations compare pruning with such videos.
+"""
 
 from __future__ import annotations
 
@@ -49,10 +52,11 @@ class Reduction:
         return self._fitting(budget, self.whole.grids, budget // self.whole.grids)
 
     def even(self, budget: int) -> Reduced:
-        """Fewer frames and smaller ones, each by about the root of the reduction; the fullest of the near splits."""
+        """Fewer and smaller frames, each by about the root of the reduction: the split with most tokens near it."""
         whole = self.whole
         root = sqrt(budget / whole.tokens) * whole.grids
-        splits = range(max(1, round(0.85 * root)), max(1, min(whole.grids - 1, round(1.15 * root))) + 1)
+        most = max(1, min(whole.grids - 1, round(1.15 * root)))
+        splits = range(min(most, max(1, round(0.85 * root))), most + 1)
         reduced, reasons = [], []
         for grids in splits:
             try:

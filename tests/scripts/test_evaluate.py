@@ -16,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from data.types import MediaError
 from scripts import evaluate
 from train import cli
+from train.evaluation import baselines
 from train.reports.curve import baseline_curves, from_results
 
 ROOT = Path(__file__).parents[2]
@@ -131,6 +133,30 @@ def test_pruning_is_compared_with_fewer_and_smaller_frames_at_equal_tokens(words
     again = run(asked)
     assert [line for line in again.splitlines() if "|" in line] == [line for line in first.splitlines() if "|" in line]
     assert baseline_curves(from_results(tmp_path / "a.json"))[0].name.endswith("fewer frames, not pruned")
+
+
+def test_a_video_that_cannot_be_read_again_is_counted_with_its_reason(words, tmp_path, monkeypatch):
+    def gone(refs, limits):
+        return {ref: MediaError("no longer there") for ref in refs}
+
+    monkeypatch.setattr(baselines, "read_headers", gone)
+    assert "not reached: no longer there" in run(words(tmp_path / "a.json", "baselines=[frames]", "rates=[0,0.5]"))
+
+
+def test_the_scores_are_written_before_the_baselines(words, tmp_path, monkeypatch):
+    def fails(*_):
+        raise ValueError("the disk is gone")
+
+    monkeypatch.setattr(baselines.Baselines, "make", fails)
+    assert refusal(words(tmp_path / "a.json", "baselines=[frames]")) == "error: the disk is gone"
+    assert len(json.loads((tmp_path / "a.json").read_text())["scores"]) == RATES
+
+
+def test_baselines_need_pruning_and_videos(words, graded, tmp_path):
+    assert "need a rate above 0" in refusal(words(tmp_path / "a.json", "baselines=[even]", "rates=[0]"))
+    turns = [{"from": "human", "value": "1 + 1?"}, {"from": "gpt", "value": "2"}]
+    graded.write_text(json.dumps({"id": "a", "conversations": turns}) + "\n")
+    assert "has a video: remove baselines=" in refusal(words(tmp_path / "b.json", "baselines=[even]"))
 
 
 def test_what_cannot_be_asked_is_one_line(words, graded, tmp_path):

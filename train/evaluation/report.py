@@ -14,7 +14,7 @@ from train.evaluation.answers import Answer, read
 from train.evaluation.questions import Question
 from train.evaluation.scores import Difference, Score
 from train.reports.curve import Curve, table
-from train.reports.equal_tokens import EqualTokens, equal_tokens_text
+from train.reports.equal_tokens import EqualTokens
 
 
 def words(
@@ -22,17 +22,15 @@ def words(
     scores: Sequence[Score],
     changes: Sequence[Difference],
     base: str | None,
-    baselines: Sequence[EqualTokens] = (),
     areas: Sequence[float] = (),
 ) -> str:
-    """The accuracy table, also by kind of question, one line per rate, the baselines, and the recommended rate."""
+    """The accuracy table, also by kind of question, one line per rate, and the recommended rate."""
     curves = [curve(name, scores)]
     for kind in sorted({kind for score in scores for kind in score.kinds}):
         curves.append(Curve(kind, {s.rate: s.kinds[kind].accuracy for s in scores if kind in s.kinds}))
     lines = [table(curves), *map(_line, scores), *(_change(change, base) for change in changes)]
     if areas:
         lines += [areas_line(areas)]
-    lines += ["", *chain.from_iterable((text, "") for text in equal_tokens_text(baselines))] if baselines else []
     return "\n".join([*lines, _advice(curves[0].recommended())])
 
 
@@ -42,12 +40,14 @@ def curve(name: str, scores: Sequence[Score]) -> Curve:
 
 def areas_of(answers: Iterable[Answer], questions: Mapping[str, Question]) -> list[float]:
     """evs.score_area of every video, in the order of the data."""
-    by_video = {questions[answer.question].video: answer.areas for answer in answers}
+    by_video: dict[str, Sequence[float]] = {}
+    for answer in answers:  # answers of an earlier version have none
+        by_video[questions[answer.question].video] = answer.areas or by_video.get(questions[answer.question].video, ())
     return list(chain.from_iterable(by_video.values()))
 
 
 def areas_line(areas: Sequence[float]) -> str:
-    """Whether the scores see change: .5 is chance, 1 ranks every changed token above every unchanged one."""
+    """How well the scores separate changed tokens: .5 is chance, 1 ranks all of them above the unchanged ones."""
     return (
         f"score: area {fmean(areas):.3f} under the ROC curve for tokens whose pixels changed "
         f"(mean of {len(areas)} videos; lowest {min(areas):.3f})"
@@ -72,10 +72,11 @@ def _advice(rate: float | None) -> str:
 
 
 def write(
-    path: Path,
     header: dict[str, Any],
     scores: Sequence[Score],
     changes: Sequence[Difference],
+    path: Path,
+    *,
     baselines: Sequence[EqualTokens] = (),
     areas: Sequence[float] = (),
 ) -> None:

@@ -57,7 +57,8 @@ def equal_tokens_text(results: Sequence[EqualTokens]) -> list[str]:
 
 def equal_tokens_sentence(results: Sequence[EqualTokens]) -> str:
     """One sentence on the rate that most baselines reach, of those the nearest to TYPICAL; empty if there is none."""
-    reached = [one for one in results if one.answers]
+    answered = [one for one in results if one.answers]
+    reached = [one for one in answered if one.answers == one.questions] or answered
     if not reached:
         return ""
     baselines = Counter(one.rate for one in reached)
@@ -86,7 +87,8 @@ def _verdict(one: EqualTokens) -> str:
         ends = f"{100 * one.difference_low:+.1f} to {100 * one.difference_high:+.1f}"
         return f"not distinguishable from {NAMES[one.baseline]} ({ends} points)"
     side = "above" if one.difference > 0 else "below"
-    return f"{abs(100 * one.difference):.1f} points ({low:.1f} to {high:.1f}) {side} {NAMES[one.baseline]}"
+    part = "" if one.answers == one.questions else f" on {one.answers} of {one.questions} questions"
+    return f"{abs(100 * one.difference):.1f} points ({low:.1f} to {high:.1f}) {side} {NAMES[one.baseline]}{part}"
 
 
 def _listed(parts: Iterable[str]) -> str:

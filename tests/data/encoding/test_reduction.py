@@ -73,3 +73,10 @@ def test_a_list_of_pictures_keeps_some_of_them_at_their_times(qwen, tmp_path):
     content = video.frames(video.whole.tokens // 2).ref.content
     assert isinstance(content, FrameList)
     assert content.pictures == (pictures[0], pictures[2], pictures[5], pictures[7]) and content.times == (0, 2, 7, 11)
+
+
+def test_a_video_of_two_grids_that_cannot_be_split_evenly_is_out_of_reach(qwen, clips):
+    video = reduction(qwen, VideoRef(str(clips[0]), start=0.0, end=1.0))
+    assert video.whole.grids == 2
+    with pytest.raises(OutOfReach, match="fewer than min_frames=4"):
+        video.even(int(0.8 * video.whole.tokens))

@@ -18,7 +18,9 @@ def test_one_sentence_tells_differences_that_count_from_ties():
         "At 25 % of the video tokens, pruning is 3.1 points (1.8 to 4.4) above fewer frames "
         "and not distinguishable from smaller frames (-2.0 to +0.2 points)."
     )
-    assert equal_tokens_sentence([PART]).endswith("pruning is 10.0 points (5.0 to 20.0) below smaller frames.")
+    assert equal_tokens_sentence([PART]).endswith(
+        "10.0 points (5.0 to 20.0) below smaller frames on 412 of 1000 questions."
+    )
 
 
 def test_a_baseline_out_of_reach_is_named_and_never_drawn():
