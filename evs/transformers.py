@@ -79,15 +79,17 @@ def enable_pruning(
     check_scheme(base.config, scheme)
     check_method(base.config, method)
     normal = None if processor is None else processor_normal(processor)
-    _patch(base)
-    set_pruning(base, Pruning(rates, eval_rate, method, scheme, seed, return_logits, normal))
+    with _GENERATING:
+        _patch(base)
+        set_pruning(base, Pruning(rates, eval_rate, method, scheme, seed, return_logits, normal))
 
 
 def disable_pruning(model: Any) -> None:
     """Put the stock model back, its vision tower included. Does nothing if pruning is not enabled."""
     base = _unwrapped(model)
-    set_pruning(base, None)
-    unpatch(base)
+    with _GENERATING:
+        set_pruning(base, None)
+        unpatch(base)
 
 
 @contextmanager

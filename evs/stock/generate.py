@@ -25,7 +25,10 @@ PROMPT = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids", "l
 MEDIA = ("pixel_values_videos", "video_grid_thw", "pixel_values", "image_grid_thw", "image_grid_hw")
 CACHES = ("past_key_values", "cache")
 # Attributes by which the library's processors and criteria know how long a sequence or its prompt is.
-LENGTHS = ("max_length", "min_length", "prompt_length_to_skip", "begin_index", "regulation_start")
+LENGTHS = (
+    *("max_length", "min_length", "prompt_length_to_skip", "prompt_ignore_length", "begin_index"),
+    "regulation_start",
+)
 
 
 @torch.no_grad()

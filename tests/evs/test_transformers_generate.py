@@ -159,6 +159,13 @@ def test_what_the_user_brings_sees_the_full_sequences() -> None:
     assert answers("qwen3_vl", stopping_criteria=end) == [answer[:2]]
 
 
+def test_a_penalty_that_skips_the_prompt_counts_the_answer() -> None:
+    inputs = inputs_of("qwen3_vl")
+    penalty = RepetitionPenaltyLogitsProcessor(1e6, prompt_ignore_length=inputs["input_ids"].shape[1])
+    (answer,) = answers("qwen3_vl", logits_processor=LogitsProcessorList([penalty]))
+    assert answer == Reference("qwen3_vl").chosen([penalty]) and len({*answer}) == NEW
+
+
 def test_processors_of_beams_are_shown_their_own_prompts() -> None:
     inputs, rows = padded("qwen3_vl", batch_of("qwen3_vl", layout("qwen3_vl")), "left"), []
     prompts, length = inputs["input_ids"], inputs["input_ids"].shape[1]
