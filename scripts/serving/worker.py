@@ -130,7 +130,7 @@ def watch(model: Any) -> None:
     A model without rotary positions receives [tokens] and does not read them.
     """
     positions: list[list[list[int]]] = []
-    kept: list[list[int]] = []
+    kept: list[torch.Tensor] = []
 
     def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if kwargs["positions"].ndim == 2:
@@ -139,8 +139,7 @@ def watch(model: Any) -> None:
     def recorded(compute_mask: Any) -> Any:
         @wraps(compute_mask)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            mask = compute_mask(*args, **kwargs)
-            kept.append(mask.flatten().nonzero().squeeze(1).tolist())
+            kept.append(mask := compute_mask(*args, **kwargs))
             return mask
 
         return wrapper
@@ -159,7 +158,8 @@ def unwatch(model: Any) -> dict[str, Any]:
         names[name] = compute_mask
     positions, kept = model.watched
     rows = [[p for step in positions for p in step[row]] for row in range(3)]
-    return {"kept": kept, **({"positions": rows} if positions else {})}
+    tokens = [mask.flatten().nonzero().squeeze(1).tolist() for mask in kept]
+    return {"kept": tokens, **({"positions": rows} if positions else {})}
 
 
 def attempt(llm: Any, case: dict[str, Any], media: Any, steps: int, top: int) -> dict[str, Any]:
