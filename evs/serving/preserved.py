@@ -99,6 +99,7 @@ class Prompts:
         return self._known[row], first
 
     def _remember(self, key: Hashable, prompt: Prompt) -> None:
+        self._known.pop(key, None)  # moves a row that is in use to the end
         self._known[key] = prompt
         if len(self._known) > REMEMBERED:
             del self._known[next(iter(self._known))]

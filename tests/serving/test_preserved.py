@@ -194,6 +194,17 @@ def test_prompts_that_were_never_filled_are_forgotten_in_the_end(monkeypatch) ->
     assert torch.equal(server.step(prompt, 0, prompt.length).long(), prompt.positions)
 
 
+def test_a_row_in_use_is_not_forgotten_when_other_prompts_arrive(monkeypatch) -> None:
+    monkeypatch.setattr(preserved, "REMEMBERED", 3)
+    prompt, server = prune(BOXES, TEXT), Second()
+    for _ in range(2):  # two requests, one after the other in the same row
+        server.add(prompt)
+        server.step(prompt, 0, prompt.length)
+    for _ in range(2):
+        server.prompts.place(prompt.length, prompt.slots)
+    assert torch.equal(server.step(prompt, 0, prompt.length).long(), prompt.positions)
+
+
 def test_a_prompt_that_ends_with_a_medium_goes_on_behind_it() -> None:
     prompt, server = prune(BOXES[:1], [2, 0]), Second()
     server.add(prompt)
