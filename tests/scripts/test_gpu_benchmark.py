@@ -11,14 +11,16 @@ import time
 import venv
 import zipfile
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 
 import psutil
 import pytest
 
 from scripts.bench.gpu import schedule, suite
-from scripts.bench.gpu.jobs import Job, jobs
+from scripts.bench.gpu.jobs import SHAPES, Job, jobs
 from scripts.bench.gpu.page import write_page
+from scripts.bench.models import build_shape
 from scripts.bench.processes import run_limited
 from scripts.bench.records import fingerprint, read_json, write_json
 from tests.runs import ROOT
@@ -172,6 +174,13 @@ def test_names_are_unique_and_parts_are_selected():
         planned = list(jobs(shape, True, Path("data")))
         assert len({job.name for job in planned}) == len(planned)
         assert {job.part for job in planned} == set(schedule.PARTS)
+
+
+def test_the_served_models_have_room_for_a_whole_clip_and_its_question():
+    for shape in SHAPES:
+        [job] = (job for job in jobs(shape, True, Path("data")) if job.part == "serving")
+        [flags] = (word for word in job.words if word.startswith("flags="))
+        assert int(flags.split()[1]) > prod(build_shape(shape).grid) + 256
 
 
 def test_a_record_is_replaced_whole_and_a_broken_one_counts_as_none(tmp_path):

@@ -72,8 +72,8 @@ def _serving(shape: str) -> Job:
     """Two servers at a time, with and without pruning. It starts no server whose results are there."""
     words = ("serving", f"shape={shape}", "rates=[0,0.75]", "concurrency=[1,8,32]", "answers=[8]", "requests=32")
     missing = None if os.environ.get("EVS_VLLM_PYTHON") else "EVS_VLLM_PYTHON names no Python with vLLM"
-    flags = "flags=--max-model-len 8192 --gpu-memory-utilization 0.4"
-    return Job("serving", f"serving_{shape}", (*words, "together=2", flags), 900, missing)
+    flags = "flags=--max-model-len 16384 --gpu-memory-utilization 0.4"  # a clip of the shapes has 8,192 tokens
+    return Job("serving", f"serving_{shape}", (*words, "files=[distinct]", "together=2", flags), 900, missing)
 
 
 def _peers(large: bool, folder: Path) -> Job:

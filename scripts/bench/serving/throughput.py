@@ -182,7 +182,11 @@ def _start(
         server = started(one, options.vllm_python, clips[0].parent, options.flags, log)
         running[one] = stack.enter_context(server)
         running[one].wait(log, options.start_seconds)  # one after another: starting needs the memory and the processor
-        send(running[one].url, [Request(clips[-2], f"Ready? {n}", 2) for n in range(2)], 1, options.timeout)
+        warm_up = [Request(clips[-2], f"Ready? {n}", 2) for n in range(2)]
+        if failures := send(running[one].url, warm_up, 1, options.timeout)["failures"]:
+            raise ValueError(
+                f"{one.name}: requests of the warm-up failed ({failures}): change flags= or shape=; see {log}"
+            )
     return running
 
 
