@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -61,6 +62,10 @@ class PreservedPositions:
         self._video = lru_cache(SPANS)(self._video_span)
         self._image = lru_cache(SPANS)(lambda grid: Span(*within([image_box(grid)])))
 
+    def load_weights(self, weights: Any) -> set[str]:
+        self.kept_masks.clear()  # chosen by the features of the old weights
+        return super().load_weights(weights)  # type: ignore[misc]
+
     def _video_span(self, grid: Grid, times: Hashable) -> Span:
         """The unpruned video, whose grids have these times."""
         raise NotImplementedError
@@ -96,7 +101,7 @@ class PreservedPositions:
 
     def _parse_and_validate_video_input(self, **kwargs: Any) -> Any:
         video_input = super()._parse_and_validate_video_input(**kwargs)  # type: ignore[misc]
-        if video_input is not None and self.is_multimodal_pruning_enabled:
+        if video_input is not None and KEYS in kwargs:
             video_input.keys_V = [key.numpy().tobytes() for key in kwargs[KEYS]]
         return video_input
 
@@ -162,8 +167,8 @@ class ExactSeconds(Qwen2_5_VLMultiModalProcessor):
 
     def _postprocess_hf_mm_data(self, mm_inputs: Any, hf_processor_mm_kwargs: Any, processed_data: Any) -> Any:
         data = super()._postprocess_hf_mm_data(mm_inputs, hf_processor_mm_kwargs, processed_data)
-        if "video_embeds" in data and "second_per_grid_ts" not in data and self._pruning:
-            raise ValueError("video_embeds without second_per_grid_ts: pass the seconds between grids, one per video")
+        if "video_grid_thw" in data and "second_per_grid_ts" not in data and self._pruning:
+            raise ValueError("video_grid_thw without second_per_grid_ts: pass the seconds between grids, one per video")
         return data
 
     @property
@@ -214,7 +219,8 @@ class FrameByFrame(PreservedPositions):
         vidcom2 = self.video_pruning_method == "vidcom2"
         choose = qwen3_vl.vidcom2_compute_retention_mask if vidcom2 else qwen3_vl.compute_retention_mask
         merge = self.config.vision_config.spatial_merge_size
-        return choose(rows, thw, spatial_merge_size=merge, q=self.video_pruning_rate)
+        with gpu_sync_allowed() if vidcom2 else nullcontext():  # vLLM's VidCom2 reads scores back from the device
+            return choose(rows, thw, spatial_merge_size=merge, q=self.video_pruning_rate)
 
     def _kept_count(self, grid: Grid) -> int:
         vidcom2 = self.video_pruning_method == "vidcom2"

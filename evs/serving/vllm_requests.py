@@ -43,8 +43,8 @@ class CheckedRequests:
             per_second = config.vision_config.tokens_per_second
             limit = config.get_text_config().max_position_embeddings
             check_times([float(second) for second in seconds], data["video_grid_thw"].tolist(), per_second, limit)
-        if "video_grid_thw" in data and self.info.ctx.get_mm_config().is_multimodal_pruning_enabled():
-            content = data["pixel_values_videos"] if "pixel_values_videos" in data else data["video_embeds"]
+        content = data.get("pixel_values_videos", data.get("video_embeds"))  # None: encoded by another server
+        if content is not None and self.info.ctx.get_mm_config().is_multimodal_pruning_enabled():
             data[KEYS] = content_keys(content, data["video_grid_thw"])
         return data
 
