@@ -24,6 +24,8 @@ from torch import Tensor
 
 from evs.losses.objective import Losses
 
+MARKER = "exchanges_heads"  # attribute of attention functions that `exchanging` made
+
 
 @dataclass(frozen=True)
 class Slice:
@@ -33,7 +35,7 @@ class Slice:
     end: int
     padding: int
 
-    def of(self, values_N: Tensor) -> Tensor:
+    def take(self, values_N: Tensor) -> Tensor:
         """The values of the slice's tokens, zero for padding."""
         part = values_N[self.begin : self.end]
         return torch.cat([part, part.new_zeros(self.padding, *part.shape[1:])]) if self.padding else part
@@ -148,4 +150,10 @@ def exchanging(core: Callable[..., Any]) -> Callable[..., Any]:
 
         return head_exchange.attend(of_sample, query, key, value), None
 
+    vars(attention)[MARKER] = True
     return attention
+
+
+def exchanges(attention: Any) -> bool:
+    """True if `exchanging` made this attention function. Others silently ignore `head_exchange`."""
+    return getattr(attention, MARKER, False)

@@ -162,7 +162,7 @@ def assemble(ready: Prepared) -> Run:
     WATCHDOG.enter("weights")
     model = build_model(config.model, weight_dtype(config), config.seed)
     if ready.mesh.group is not None:
-        exchange_heads(config.model.attention)
+        exchange_heads(model)
     adapter = adapter_for(base_model(model), config.model.scheme)
     distill, offload = config.train.distill, config.train.offload_activations
     bare = UptrainTask(model, adapter, ready.methods.first, distill, ready.mesh.group, offload=offload)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from data.encoding.labels import ChatMarkers
 from data.media.frames import FramePolicy
 from data.sample_limits import LIMITS, SampleLimits
 from evs.families import spec_of
-from evs.sequence_parallel import exchanging
+from evs.sequence_parallel import exchanges, exchanging
 from train.config import Config, LoraConfig, ModelConfig
 from train.faults.first_line import first_line
 from train.optim import freeze
@@ -121,10 +120,15 @@ def check_attention(name: str) -> None:
         raise ValueError(f"model.attention={name} needs a CUDA GPU and there is none: use model.attention=sdpa")
 
 
-@cache
-def exchange_heads(attention: str) -> None:
-    """Let layers that run this attention implementation exchange heads, see evs.sequence_parallel."""
-    AttentionInterface.register(attention, exchanging(ALL_ATTENTION_FUNCTIONS[attention]))
+def exchange_heads(model: Any) -> None:
+    """Let the layers of the language model exchange heads, see evs.sequence_parallel.
+
+    transformers may have loaded another attention implementation than the configured one, such as a kernel of the Hub.
+    """
+    attention = base_model(model).config.get_text_config()._attn_implementation
+    core = ALL_ATTENTION_FUNCTIONS[attention]
+    if not exchanges(core):
+        AttentionInterface.register(attention, exchanging(core))
 
 
 def load_pretrained(auto: Any, path: str, revision: str | None = None, **kwargs: Any) -> Any:

@@ -74,12 +74,12 @@ def _step(rank: int, options: Options, rate: float, ranks: int, store: str, resu
     device = torch.device("cuda", rank) if gpu else torch.device("cpu")
     torch.set_num_threads(1)
     dist.init_process_group("nccl" if gpu else "gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
-    exchange_heads("sdpa")
     shape = models.build_shape(options.shape)
     _, height, width = shape.grid
     shape = replace(shape, clips=1, grid=(options.tokens // (height * width), height, width))
     batch, memory = models.build_batch(shape), watch(device)
     model = fit_for_training(models.build_model(shape, device, DTYPES[device.type]), ModelConfig())
+    exchange_heads(model)
     group = SequenceGroup(dist.group.WORLD, rank, ranks) if ranks > 1 else None
     task = UptrainTask(model, adapter_for(model), models.PLACES["after"], group=group).train()
     sent = count_sent(rank)

@@ -137,8 +137,8 @@ def join(rank: int, ranks: int, size: int, families: Sequence[str], store: str) 
 
 def main(ranks: int, size: int, *families: str) -> None:
     torch.set_num_threads(1)
-    exchange_heads("sdpa")
     widen()
+    exchange_heads(models.tiny_model("qwen2_5_vl"))  # all families run sdpa
     with TemporaryDirectory() as folder:
         arguments = (ranks, size, families or FAMILIES, f"{folder}/store")
         torch.multiprocessing.start_processes(join, arguments, nprocs=ranks, start_method="fork")

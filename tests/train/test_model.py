@@ -8,13 +8,16 @@ import shutil
 import pytest
 import torch
 from torch import nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from evs import FrameDelta
 from evs.families import adapter_for, spec_of
+from evs.sequence_parallel import SequenceGroup, exchanges
 from scripts.make_tiny_model import make
 from tests.evs.models import BUILDERS, MIXED, prompts, tiny_model
 from train.config import LoraConfig, ModelConfig
-from train.model import base_model, build_model, fit_for_training
+from train.model import base_model, build_model, exchange_heads, fit_for_training
 from train.task import TrainRequest, UptrainTask
 
 QWEN35 = ["qwen3_5", "qwen3_5_moe"]
@@ -149,3 +152,23 @@ def test_a_model_with_custom_code_is_refused_and_its_code_never_runs(tmp_path):
     with pytest.raises(ValueError, match="custom code, which is never run") as error:
         build_model(ModelConfig(path=str(folder)), torch.float32)
     assert "\n" not in str(error.value) and not (tmp_path / "ran").exists()
+
+
+def replaced_attention(name):
+    """A model whose attention transformers replaced by another function, as by a kernel of the Hub."""
+    AttentionInterface.register(name, lambda *args, **kwargs: ALL_ATTENTION_FUNCTIONS["sdpa"](*args, **kwargs))
+    model = tiny_model("qwen2_5_vl")
+    model.config.get_text_config()._attn_implementation = name
+    return model
+
+
+def test_heads_are_exchanged_by_the_attention_that_was_loaded():
+    exchange_heads(replaced_attention("flash_replaced"))
+    assert exchanges(ALL_ATTENTION_FUNCTIONS["flash_replaced"])
+
+
+def test_attention_that_ignores_the_exchange_is_refused():
+    adapter = adapter_for(replaced_attention("flash_ignoring"))
+    embedded = adapter.embed_prompt(prompts("qwen2_5_vl", [[7]]))
+    with pytest.raises(ValueError, match="attention flash_ignoring does not exchange heads"):
+        adapter.decode(embedded, SequenceGroup(None, 0, 2))
