@@ -155,6 +155,11 @@ def check_sequence_parallel(size: int, hf_config: Any) -> None:
             f"engine.sequence_parallel={size}: the language model of {hf_config.model_type} has recurrent layers, "
             "whose state passes from token to token: use engine.sequence_parallel=1"
         )
+    if size > 1 and "sliding_attention" in (getattr(text, "layer_types", None) or ()):
+        raise ValueError(
+            f"engine.sequence_parallel={size}: the language model of {hf_config.model_type} has sliding_attention "
+            "layers, whose mask the ranks do not exchange: use engine.sequence_parallel=1"
+        )
     heads, key_heads = text.num_attention_heads, text.num_key_value_heads
     sizes = [n for n in range(1, heads + 1) if heads % n == 0 and (key_heads % n == 0 or n % key_heads == 0)]
     if size not in sizes:

@@ -121,6 +121,15 @@ def test_recurrent_layers_are_not_shared(family):
         check_sequence_parallel(2, config)
 
 
+def test_layers_of_sliding_attention_are_not_shared():
+    with torch.device("meta"):
+        config = BUILDERS["qwen2_5_vl"]().config
+    config.text_config.layer_types[-1] = "sliding_attention"
+    check_sequence_parallel(1, config)
+    with pytest.raises(ValueError, match=r"qwen2_5_vl has sliding_attention layers.*use engine.sequence_parallel=1"):
+        check_sequence_parallel(2, config)
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
