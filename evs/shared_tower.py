@@ -60,7 +60,7 @@ class SharedMedia:
         kept_U = keep_N.new_empty(self._first_G[-1])
         kept_U[rows_in_prompt_order(embedded)] = keep_N[embedded.visual_N]
         kept_U = kept_U.cpu()
-        kept_before_G = [int(kept_U[:first].sum()) for first in self._first_G]
+        kept_before_G = pad(kept_U.cumsum(0), (1, 0))[self._first_G].tolist()
         bounds = self._bounds
         if before == 0:
             bounds = _bounds([end - begin for begin, end in pairwise(kept_before_G)], self.group.size)

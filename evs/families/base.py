@@ -135,8 +135,8 @@ def media_tokens(batch: MediaBatch, merge: int) -> Tensor:
 def input_device(model: Any) -> torch.device:
     """Where prompts are embedded. Between calls, weights that accelerate offloads are on `meta`."""
     embedding = model.get_input_embeddings()
-    place = getattr(vars(embedding).get("_hf_hook"), "execution_device", None)
-    return embedding.weight.device if place is None else torch.device(place)
+    device = getattr(vars(embedding).get("_hf_hook"), "execution_device", None)
+    return embedding.weight.device if device is None else torch.device(device)
 
 
 def embed_tokens(
