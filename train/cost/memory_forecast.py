@@ -70,14 +70,23 @@ def largest(plan: Plan | BudgetPlan, sizes: Sizes, rates: Rates, kept: KeptCount
 
 
 def estimate(
-    config: Config, model: nn.Module, hf_config: Any, batch: Largest, *, world: int, device: torch.device
+    config: Config,
+    model: nn.Module,
+    hf_config: Any,
+    batch: Largest,
+    *,
+    world: int,
+    device: torch.device,
+    scores_pixels: bool = False,
 ) -> Estimate:
     """The memory of one of `world` ranks, of which engine.sequence_parallel share a batch.
 
-    `model` may be on the meta device; `device` is where it will be trained.
+    `model` may be on the meta device; `device` is where it will be trained. Every rank copies the
+    uint8 pixels of the whole batch if a method `scores_pixels`.
     """
     share = config.engine.sequence_parallel
     whole = _not_shared(hf_config, batch) if share > 1 else 0
+    copied = _pixels(hf_config, batch) if share > 1 and scores_pixels else 0
     batch = replace(batch, **{name: -(-getattr(batch, name) // share) for name in ("tokens", "text", "patches")})
     parameters = [(p.numel(), p.element_size(), p.requires_grad) for p in model.parameters()]
     stage = int(config.engine.zero.get("stage", 0)) if config.engine.name.startswith("zero") else None
@@ -98,6 +107,7 @@ def estimate(
         activations=(_activations(config, hf_config, batch) + whole) * activation_bytes
         + _pixels(hf_config, batch) * (4 + activation_bytes)
         + _states(config, hf_config, batch)
+        + copied
         + logits,
     )
 

@@ -77,6 +77,25 @@ def test_ranks_that_share_a_batch_share_its_activations(words):
     assert activations(2) < 0.6 * activations(1)
 
 
+def test_every_rank_of_a_group_copies_all_pixels_that_a_method_scores(words):
+    config = composed(*words("engine=ddp", "engine.sequence_parallel=2"))
+    hf_config = AutoConfig.from_pretrained(config.model.path)
+    without, scored = (
+        estimate(
+            config,
+            torch.nn.Linear(1, 1),
+            hf_config,
+            Largest(4000, 20, 16000, 800),
+            world=2,
+            device=GPU,
+            scores_pixels=scores_pixels,
+        ).activations
+        for scores_pixels in (False, True)
+    )
+    vision = hf_config.vision_config
+    assert scored - without == 16000 * 3 * vision.temporal_patch_size * vision.patch_size**2
+
+
 def test_what_cannot_fit_is_told_with_a_remedy(words):
     parts = Estimate(weights=4e9, gradients=1e9, optimizer=1e9, activations=2.1e9)
     check(parts, 9e9, composed(*words()))
