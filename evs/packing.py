@@ -16,9 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from evs.sequence_parallel import HeadExchange, SequenceGroup, exchanges
+from evs.sequence_parallel import HeadExchange, SequenceGroup
 from evs.types import DecoderInputs
 
 # Parts of the names of attention implementations that separate packed samples by position row 0.
@@ -95,23 +94,25 @@ def _as_padded_rows(language_model: Any, x: DecoderInputs, index_N: Tensor, shap
 
 
 def _as_slice(language_model: Any, x: DecoderInputs, group: SequenceGroup) -> Tensor:
-    attention = language_model.config._attn_implementation
-    if not exchanges(ALL_ATTENTION_FUNCTIONS.get(attention)):
-        raise ValueError(f"attention {attention} does not exchange heads: call train.model.exchange_heads on the model")
     tokens = len(x.segment_N)
     own, lengths = group.own_slice(tokens), x.segment_N.bincount().tolist()
     if padding := -tokens % group.size:
         lengths.append(padding)
     first, end = int(x.visual_N[: own.begin].sum()), int(x.visual_N[: own.end].sum())
     # Without position row 0, no mask is built: the exchange knows the borders of samples.
-    return _run(
+    exchange = HeadExchange(group, lengths)
+    hidden = _run(
         language_model,
         own.take(x.embeds_ND)[None],
         own.take(x.positions_PN.T).T[:, None],
         own.take(x.visual_N)[None],
         tuple(rows[first:end] for rows in x.deepstack),
-        head_exchange=HeadExchange(group, lengths),
+        head_exchange=exchange,
     )[0]
+    if not exchange.calls:  # the attention ignored the argument, and every rank saw its own slice only
+        attention = language_model.config._attn_implementation
+        raise ValueError(f"attention {attention} does not exchange heads: call train.model.exchange_heads on the model")
+    return hidden
 
 
 def _run(

@@ -83,18 +83,20 @@ class SequenceGroup:
         return Losses(losses.total + (total[0] - losses.total.detach()), *sums)
 
 
-@dataclass(frozen=True)
+@dataclass
 class HeadExchange:
     """Exchanges slices of tokens for shares of heads. `lengths` are those of the samples of the padded row."""
 
     group: SequenceGroup
     lengths: list[int]
+    calls: int = 0  # of `attend`
 
     def attend(self, core: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[1, n, heads, d] attention of each sample to itself, of [1, heads, n, d] slices of n tokens each.
 
         `core` is called once for each sample, without a mask.
         """
+        self.calls += 1
         size = self.group.size
         if (copies := size // key.shape[1]) > 1:  # fewer key heads than ranks
             key, value = (x.repeat_interleave(copies, dim=1) for x in (key, value))

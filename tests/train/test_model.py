@@ -156,7 +156,11 @@ def test_a_model_with_custom_code_is_refused_and_its_code_never_runs(tmp_path):
 
 def replaced_attention(name):
     """A model whose attention transformers replaced by another function, as by a kernel of the Hub."""
-    AttentionInterface.register(name, lambda *args, **kwargs: ALL_ATTENTION_FUNCTIONS["sdpa"](*args, **kwargs))
+
+    def ignoring(*args, head_exchange=None, **kwargs):
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](*args, **kwargs)
+
+    AttentionInterface.register(name, ignoring)
     model = tiny_model("qwen2_5_vl")
     model.config.get_text_config()._attn_implementation = name
     return model
