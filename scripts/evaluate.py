@@ -32,13 +32,13 @@ from evs.families import adapter_for
 from evs.methods import METHODS, Method, method_named
 from evs.pipeline import check_place
 from train import cli
-from train.build import ask_about, build_encoder, build_model
+from train.build import build_encoder, build_model
 from train.checkpoint.manifest import checksum
 from train.config import ATTENTION, CELL, SCHEMES, DataConfig, EvalConfig, ModelConfig
 from train.datasets import read_index, usable
 from train.evaluation.answers import Answer, Answers
 from train.evaluation.baselines import Baselines
-from train.evaluation.evaluation import Evaluation, Outcome
+from train.evaluation.evaluation import Evaluation, Outcome, build_questions
 from train.evaluation.report import answers_of, areas_of, words, write
 from train.evaluation.scores import Difference, differences, scores
 from train.export.serving_metadata import checkpoint_policy, filled
@@ -124,7 +124,7 @@ def build(engine: Accelerator, options: Options) -> Evaluation:
     encoder = build_encoder(model_config(options), data)
     collection, index = read_index(engine, "data", options.data, data, encoder)
     check_all_asked(options, [lost.reason for lost in index.quarantined], len(collection.samples))
-    return ask_about(engine, encoder, usable(collection, index).samples, data=data, config=config)
+    return build_questions(engine, encoder, usable(collection, index).samples, data=data, config=config)
 
 
 def check_baselines(options: Options, baselines: Baselines) -> None:

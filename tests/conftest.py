@@ -93,7 +93,7 @@ def words(checkpoint, questions, tmp_path) -> Callable[..., list[str]]:
 
 @pytest.fixture(scope="module")
 def shared_words(checkpoint, small_clips, tmp_path_factory) -> Callable[..., list[str]]:
-    """The words of a run that several tests of a module share. It has a folder of its own, which tests only read."""
+    """The command line of a run that several tests of a module share. They only read its folder."""
 
     def of(*more: str, family: str = "qwen2_5_vl") -> list[str]:
         folder = tmp_path_factory.mktemp("shared")

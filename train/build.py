@@ -17,7 +17,7 @@ from data.batching.plans import BudgetPlan, Plan
 from data.encoding.encoder import Encoder
 from data.loader import PredictedTokens, Step, shard_loader, step_loader
 from data.sample_limits import SampleLimits
-from data.types import Quarantined, Sample
+from data.types import Quarantined
 from evs.families import adapter_for, spec_of
 from evs.methods import Method
 from evs.pipeline import check_place
@@ -26,12 +26,12 @@ from train.checkpoint.checkpoint import Checkpoints, candidates
 from train.checkpoint.resume import Origin, newest_shape, open_run
 from train.checkpoint.run_identity import StepSplit, shape_of, split_step
 from train.collectives import on_main
-from train.config import TOWERS, Config, DataConfig, EvalConfig, ModelConfig, frame_policy
+from train.config import TOWERS, Config, DataConfig, ModelConfig, frame_policy
 from train.cost import memory_forecast
 from train.cost.dry_run import dry_run, largest_micro_batch, report
 from train.cost.memory_forecast import largest
 from train.cost.plans import build_kept, build_plan, freed_patches, schedule_of
-from train.datasets import AuditedData, read_datasets
+from train.datasets import AuditedData, check_datasets, read_datasets
 from train.distributed import (
     Mesh,
     SharedItems,
@@ -42,9 +42,9 @@ from train.distributed import (
     data_parallel_size,
 )
 from train.ema import Average
-from train.evaluation.evaluation import Evaluation
+from train.evaluation.evaluation import build_questions
 from train.evaluation.scores import Score
-from train.faults.bad_sample_limit import BadSampleLimit, check_audited
+from train.faults.bad_sample_limit import BadSampleLimit
 from train.faults.nonfinite import Health
 from train.faults.watchdog import WATCHDOG
 from train.loop import Run
@@ -250,18 +250,6 @@ def own_settings(ready: Prepared) -> dict[str, int]:
     return {key: data.own_settings for key, data in sets.items() if data is not None}
 
 
-def check_datasets(config: Config, train_set: AuditedData, eval_set: AuditedData | None) -> None:
-    """Print how many rows are quarantined or set their own frames. Raise ValueError if too many are quarantined."""
-    file = Path(config.run_dir) / "quarantine.jsonl"
-    for name, data in (("data.train", train_set), ("data.eval", eval_set)):
-        if data is not None:
-            check_audited(name, data.rows, data.lost, config.data.max_bad_fraction, file)
-            if data.own_settings:
-                print(
-                    f"{name}: {data.own_settings} of {data.rows} rows set frames or pixels of their videos themselves"
-                )
-
-
 def build_meter(engine: Accelerator, config: Config, model: Any, memory: Memory, method: Method) -> Meter:
     """A meter that times the forward passes of the model's vision tower and language model."""
     lora, schedule = config.model.lora.r is not None, schedule_of(config, method, model)
@@ -302,14 +290,5 @@ def build_evaluation(ready: Prepared, task: nn.Module) -> Callable[[], tuple[lis
     if ready.eval_set is None:
         return None
     config, samples = ready.config, ready.eval_set.samples
-    evaluation = ask_about(ready.engine, ready.encoder, samples, data=config.data, config=config.eval)
+    evaluation = build_questions(ready.engine, ready.encoder, samples, data=config.data, config=config.eval)
     return partial(evaluation.scores, task)
-
-
-def ask_about(
-    engine: Accelerator, encoder: Encoder, samples: Sequence[Sample], *, data: DataConfig, config: EvalConfig
-) -> Evaluation:
-    """An evaluation on the first `config.limit` samples, or on all without a limit."""
-    limited = samples if config.limit is None else samples[: config.limit]
-    options = {"batch_size": config.batch_size, "workers": data.workers, "new_tokens": config.new_tokens}
-    return Evaluation(engine, encoder, limited, config.rates, **options)

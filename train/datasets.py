@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -18,7 +19,8 @@ from data.sources.spec import parse_sources
 from data.split import split
 from data.types import Quarantined, Sample
 from train.collectives import together
-from train.config import DataConfig
+from train.config import Config, DataConfig
+from train.faults.bad_sample_limit import check_audited
 from train.faults.watchdog import WATCHDOG
 
 
@@ -80,3 +82,15 @@ def usable(collection: Collection, index: Index) -> AuditedData:
     """The samples of the index. Raise ValueError for a source without usable samples."""
     samples = Selection(collection.samples, index.indices_S)
     return AuditedData(samples, index, collection.mixture(index.indices_S), len(collection.samples))
+
+
+def check_datasets(config: Config, train_set: AuditedData, eval_set: AuditedData | None) -> None:
+    """Print how many rows are quarantined or set their own frames. Raise ValueError if too many are quarantined."""
+    file = Path(config.run_dir) / "quarantine.jsonl"
+    for name, data in (("data.train", train_set), ("data.eval", eval_set)):
+        if data is not None:
+            check_audited(name, data.rows, data.lost, config.data.max_bad_fraction, file)
+            if data.own_settings:
+                print(
+                    f"{name}: {data.own_settings} of {data.rows} rows set frames or pixels of their videos themselves"
+                )

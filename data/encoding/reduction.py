@@ -81,7 +81,10 @@ class Reduction:
         return max(reduced, key=lambda one: one.tokens)
 
     def _candidates(self, grids: int, per_grid: int) -> Iterator[Reduced]:
-        """Families differ in what bounds a frame: nothing else, a limit of its own, or a limit of the whole video."""
+        """The video with the number of frames alone, then with limits per frame, then with limits for the whole video.
+
+        Which of these limits a frame depends on the model family.
+        """
         own, frames = self.ref.settings or VideoSettings(), grids * self.encoder.temporal_patch
         pixels = max(1, per_grid) * token_pixels(self.encoder.video_processor)
         lower = {"min_pixels": own.min_pixels or self.encoder.policy.min_pixels}

@@ -56,8 +56,8 @@ def measured(options: Options, ranks: int, rate: float) -> dict[str, float]:
     context = get_context("spawn")
     results = context.SimpleQueue()
     with TemporaryDirectory() as folder:
-        arguments = (options, rate, ranks, str(Path(folder, "store")), results)
-        processes = [context.Process(target=_step, args=(rank, *arguments)) for rank in range(ranks)]
+        shared = {"ranks": ranks, "store": str(Path(folder, "store")), "results": results}
+        processes = [context.Process(target=_step, args=(rank, options, rate), kwargs=shared) for rank in range(ranks)]
         for process in processes:
             process.start()
         for process in processes:
@@ -68,7 +68,7 @@ def measured(options: Options, ranks: int, rate: float) -> dict[str, float]:
     return {name: max(figures[name] for figures in by_rank) for name in by_rank[0]}
 
 
-def _step(rank: int, options: Options, rate: float, ranks: int, store: str, results: Any) -> None:
+def _step(rank: int, options: Options, rate: float, *, ranks: int, store: str, results: Any) -> None:
     """Run by each rank: put the figures of one step into `results`."""
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", rank) if gpu else torch.device("cpu")

@@ -211,7 +211,7 @@ def test_an_export_holds_little_more_than_the_weights(tmp_path):
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # else memory that was freed could be used again unseen
     before = memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     write_weights(ModelConfig(path=str(base)), tmp_path / "model", tmp_path / "out")
     assert weights > 200e6 and memory("VmHWM") - before < 1.3 * weights
 

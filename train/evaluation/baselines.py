@@ -85,7 +85,7 @@ class Baselines:
         """
         if not baseline.samples:
             return Outcome([], [])
-        asked, whole = self.evaluation.about(baseline.samples, (0.0,)), self.evaluation
+        asked, whole = self.evaluation.with_samples(baseline.samples, (0.0,)), self.evaluation
         existing = log.begin() if log else []
         missing = asked.missing({answer.key for answer in existing})
         outcome = asked.ask(load_task(), existing, log) if missing else asked.recall(existing)

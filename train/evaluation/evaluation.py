@@ -25,6 +25,7 @@ from data.progress import progress_bar
 from data.types import Batch, Sample
 from train.checkpoint.storage import shares_parameters
 from train.collectives import collected
+from train.config import DataConfig, EvalConfig
 from train.evaluation.answers import Answer, Answers
 from train.evaluation.grades import grades
 from train.evaluation.questions import Question, questions
@@ -59,7 +60,7 @@ class Evaluation:
         self.samples, self.by_sample = questions(samples)
         self.by_key = {question.key: question for question in chain.from_iterable(self.by_sample.values())}
 
-    def about(self, samples: Sequence[Sample], rates: Sequence[float]) -> Evaluation:
+    def with_samples(self, samples: Sequence[Sample], rates: Sequence[float]) -> Evaluation:
         """An evaluation of the same kind on other samples and rates."""
         options = {"batch_size": self.batch_size, "workers": self.workers, "new_tokens": self.new_tokens}
         return Evaluation(self.engine, self.encoder, samples, rates, **options)
@@ -154,8 +155,8 @@ class Evaluation:
                 metric = str(question.metric)
                 score = METRICS[metric](text, question.accepted)
             counts = {"targets": grade.targets, "kept": kept_S[segment], "tokens": tokens_S[segment]}
-            about = (question.key, rate, question.sample)
-            yield Answer(*about, score, metric, text, grade.loss, **counts, areas=output.areas_S[segment])
+            asked = (question.key, rate, question.sample)
+            yield Answer(*asked, score, metric, text, grade.loss, **counts, areas=output.areas_S[segment])
 
     def _text(self, tokens: Sequence[int]) -> str:
         return self.encoder.processor.tokenizer.decode(list(tokens), skip_special_tokens=True).strip()
@@ -163,3 +164,12 @@ class Evaluation:
     def _synced(self) -> bool:
         """True under ZeRO 3 if any question is generated: no rank may stop before the others."""
         return shares_parameters(self.engine) and any(question.metric for question in self.by_key.values())
+
+
+def build_questions(
+    engine: Accelerator, encoder: Encoder, samples: Sequence[Sample], *, data: DataConfig, config: EvalConfig
+) -> Evaluation:
+    """An evaluation on the first `config.limit` samples, or on all without a limit."""
+    limited = samples if config.limit is None else samples[: config.limit]
+    options = {"batch_size": config.batch_size, "workers": data.workers, "new_tokens": config.new_tokens}
+    return Evaluation(engine, encoder, limited, config.rates, **options)

@@ -126,7 +126,7 @@ def run(framework: Framework, job: Job) -> dict[str, Any]:
 def _checks(batches: dict[tuple[str, str], list[dict[str, Any]]]) -> Iterator[str]:
     """The differences between the batches of each framework and ours, then the losses of each peer next to ours.
 
-    Packed batches are not compared: every framework packs rows of its own choice.
+    Packed batches are not compared, because every framework chooses which rows it packs.
     """
     padded = {(mode, name): theirs for (mode, name), theirs in batches.items() if mode != PACKED}
     lines = [

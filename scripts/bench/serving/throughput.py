@@ -85,7 +85,7 @@ def serving(options: Options) -> dict[str, Any]:
     results: dict[str, Any] = {}
     with progress_bar(total=sum(map(len, groups)) * len(loads), desc="serving", unit="load") as bar:
         for index, group in enumerate(groups):
-            results |= _group(options, folder / f"group_{index}", group, loads, clips, bar)
+            results |= _group(options, folder / f"group_{index}", group, loads=loads, clips=clips, bar=bar)
     show(results, servers, loads)
     if options.figure:
         drawn = [load for load in loads if load.files == options.files[0] and load.answer == options.answers[0]]
@@ -150,7 +150,13 @@ def requests_of(options: Options, load: Load, loads: Sequence[Load], clips: Sequ
 
 
 def _group(
-    options: Options, folder: Path, group: Sequence[Variant], loads: Sequence[Load], clips: Sequence[Path], bar: Any
+    options: Options,
+    folder: Path,
+    group: Sequence[Variant],
+    *,
+    loads: Sequence[Load],
+    clips: Sequence[Path],
+    bar: Any,
 ) -> dict[str, Any]:
     """Servers that take turns. They are started only if a result is missing."""
     folder.mkdir(parents=True, exist_ok=True)
