@@ -95,9 +95,7 @@ def stills(by_recipe: Results) -> str:
         if CONTROL in by_recipe and name not in (BASE, CONTROL):
             change = _cells(difference(on_stills(results), on_stills(by_recipe[CONTROL])))
         rows.append([name, *(_percent(on_stills(results, kind)) for kind in STILLS), *change])
-    return markdown_table(
-        ["recipe", *STILLS, f"minus `{CONTROL}`", "95 % interval", "p", "± over seeds", "counts"], rows
-    )
+    return markdown_table(["recipe", *STILLS, *_header(CONTROL)], rows)
 
 
 def by_rate(by_recipe: Results, about: Mapping[str, str]) -> str:
