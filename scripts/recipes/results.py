@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from data.encoding.reduction import REDUCTIONS
 from data.synthetic.stills import STILLS
 from scripts.recipes.runs import Seed
+from scripts.recipes.table import SERVED, TRANSFER_RATES, Recipe
 from train.evaluation import scores
 from train.evaluation.answers import Answer
 from train.evaluation.answers import read as read_answers
 from train.evaluation.questions import Question
 from train.evaluation.report import answers_of
-from train.reports.curve import from_results
-from train.reports.equal_tokens import EqualTokens
 from train.reports.summary import read_lines, summarize
 
 SIGNIFICANCE = 0.05  # largest p of a difference that counts
@@ -34,7 +35,8 @@ class Result:
     operations: float  # of its training, in total
     stills: tuple[Answer, ...] = ()  # on images and text, at rate 0
     area: float | None = None  # mean evs.score_area of the held-out videos
-    baselines: tuple[EqualTokens, ...] = ()
+    reduced: Mapping[str, tuple[Answer, ...]] = field(default_factory=dict)  # by data.encoding.reduction
+    served: Mapping[str, float] = field(default_factory=dict)  # accuracy at TRANSFER_RATES by method of SERVED
 
     @property
     def rates(self) -> list[float]:
@@ -52,6 +54,9 @@ class Result:
             if (rates is None or answer.rate in rates) and (kinds is None or self.kinds[answer.sample] in kinds)
         )
         return replace(self, answers=tuple(kept))
+
+
+Results = Mapping[str, Sequence[Result]]  # by recipe, one per seed
 
 
 @dataclass(frozen=True)
@@ -76,29 +81,51 @@ class Difference:
         return None if self.spread is None else abs(self.mean) > self.spread and self.paired.p < SIGNIFICANCE
 
 
-def read(seed: Seed, name: str, reduced: str | None = None) -> Result:
-    """The result of a recipe: pruned, or with `reduced` on reduced videos instead."""
-    rows = read_lines(seed.held_out)
-    kinds, run, path = kinds_of(rows), seed.folder / name / "run", seed.result(name)
-    done = sum(row.get("operations", 0) for row in read_lines(run / "metrics.jsonl"))
-    measured = json.loads(path.read_text())
-    answers = [answer for answer in answers_of(path) if reduced is None or answer.rate == 0]
-    for rate in (score["rate"] for score in measured["scores"] if score["rate"] and reduced):
-        answers += [
-            replace(answer, rate=rate) for answer in read_answers(path.with_suffix(f".{reduced}_{rate:g}.jsonl"))
-        ]
-    answers = [replace(answer, question=answer.sample) for answer in answers]  # each row has one question
+def read(seed: Seed, name: str, recipe: Recipe | None = None) -> Result:
+    """The result of a model: pruned, or on reduced videos if its recipe trains on them. None: the base."""
+    path, run, kinds = seed.result(name), seed.folder / name / "run", kinds_of(read_lines(seed.held_out))
+    measured, whole = json.loads(path.read_text()), _answers(path.with_suffix(".jsonl"))
+    rates = [score["rate"] for score in measured["scores"] if score["rate"]]
+    reduced = {kind: tuple(_videos(_reduced(path, kind, rates), kinds)) for kind in REDUCTIONS}
+    videos = tuple(_videos(whole, kinds))
+    if recipe is not None and recipe.reduced is not None:
+        videos = (*(answer for answer in videos if answer.rate == 0), *reduced[recipe.reduced])
     return Result(
         name,
         seed.number,
-        tuple(answer for answer in answers if kinds[answer.sample] not in STILLS),
+        videos,
         kinds,
         summarize(run).steps,
-        done,
-        tuple(answer for answer in answers if kinds[answer.sample] in STILLS and answer.rate == 0),
+        sum(row.get("operations", 0) for row in read_lines(run / "metrics.jsonl")),
+        tuple(answer for answer in whole if kinds[answer.sample] in STILLS and answer.rate == 0),
         measured.get("score_area", {}).get("mean"),
-        from_results(path).baselines,
+        reduced,
+        {} if recipe is None or recipe.native is None else served_of(seed, recipe, kinds),
     )
+
+
+def _answers(log: Path) -> list[Answer]:
+    return [replace(answer, question=answer.sample) for answer in read_answers(log)]  # each row has one question
+
+
+def _reduced(path: Path, kind: str, rates: Iterable[float]) -> Iterator[Answer]:
+    """The answers to reduced videos, as answers at the rates whose tokens they have. A rate out of reach has none."""
+    for rate in rates:
+        log = path.with_suffix(f".{kind}_{rate:g}.jsonl")
+        yield from (replace(answer, rate=rate) for answer in (_answers(log) if log.is_file() else ()))
+
+
+def served_of(seed: Seed, recipe: Recipe, kinds: Mapping[str, str]) -> dict[str, float]:
+    """Mean accuracy on videos at TRANSFER_RATES, by method of SERVED."""
+    paths = {name: seed.result(recipe.name, None if name == recipe.native else name) for name in SERVED}
+    return {
+        name: fmean(answer.score for answer in _videos(answers_of(path), kinds) if answer.rate in TRANSFER_RATES)
+        for name, path in paths.items()
+    }
+
+
+def _videos(answers: Iterable[Answer], kinds: Mapping[str, str]) -> list[Answer]:
+    return [answer for answer in answers if kinds[answer.sample] not in STILLS]
 
 
 def kinds_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
@@ -114,11 +141,18 @@ def on_stills(results: Sequence[Result], kind: str | None = None) -> list[Result
 
 
 def difference(ours: Sequence[Result], theirs: Sequence[Result]) -> Difference:
-    """`ours` minus `theirs`: results of the same seeds in the same order, on the same questions at the same rates."""
+    """`ours` minus `theirs`: results of the same seeds in the same order, on the questions and rates that both have."""
+    ours, theirs = [shared(a, b) for a, b in zip(ours, theirs)], [shared(b, a) for a, b in zip(ours, theirs)]
     by_seed = tuple(a.accuracy - b.accuracy for a, b in zip(ours, theirs, strict=True))
     answers = _pooled(ours)
     (paired,) = scores.differences(answers, _pooled(theirs), _questions(answers))
     return Difference(paired, by_seed)
+
+
+def shared(one: Result, other: Result) -> Result:
+    """The answers of `one` to questions that `other` has answered at the same rate."""
+    keys = {answer.key for answer in other.answers}
+    return replace(one, answers=tuple(answer for answer in one.answers if answer.key in keys))
 
 
 def _pooled(results: Sequence[Result]) -> list[Answer]:

@@ -5,19 +5,26 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
-from scripts.recipes.table import BASE
+import torch
+
+from scripts.recipes.table import BASE, SERVED, TRANSFER_RATES
 from train import cli
 
 ROOT = Path(__file__).resolve().parents[2]
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+# Scripts run in forks of a process that has imported these: imports take as long as half a run of the quick preset.
+IMPORTED = ["train.run", "train.build", "train.loop", "scripts.evaluate", "scripts.export"]
+FORKS = get_context("forkserver")
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,9 @@ class Seed:
     def checkpoint(self, name: str) -> Path:
         return self.folder / name / "checkpoint"
 
-    def result(self, name: str) -> Path:
-        return self.folder / name / "result.json"
+    def result(self, name: str, served: str | None = None) -> Path:
+        """Scores of a model, under the method that it was trained for or under one of SERVED."""
+        return self.folder / name / ("result.json" if served is None else f"served_{served}.json")
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ class Job:
     served: str | None = None  # method of the evaluation, if it is another
     reduced: str | None = None  # of data.encoding.reduction: the videos that it is trained on
     baselines: tuple[str, ...] = ()  # of data.encoding.reduction: evaluated as well
+    transfer: tuple[str, ...] = ()  # of SERVED: evaluated under them as well
 
     @property
     def done(self) -> bool:
@@ -92,12 +101,23 @@ class Job:
             command("scripts/export.py", f"run={folder / 'run'}", f"out={out}")
 
         complete(self.seed.checkpoint(self.name), export)
-        rates = f"rates=[{','.join(f'{rate:g}' for rate in self.rates)}]"
-        out = (f"out={self.seed.result(self.name)}", f"name={self.name}", "batch_size=20", "dtype=float32", "workers=0")
-        model = (f"model={self.seed.checkpoint(self.name)}", f"data={self.seed.held_out}")
-        served = () if self.served is None else (f"method={self.served}",)
-        command("scripts/evaluate.py", *model, *served, rates, f"baselines=[{','.join(self.baselines)}]", *out)
+        for served in self.transfer:
+            evaluation = self._evaluation(TRANSFER_RATES, self.seed.result(self.name, served))
+            command("scripts/evaluate.py", *evaluation, *SERVED[served])
+        own = () if self.served is None else SERVED[self.served]
+        evaluation = self._evaluation(self.rates, self.seed.result(self.name))
+        command("scripts/evaluate.py", *evaluation, *own, f"baselines=[{','.join(self.baselines)}]")
         shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
+
+    def _evaluation(self, rates: tuple[float, ...], out: Path) -> tuple[str, ...]:
+        """The arguments of an evaluation with the method of the training."""
+        return (
+            f"model={self.seed.checkpoint(self.name)}",
+            f"data={self.seed.held_out}",
+            f"rates=[{','.join(f'{rate:g}' for rate in rates)}]",
+            f"out={out}",
+            *(f"name={self.name}", "batch_size=20", "dtype=float32", "workers=0"),
+        )
 
 
 def complete(folder: Path, make: Callable[[Path], object]) -> Path:
@@ -116,6 +136,8 @@ def do_all(jobs: Sequence[Job], parallel: int, threads: int | None) -> None:
     if len(missing) < len(jobs):
         print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are done already", flush=True)
     workers = max(1, min(parallel, len(missing)))
+    os.environ.update(QUIET)
+    FORKS.set_forkserver_preload(IMPORTED)
     cores, begin = max(1, len(os.sched_getaffinity(0)) // workers), time.monotonic()
     with ThreadPoolExecutor(workers) as pool:
         ends = [(job, pool.submit(job.do, threads or cores)) for job in missing]
@@ -132,12 +154,20 @@ def do_all(jobs: Sequence[Job], parallel: int, threads: int | None) -> None:
 
 def _python(log: Path, threads: int, script: str, *words: str) -> None:
     """Run one of the project's scripts, with its output appended to `log`."""
-    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    env = {**os.environ, **quiet, "OMP_NUM_THREADS": str(threads)}
-    with log.open("a") as file:
-        done = subprocess.run([sys.executable, str(ROOT / script), *words], env=env, stdout=file, stderr=file)
-    if done.returncode:
+    process = FORKS.Process(target=_script, args=(log, threads, script, words))
+    process.start()
+    process.join()
+    if process.exitcode:
         last = log.read_text().strip().splitlines()[-1]
         raise ValueError(
-            f"{script} ended with status {done.returncode} ({last}): see {log}, and run the same command to continue"
+            f"{script} ended with status {process.exitcode} ({last}): see {log}, and run the same command to continue"
         )
+
+
+def _script(log: Path, threads: int, script: str, words: Sequence[str]) -> None:
+    with log.open("a") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    torch.set_num_threads(threads)
+    sys.argv = [str(ROOT / script), *words]
+    runpy.run_path(sys.argv[0], run_name="__main__")

@@ -11,10 +11,17 @@ SHARE = 0.1  # of samples that are questions about images or text
 FROZEN = "model.freeze=[vision]"  # as in the real experiments
 BASE = "base"  # trained without pruning; all recipes start from it
 # A random tower sees change in every seed (the page states the area), which training a tiny one would undo.
-BASE_WORDS = ("rate=constant", "model.freeze=[vision,merger]")
-BASE_SHARE = 0.25
+BASE_WORDS = ("rate=constant", FROZEN, "optim.lr=3e-3", "train.batch_size=24")
+BASE_SHARE = 0.4  # images and text have one question, videos one of every kind
 COMPARED = (CONTROL, REFERENCE)  # also evaluated unpruned on fewer and on smaller frames
 BY_PIXELS = "method=pixel_delta"
+SERVED = {  # methods and places under which models are evaluated, as arguments of scripts/evaluate.py
+    "evs": ("method=evs", "prune_at=merger"),
+    "vidcom2": ("method=vidcom2", "prune_at=merger"),
+    "pixels": (BY_PIXELS, "prune_at=merger"),
+    "input": (BY_PIXELS, "prune_at=input"),
+}
+TRANSFER_RATES = (0.75, 0.85)
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,8 @@ class Recipe:
     equal_steps: bool = False  # as many steps as the reference, whatever they cost
     budget: float = 1.0  # operations, as a fraction of the reference's
     stills: float = SHARE  # share of samples that are questions about images or text
-    served: str | None = None  # method of the evaluation, if it is another
+    served: str | None = None  # of SERVED: method of the evaluation, if it is another
+    native: str | None = None  # of SERVED: its own method; it is evaluated under the others as well
     reduced: str | None = None  # of data.encoding.reduction: trained and served unpruned on reduced videos
 
     def arguments(self, steps: int) -> list[str]:
@@ -36,9 +44,9 @@ class Recipe:
 
 
 RECIPES = (
-    Recipe(CONTROL, "rate 0, for as many steps as uniform", ("rate=constant",), equal_steps=True),
+    Recipe(CONTROL, "rate 0, for as many steps as uniform", ("rate=constant",), equal_steps=True, native="evs"),
     Recipe("fixed", "always .75", ("rate=constant", "rate.rate=0.75")),
-    Recipe("uniform", "U(0, .9)", ("rate=uniform",)),
+    Recipe("uniform", "U(0, .9)", ("rate=uniform",), native="evs"),
     Recipe("half", "as uniform, with half the operations", ("rate=uniform",), budget=0.5),
     Recipe("beta", "the paper's kind: Beta around .75", ("rate=beta",)),
     Recipe("mixture", "a quarter unpruned, else U(0, .9)", ("rate=mixture",)),
@@ -49,8 +57,10 @@ RECIPES = (
         "two views of each video: unpruned, and U(0, .9), which the first teaches",
         ("train.views=2", "train.anchor_rate=0", "train.distill.weight=1"),
     ),
-    Recipe("input", "U(0, .9) by pixels, before the tower", (BY_PIXELS, "method.prune_at=input")),
-    Recipe("drawn", "U(0, .9), by features or before the tower, drawn every step", ("method=drawn",)),
+    Recipe("vidcom2", "U(0, .9) by VidCom2", ("method=vidcom2", "method.dtype=null"), native="vidcom2"),
+    Recipe("pixels", "U(0, .9) by pixels, after the tower", (BY_PIXELS,), native="pixels"),
+    Recipe("input", "U(0, .9) by pixels, before the tower", (BY_PIXELS, "method.prune_at=input"), native="input"),
+    Recipe("drawn", "U(0, .9), by features or before the tower, drawn every step", ("method=drawn",), native="evs"),
     Recipe(
         "dirichlet", "U(0, .9), spread over frames at random, served by EVS", ("method=dirichlet_frames",), served="evs"
     ),

@@ -10,10 +10,10 @@ import pytest
 
 from scripts import study
 from scripts.bench.timing import ROOT
-from scripts.recipes import page
+from scripts.recipes import page, tables
 from scripts.recipes.results import Result, difference
 from scripts.recipes.runs import Seed
-from scripts.recipes.table import RECIPES, named
+from scripts.recipes.table import RECIPES, SERVED, named
 from tests.runs import composed
 from train.evaluation.answers import Answer
 
@@ -51,17 +51,36 @@ def test_a_table_says_which_differences_count():
     }
     results["beta"] = [result("beta", 0, 0.45, (0.0, 0.75)), result("beta", 1, 0.54, (0.0, 0.75))]
     results["fixed"] = [result("fixed", seed, 0.8, (0.0, 0.75)) for seed in seeds]
-    rows = {line.split("|")[1].strip(): line for line in page.paired(results).splitlines()[2:]}
-    assert rows.keys() == {"control", "beta", "fixed"}
-    assert rows["beta"].endswith("| 6.4 | tie |") and rows["fixed"].endswith("| 0.0 | yes |")
-    one_seed = {name: results[:1] for name, results in results.items()}
-    assert "one seed |" in page.paired(one_seed) and "| yes |" not in page.paired(one_seed)
+    rows = {line.split("|")[1].strip(): line for line in tables.by_rate(results, {}).splitlines()[2:]}
+    assert rows["beta"].endswith("| 6.4 | tie |") and rows["fixed"].endswith("| 0.0 | better |")
+    one_seed = tables.by_rate({name: results[:1] for name, results in results.items()}, {})
+    assert "one seed |" in one_seed and "| better |" not in one_seed
+
+
+def test_a_rate_that_reduced_videos_cannot_reach_is_shown_as_such_and_compared_at_the_others_only():
+    results = {name: [result(name, seed, 0.5, (0.0, 0.75)) for seed in (0, 1)] for name in ("base", "uniform")}
+    results["smaller_frames"] = [result("smaller_frames", seed, 0.7, (0.0,)) for seed in (0, 1)]
+    row = tables.by_rate(results, {}).splitlines()[-1]
+    assert row.startswith("| smaller_frames | before uptraining | 70.0 | not reached | not reached |  | 1 | +20.0 |")
+    reduced = {"frames": result("uniform", 0, 0.4, (0.0, 0.75)).answers, "pixels": ()}
+    unreached = {"pixels": result("uniform", 0, 0.4, (0.5,)).answers}
+    results["uniform"] = [replace(one, reduced=reduced | unreached) for one in results["uniform"]]
+    assert tables.equal_tokens(results).splitlines()[-1] == (
+        "| uniform | 0.75 | 50.0 | 40.0 | +10.0 (+7.2 to +13.0), better | not reached |  |"
+    )
+
+
+def test_a_model_is_shown_under_every_method_that_it_is_served_by():
+    served = [dict.fromkeys(SERVED, accuracy) | {"input": 0.5} for accuracy in (0.8, 0.9)]
+    results = [replace(result("uniform", seed, 0.5), served=one) for seed, one in enumerate(served)]
+    table = tables.transfer({"base": [result("base", 0, 0.5)], "uniform": results})
+    assert table.splitlines()[2:] == ["| uniform | 85.0 ± 7.1 | 85.0 ± 7.1 | 85.0 ± 7.1 | 50.0 ± 0.0 |"]
 
 
 def test_the_main_recipes_include_the_best_uptrained_one():
-    accuracies = {"base": 0.1, "control": 0.9, "uniform": 0.2, "pixels": 0.5, "input": 0.4}
+    accuracies = {"base": 0.1, "control": 0.9, "uniform": 0.2, "pixels": 0.5, "input": 0.4, "fewer_frames": 0.8}
     results = {name: [result(name, 0, accuracy)] for name, accuracy in accuracies.items()}
-    assert page.main_recipes(results) == ["base", "control", "uniform", "pixels"]
+    assert tables.main_recipes(results) == ["base", "control", "uniform", "pixels", "fewer_frames"]
 
 
 def test_an_unknown_recipe_is_named():
@@ -95,9 +114,9 @@ def test_a_loss_on_images_and_text_is_told_from_the_control():
     def stills(name: str, right: float) -> list[Result]:
         return [replace(one, kinds=kinds, stills=one.answers) for one in [result(name, s, right) for s in (0, 1)]]
 
-    table = page.stills({"base": stills("base", 0.9), "control": stills("control", 0.9), "fixed": stills("fixed", 0.7)})
+    table = tables.stills({"base": stills("base", 0.9), "control": stills("control", 0.9), "fixed": stills("fixed", 0.7)})
     assert (
-        table.splitlines()[-1].startswith("| fixed | 70.0 | 70.0 |") and table.endswith("| yes |") and "-20.0" in table
+        table.splitlines()[-1].startswith("| fixed | 70.0 | 70.0 |") and table.endswith("| worse |") and "-20.0" in table
     )
 
 
