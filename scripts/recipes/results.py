@@ -36,6 +36,7 @@ class Result:
     stills: tuple[Answer, ...] = ()  # on images and text, at rate 0
     area: float | None = None  # mean evs.score_area of the held-out videos
     reduced: Mapping[str, tuple[Answer, ...]] = field(default_factory=dict)  # by data.encoding.reduction
+    kept: Mapping[tuple[str, float], float] = field(default_factory=dict)  # fraction of tokens of `reduced`, by rate
     served: Mapping[str, float] = field(default_factory=dict)  # accuracy at TRANSFER_RATES by method of SERVED
 
     @property
@@ -100,6 +101,7 @@ def read(seed: Seed, name: str, recipe: Recipe | None = None) -> Result:
         tuple(answer for answer in whole if kinds[answer.sample] in STILLS and answer.rate == 0),
         measured.get("score_area", {}).get("mean"),
         reduced,
+        {(one["baseline"], one["rate"]): one["kept"] for one in measured.get("baselines", [])},
         {} if recipe is None or recipe.native is None else served_of(seed, recipe, kinds),
     )
 

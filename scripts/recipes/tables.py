@@ -66,7 +66,11 @@ def _against(results: Sequence[Result], kind: str, rate: float) -> list[str]:
     if not all(one.answers for one in reduced):
         return [NOT_REACHED, ""]
     change = difference([one.only(rates=[rate]) for one in results], reduced)
-    return [_percent(reduced), f"{100 * change.mean:+.1f} ({_interval(change)}), {_verdict(change)}"]
+    kept = fmean(one.kept.get((kind, rate), 1.0) for one in results)
+    return [
+        f"{_percent(reduced)} at {100 * kept:.0f} %",
+        f"{100 * change.mean:+.1f} ({_interval(change)}), {_verdict(change)}",
+    ]
 
 
 def transfer(by_recipe: Results) -> str:

@@ -64,9 +64,10 @@ def test_a_rate_that_reduced_videos_cannot_reach_is_shown_as_such_and_compared_a
     assert row.startswith("| smaller_frames | before uptraining | 70.0 | not reached | not reached |  | 1 | +20.0 |")
     reduced = {"frames": result("uniform", 0, 0.4, (0.0, 0.75)).answers, "pixels": ()}
     unreached = {"pixels": result("uniform", 0, 0.4, (0.5,)).answers}
-    results["uniform"] = [replace(one, reduced=reduced | unreached) for one in results["uniform"]]
+    kept = {("frames", 0.75): 0.25}
+    results["uniform"] = [replace(one, reduced=reduced | unreached, kept=kept) for one in results["uniform"]]
     assert tables.equal_tokens(results).splitlines()[-1] == (
-        "| uniform | 0.75 | 50.0 | 40.0 | +10.0 (+7.2 to +13.0), better | not reached |  |"
+        "| uniform | 0.75 | 50.0 | 40.0 at 25 % | +10.0 (+7.2 to +13.0), better | not reached |  |"
     )
 
 
@@ -114,9 +115,13 @@ def test_a_loss_on_images_and_text_is_told_from_the_control():
     def stills(name: str, right: float) -> list[Result]:
         return [replace(one, kinds=kinds, stills=one.answers) for one in [result(name, s, right) for s in (0, 1)]]
 
-    table = tables.stills({"base": stills("base", 0.9), "control": stills("control", 0.9), "fixed": stills("fixed", 0.7)})
+    table = tables.stills(
+        {"base": stills("base", 0.9), "control": stills("control", 0.9), "fixed": stills("fixed", 0.7)}
+    )
     assert (
-        table.splitlines()[-1].startswith("| fixed | 70.0 | 70.0 |") and table.endswith("| worse |") and "-20.0" in table
+        table.splitlines()[-1].startswith("| fixed | 70.0 | 70.0 |")
+        and table.endswith("| worse |")
+        and "-20.0" in table
     )
 
 
