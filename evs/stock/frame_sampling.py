@@ -72,7 +72,7 @@ def _sizes(video: Any, policy: Policy) -> list[str]:
     limits = {name: getattr(policy, name) for name in ("min_pixels", "max_pixels", "total_pixels")}
     if not any(limits.values()):
         return []
-    if not {"shortest_edge", "longest_edge"} <= {*(getattr(video, "size", None) or {})}:
+    if not {"shortest_edge", "longest_edge"} <= dict(getattr(video, "size", None) or {}).keys():
         return [f"The processor does not limit pixels by size, and the policy does: {limits}."]
     own = _limits(video)
     if limits["max_pixels"] and _bounds_the_video(video):  # an export lowers the least size below this limit

@@ -6,13 +6,16 @@ import re
 import textwrap
 from dataclasses import replace
 from pathlib import Path
-from types import MethodType
+from types import MethodType, SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from accelerate import ParallelismConfig
 from transformers import AutoProcessor, Trainer, TrainerCallback, TrainingArguments
 
+from data.media.frames import FramePolicy
+from data.media.processor import configured
 from evs import Choice, Uniform, draw
 from evs.families import adapter_for
 from evs.methods import method_named
@@ -132,6 +135,21 @@ def test_weights_pruned_before_the_tower_are_marked(tmp_path) -> None:
     assert getattr(model.config, MARK) == "input"
 
 
+def test_ranks_that_share_rows_draw_one_rate(whole) -> None:
+    """Of four processes, two and two train on the same rows."""
+    model, callback, steps = tiny_model(FAMILY), PruningCallback(), whole.state
+    enable_pruning(model, Uniform(0, 0.9), seed=5)
+    shared = ParallelismConfig(tp_size=2)
+    places = []
+    for process in range(4):
+        args = SimpleNamespace(
+            gradient_accumulation_steps=1, parallelism_config=shared, process_index=process, world_size=4
+        )
+        callback.on_step_begin(args, steps, None, model=model)
+        places.append((model.pruning_state.rank, model.pruning_state.ranks))
+    assert places == [(0, 2), (0, 2), (1, 2), (1, 2)]
+
+
 def test_evaluation_does_not_change_what_training_draws(whole, tmp_path) -> None:
     model = tiny_model(FAMILY)
     enable_pruning(model, Uniform(0, 0.9), seed=5, eval_rate=0.75)
@@ -175,11 +193,38 @@ def test_differences_in_sampling_are_said(checkpoint, changes, words) -> None:
         assert word in sentence
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "glm4v", "nemotron_h_omni"])
-def test_frames_are_compared_for_every_kind_of_processor(checkpoint, family) -> None:
-    processor = AutoProcessor.from_pretrained(checkpoint(family))
-    for policy in (None, Policy(fps=1.0, max_pixels=28 * 28, total_pixels=10**6)):
-        assert all(sentence.endswith(".") and "\n" not in sentence for sentence in check_frames(processor, policy))
+PIXELS = [
+    {"max_pixels": 50_176},
+    {"min_pixels": 100_352, "max_pixels": 100_352},
+    {"min_pixels": 6272, "total_pixels": 602_112},
+]
+
+
+@pytest.mark.parametrize("limits", PIXELS, ids=str)
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_frames_of_an_exported_processor_differ_in_nothing(checkpoint, family, limits) -> None:
+    """`configured` writes what an export writes."""
+    processor, policy = AutoProcessor.from_pretrained(checkpoint(family)), FramePolicy(**limits)
+    processor.video_processor = configured(processor.video_processor, policy)
+    processor.video_processor.do_sample_frames = True
+    said = check_frames(processor, Policy(**limits))
+    assert [sentence for sentence in said if "pixels" in sentence] == []
+    name, value = list(limits.items())[-1]
+    (sentence,) = (s for s in check_frames(processor, Policy(**limits | {name: 2 * value})) if f"{name}=" in s)
+    assert f"the server uses {2 * value}" in sentence
+
+
+def test_pixels_are_compared_for_a_processor_with_a_fixed_number_of_frames(checkpoint) -> None:
+    processor = AutoProcessor.from_pretrained(checkpoint("qwen3_vl"))
+    vars(processor.video_processor).update(do_sample_frames=True, num_frames=8, fps=None)
+    frames, pixels = check_frames(processor, Policy(total_pixels=10**6))
+    assert "num_frames=8 of every video" in frames and "total_pixels=" in pixels
+
+
+def test_a_processor_without_limits_of_pixels_is_told_those_of_the_policy(checkpoint) -> None:
+    processor = AutoProcessor.from_pretrained(checkpoint("nemotron_h_omni"))
+    *_, sentence = check_frames(processor, Policy(max_pixels=784))
+    assert "does not limit pixels by size" in sentence and "'max_pixels': 784" in sentence
 
 
 def test_the_first_lines_of_the_page_work_when_pasted(checkpoint, clips, capsys) -> None:
