@@ -109,7 +109,7 @@ class SharedMedia:
         first, last, of_images = (cell * self._first_G[number] for number in (begin, end, self._images))
         batch, videos = self.batch, self._media_G[max(begin, self._images) : end]
         medium_V, grids_V = videos.unique_consecutive(return_counts=True)
-        thw_V3 = batch.video_grid_thw_V3[medium_V - self._images].clone()
+        thw_V3 = batch.video_grid_thw_V3[medium_V - self._images]  # a copy
         thw_V3[:, 0] = grids_V
         own: Any = batch
         return replace(

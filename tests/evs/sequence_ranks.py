@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -17,7 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from evs import FrameDelta
 from evs.families import adapter_for, spec_of
 from evs.families.qwen.qwen2_5_vl import Qwen25VL
+from evs.methods.base import Method
 from evs.methods.baselines import RandomTokens
+from evs.methods.pixels import PixelDelta
 from evs.methods.vidcom2 import VidCom2
 from evs.pipeline import EncodedBatch
 from evs.pruning import keep_mask
@@ -38,6 +41,8 @@ STEPS = [  # batch, rates of its views
     (models.MIXED, (0.0, 0.6)),  # two views
 ]
 
+EARLY = [(models.MIXED, (0.5,)), (SINGLE, (0.9,)), (TEXT_ONLY, (0.5,))]  # at .9 not every rank has a kept token
+
 
 def widen() -> None:
     """Give the tiny models 4 heads of attention and 2 of keys."""
@@ -53,13 +58,15 @@ def smaller(model: Any) -> Any:
     return model
 
 
-def compare(family: str, group: SequenceGroup) -> None:
+def compare(family: str, group: SequenceGroup, method: Method, steps: Sequence[Any] = STEPS) -> None:
     alone, shared = (
-        UptrainTask(model := smaller(models.tiny_model(family)), adapter_for(model), FrameDelta(), group=own).train()
+        UptrainTask(model := smaller(models.tiny_model(family)), adapter_for(model), method, group=own).train()
         for own in (None, group)
     )
-    for number, (layout, rates) in enumerate(STEPS):
+    for number, (layout, rates) in enumerate(steps):
         batch, request = models.prompts(family, layout, seed=number), TrainRequest(rates)
+        if method.needs == "pixels":
+            batch = with_levels(batch)
         outs, grads = [], []
         for task in (alone, shared):
             task.zero_grad()
@@ -69,7 +76,7 @@ def compare(family: str, group: SequenceGroup) -> None:
             outs.append(out)
             grads.append(torch.cat([part.flatten() for part in parts]))
         dist.all_reduce(grads[1], group=group.process_group)
-        what = f"{family}, step {number}"
+        what = f"{family}, {method.name} at {method.prune_at}, step {number}"
         one, other = outs
         assert (one.targets, one.tokens, one.kept) == (other.targets, other.tokens, other.kept), what
         torch.testing.assert_close(other.loss_sum, one.loss_sum, rtol=1e-5, atol=1e-5)
@@ -84,6 +91,13 @@ def compare(family: str, group: SequenceGroup) -> None:
             with torch.no_grad():
                 for p, part in zip(task.parameters(), grad.split([p.numel() for p in task.parameters()])):
                     p.sub_(part.view_as(p), alpha=1e-3 / max(1.0, float(size)))
+
+
+def with_levels(batch: models.Prompts) -> models.Prompts:
+    """The prompts with normalised levels of uint8 as pixels, which methods of pixels score."""
+    rows = batch.pixel_values_videos
+    levels = None if rows is None else (rows * 64 + 128).clamp(0, 255).round() / 127.5 - 1
+    return replace(batch, pixel_values_videos=levels, video_normal=((0.5,) * 3, (0.5,) * 3))
 
 
 class CoarseTower(Qwen25VL):
@@ -131,7 +145,9 @@ def join(rank: int, ranks: int, size: int, families: Sequence[str], store: str) 
     compare_masks(group)
     compare_operations(group)
     for family in families:
-        compare(family, group)
+        compare(family, group, FrameDelta())
+    compare("qwen2_5_vl", group, PixelDelta("input"), EARLY)
+    compare("qwen2_5_vl", group, PixelDelta(1), EARLY)
     dist.destroy_process_group()
 
 
