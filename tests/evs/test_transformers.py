@@ -156,6 +156,14 @@ def test_logits_of_dropped_tokens_are_zero_unless_a_survivor_follows() -> None:
     torch.testing.assert_close(out.logits[0, 27], out.logits[0, 9], atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_logits_of_padding_are_zero_next_to_other_rows(side) -> None:
+    inputs = padded("qwen2_5_vl", batch_of("qwen2_5_vl", layout("qwen2_5_vl")), side)
+    with torch.no_grad():
+        out = enabled("qwen2_5_vl", 0.6)(**inputs)
+    assert not out.logits[inputs["attention_mask"] == 0].any()
+
+
 @pytest.mark.parametrize("keep", [1, 4, torch.tensor([0, 5])])
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "nemotron_h_omni"])
 def test_only_the_logits_that_are_asked_for_are_returned(family, keep) -> None:
@@ -188,6 +196,16 @@ def test_at_rate_zero_a_model_is_the_stock_one(family, sample) -> None:
     assert type(out) is type(expected)
     torch.testing.assert_close(out.logits, expected.logits, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(out.loss, expected.loss, atol=1e-4, rtol=1e-4)
+
+
+def test_images_alone_are_placed_as_a_server_places_them_while_it_prunes() -> None:
+    batch = batch_of("qwen2_5_vl", [[3, ("image", (1, 4, 2)), 5]])
+    model = tiny_model("qwen2_5_vl")
+    task = UptrainTask(model, adapter_for(model, "vllm"), FrameDelta()).train()
+    pruned, whole = (task(batch, TrainRequest((rate,))) for rate in (0.5, 0.0))
+    out = enabled("qwen2_5_vl", 0.5, scheme="vllm").train()(**padded("qwen2_5_vl", batch))
+    torch.testing.assert_close(out.loss, pruned.loss_sum / pruned.targets)
+    assert not torch.isclose(pruned.loss_sum, whole.loss_sum)
 
 
 def test_disabling_restores_the_stock_model_bit_for_bit(family) -> None:
@@ -289,8 +307,9 @@ def test_hooks_of_a_device_map_stay_and_are_called(places) -> None:
     assert torch.equal(model(**inputs).loss, stock)
 
 
-def test_without_logits_the_loss_is_the_same(family) -> None:
-    inputs = padded(family, batch_of(family, layout(family)))
+@pytest.mark.parametrize("items", [None, 7], ids=["mean", "items"])
+def test_without_logits_the_loss_is_the_same(family, items) -> None:
+    inputs = padded(family, batch_of(family, layout(family))) | {"num_items_in_batch": items}
     whole, lean = enabled(family, 0.6).train(), enabled(family, 0.6, return_logits=False).train()
     outs = [model(**inputs) for model in (whole, lean)]
     torch.testing.assert_close(outs[1].loss, outs[0].loss, atol=1e-5, rtol=1e-5)
@@ -299,7 +318,7 @@ def test_without_logits_the_loss_is_the_same(family) -> None:
     assert outs[1].logits is None
     for name, value in gradients(lean).items():
         torch.testing.assert_close(value, gradients(whole)[name], atol=1e-5, rtol=1e-3, msg=name)
-    del inputs["labels"]
+    del inputs["labels"], inputs["num_items_in_batch"]
     assert lean(**inputs).logits.shape[:2] == inputs["input_ids"].shape
 
 
@@ -455,6 +474,14 @@ def test_inputs_that_do_not_fit_are_refused_in_one_line(changes, message) -> Non
     with pytest.raises(ValueError, match=message) as error:
         enabled("qwen2_5_vl", 0.5)(**inputs | changes)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["output_hidden_states", "output_router_logits"])
+def test_outputs_that_the_configuration_asks_for_are_refused_too(name) -> None:
+    model = enabled("qwen2_5_vl", 0.5)
+    vars(model.config.get_text_config())[name] = True
+    with pytest.raises(ValueError, match=f"{name}=True: a pruned forward returns loss and logits only"):
+        model(**padded("qwen2_5_vl", batch_of("qwen2_5_vl", [[3, ("video", (4, 2, 3)), 5]])))
 
 
 def test_videos_and_images_on_one_placeholder_need_types_of_tokens() -> None:
