@@ -40,5 +40,11 @@ def test_losses_and_lengths_are_each_answers_own():
     assert (first.targets, second.targets) == (2, 1) and first.loss > 2 * second.loss > 0
 
 
+def test_losses_of_bfloat16_logits_are_not_rounded_to_it():
+    x, scores = batch([IGNORE, 3, 4], ((),)), torch.randn(2, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    (grade,), (exact,) = grades(scores, x), grades(scores.float(), x)
+    assert grade.loss == exact.loss
+
+
 def test_a_batch_without_answers_has_none():
     assert grades(torch.zeros(0, 8), batch([IGNORE, IGNORE], ())) == []

@@ -8,6 +8,7 @@ from train.evaluation.answers import Answer
 from train.evaluation.questions import Question
 from train.evaluation.report import curve, words
 from train.evaluation.scores import differences, scores
+from train.reports.curve import Curve
 
 QUESTIONS = {f"q{i}": Question(f"q{i}", f"s{i}", 0, "ab"[i % 2], None, ("x",), f"video{i // 2}") for i in range(400)}
 
@@ -39,6 +40,12 @@ def test_the_rate_to_serve_at_is_within_one_point_of_no_pruning():
     found = scores([*answers(390), *answers(387, 0.5), *answers(386, 0.75), *answers(300, 0.9)], QUESTIONS)
     assert curve("", found).recommended() == 0.75
     assert curve("", found[1:]).recommended() is None
+
+
+def test_the_rate_to_serve_at_is_within_the_interval_of_no_pruning():
+    accuracy = {0.0: 0.9, 0.5: 0.897, 0.75: 0.893}
+    assert Curve("", accuracy, {0.0: (0.895, 0.905)}).recommended() == 0.5
+    assert Curve("", accuracy).recommended() == 0.75
 
 
 def test_another_model_is_compared_question_by_question():
