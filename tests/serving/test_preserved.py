@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
 
 import pytest
@@ -188,9 +189,9 @@ def test_a_prompt_of_text_alone_counts_on() -> None:
 def test_prompts_that_were_never_filled_are_forgotten_in_the_end(monkeypatch) -> None:
     monkeypatch.setattr(preserved, "REMEMBERED", 8)
     prompt, server = prune(BOXES, TEXT), Second()
-    for _ in range(20):
-        server.add(prompt)
-    assert len(server.prompts._known) == 8
+    placed = [weakref.ref(server.prompts.place(prompt.length, prompt.slots)[0].prompt) for _ in range(20)]
+    assert [known() is not None for known in placed] == [False] * 12 + [True] * 8
+    server.add(prompt)
     assert torch.equal(server.step(prompt, 0, prompt.length).long(), prompt.positions)
 
 
