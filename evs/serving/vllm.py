@@ -11,9 +11,8 @@ import os
 from functools import wraps
 from typing import Any
 
-from evs.families.servers import GLM, NEMOTRON
+from evs.families.servers import GLM, NEMOTRON, VLLM_VERSIONS
 
-SUPPORTED = ("0.31.0", "0.32.0")
 MODELS = {
     "Qwen2_5_VLForConditionalGeneration": "evs.serving.vllm_models:Qwen25VL",
     "Qwen3VLForConditionalGeneration": "evs.serving.vllm_models:Qwen3VL",
@@ -55,9 +54,9 @@ def register() -> None:
 
 
 def check_version(version: str) -> None:
-    if version.split("+")[0] not in SUPPORTED:
+    if version.split("+")[0] not in VLLM_VERSIONS:
         raise ValueError(
-            f"the evs plugin does not know vLLM {version}: install {' or '.join(SUPPORTED)}, or set "
+            f"the evs plugin does not know vLLM {version}: install {' or '.join(VLLM_VERSIONS)}, or set "
             "EVS_VLLM_PLUGIN=0 to serve without it, =any to load it and check with scripts/check_serving.py"
         )
 

@@ -22,9 +22,9 @@ import av
 import numpy as np
 import pytest
 
+from evs.families.servers import VLLM_VERSIONS
 from evs.methods import method_named
 from evs.policy import Policy
-from evs.serving.vllm import SUPPORTED
 from scripts.check_serving import Options, check
 from scripts.serving.files import QUESTION, prepare
 from scripts.serving.ours import STEPS, TOP, Ours
@@ -103,7 +103,7 @@ def test_before_tower_a_server_sees_and_says_what_training_does(checkpoint, envi
     assert differing(Options(model, environment("0.32.0"), [0.0, 0.75], videos=clips)) == {}
 
 
-@pytest.mark.parametrize("version", SUPPORTED)
+@pytest.mark.parametrize("version", VLLM_VERSIONS)
 def test_a_server_sees_and_says_what_training_does(checkpoint, environment, clips, version, tmp_path) -> None:
     model = exported(checkpoint, tmp_path / "model", Policy())
     assert differing(Options(model, environment(version), RATES, videos=clips)) == {}

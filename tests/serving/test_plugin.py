@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from evs.serving.vllm import SUPPORTED, check_version, register
+from evs.families.servers import VLLM_VERSIONS
+from evs.serving.vllm import check_version, register
 
 
-@pytest.mark.parametrize("version", [*SUPPORTED, f"{SUPPORTED[0]}+cpu"])
+@pytest.mark.parametrize("version", [*VLLM_VERSIONS, f"{VLLM_VERSIONS[0]}+cpu"])
 def test_the_versions_it_was_written_for_are_known(version) -> None:
     check_version(version)
 

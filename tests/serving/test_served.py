@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoProcessor
 
+from evs.families.servers import VLLM_VERSIONS
 from evs.positions import frame_boxes, rope_positions, timed_box
 from evs.selection import keep_count
-from evs.serving.vllm import SUPPORTED
 from evs.types import Grid
 from scripts.check_serving import Options, check, prepare, serve
 from scripts.make_tiny_model import make
@@ -24,7 +24,7 @@ RATES = {"0.32.0": [0.0, 0.3, 0.5, 0.75, 0.9], "0.31.0": [0.0, 0.5, 0.9]}
 NOISE = 0.03  # of log-probabilities in bfloat16, where two implementations of the same layers round differently
 
 
-@pytest.mark.parametrize("version", SUPPORTED)
+@pytest.mark.parametrize("version", VLLM_VERSIONS)
 def test_with_the_plugin_a_server_answers_as_the_trained_model(checkpoint, environment, version) -> None:
     verdicts = check(Options(checkpoint, environment(version), RATES[version], chunks=[0, 64]))
     assert len(verdicts) == len(CASES) * len(RATES[version]) * 2

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from evs.families.servers import VLLM_VERSIONS
 from evs.policy import Policy
-from evs.serving.vllm import SUPPORTED
 from scripts.make_tiny_model import make
 from tests.serving.conftest import SERVABLE, drive
 from train.export.serving_metadata import media_io
@@ -22,7 +22,7 @@ FLAGS = {"media_io_kwargs": {"video": FRAMES}}  # what such a server must be giv
 RATES = {"name": "Mixture", "components": [{"rate": 0.0}, {"low": 0.0, "high": 0.4}]}
 
 
-@pytest.fixture(scope="module", params=SUPPORTED)
+@pytest.fixture(scope="module", params=VLLM_VERSIONS)
 def said(request, environment, tmp_path_factory):
     """What one server says to every configuration of CONFIGURATIONS, all asked in one process."""
     folder = tmp_path_factory.mktemp("start")
@@ -130,7 +130,7 @@ def test_what_differs_from_training_is_one_warning_with_the_flag_to_give(said, n
     assert "\n" not in warning
 
 
-@pytest.mark.parametrize("version", SUPPORTED)
+@pytest.mark.parametrize("version", VLLM_VERSIONS)
 def test_gated_delta_net_in_float32_on_a_cpu_is_refused(environment, tmp_path, version) -> None:
     model = str(make("qwen3_5", tmp_path / "checkpoint"))
     asked = [{"model": model, "dtype": dtype, "enforce_eager": True} for dtype in ("float32", "bfloat16")]

@@ -11,9 +11,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from evs.families.servers import FIRST_VERSION, WITHOUT_PLUGIN
+from evs.families.servers import FIRST_VERSION, VLLM_VERSIONS, WITHOUT_PLUGIN
 from evs.policy import Policy
-from evs.serving.vllm import SUPPORTED
 from train.config import Config, TrainConfig
 from train.export.serving_metadata import architecture, not_pruned, serve_command
 from train.reports.curve import POINT, Curve, table
@@ -136,10 +135,10 @@ def _serving(policy: Policy, rate: float | None, hub: HubMetadata) -> str:
     model = (hub.base_model or "<the base model>") if hub.adapter else "<this checkpoint>"
     without = WITHOUT_PLUGIN.get(served, WITHOUT.get(policy.prune_at, ""))
     without = without if policy.scheme == "preserve" else STOCK_POSITIONS
-    install, notes = f"pip install vllm=={SUPPORTED[-1]}", f"{not_pruned(policy, served)} "
+    install, notes = f"pip install vllm=={VLLM_VERSIONS[-1]}", f"{not_pruned(policy, served)} "
     if not notes.strip():
         install += " .    # the plugin, in a clone of evs-uptrain"
-        notes = PLUGIN.format(without, " or ".join(SUPPORTED[FIRST_VERSION.get(served, 0) :]))
+        notes = PLUGIN.format(without, " or ".join(VLLM_VERSIONS[FIRST_VERSION.get(served, 0) :]))
     return SERVING.substitute(install=install, serve=serve_command(policy, model, rate, served, lora), notes=notes)
 
 
