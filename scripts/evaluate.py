@@ -39,8 +39,8 @@ from train.datasets import read_index, usable
 from train.evaluation.answers import Answer, Answers
 from train.evaluation.baselines import Baselines
 from train.evaluation.evaluation import Evaluation, Outcome, build_questions
-from train.evaluation.report import answers_of, areas_of, words, write
-from train.evaluation.scores import Difference, differences, scores
+from train.evaluation.report import answers_of, words, write
+from train.evaluation.scores import Difference, areas_of, differences, scores
 from train.export.serving_metadata import checkpoint_policy, filled
 from train.model import load_pretrained
 from train.ranges import names, number, pruning_rates

@@ -42,8 +42,7 @@ from train.distributed import (
     data_parallel_size,
 )
 from train.ema import Average
-from train.evaluation.evaluation import build_questions
-from train.evaluation.scores import Score
+from train.evaluation.evaluation import Summary, build_questions
 from train.faults.bad_sample_limit import BadSampleLimit
 from train.faults.nonfinite import Health
 from train.faults.watchdog import WATCHDOG
@@ -282,13 +281,10 @@ def build_encoder(model: ModelConfig, data: DataConfig) -> Encoder:
     return encoder_of(model.path, frame_policy(data), model.revision, max_tokens=data.max_tokens, limits=limits)
 
 
-def build_evaluation(ready: Prepared, task: nn.Module) -> Callable[[], tuple[list[Score], list[Quarantined]]] | None:
-    """A function that evaluates the current weights of `task`; None without evaluation data.
-
-    It returns the score at every rate and the quarantined samples, over all ranks.
-    """
+def build_evaluation(ready: Prepared, task: nn.Module) -> Callable[[], Summary] | None:
+    """A function that evaluates the current weights of `task`; None without evaluation data."""
     if ready.eval_set is None:
         return None
     config, samples = ready.config, ready.eval_set.samples
     evaluation = build_questions(ready.engine, ready.encoder, samples, data=config.data, config=config.eval)
-    return partial(evaluation.scores, task)
+    return partial(evaluation.summarize, task)

@@ -16,14 +16,14 @@ from accelerate import Accelerator
 from torch import nn
 
 from data.loader import Step
-from data.types import Batch, Quarantined
+from data.types import Batch
 from train.callbacks import Callback, MicroBatch, StepResult
 from train.checkpoint.checkpoint import Checkpoints
 from train.checkpoint.resume import Origin
 from train.collectives import agree_to_stop
 from train.config import Config
 from train.distributed import Mesh
-from train.evaluation.scores import Score
+from train.evaluation.evaluation import Summary
 from train.faults.nonfinite import Health, nan_grads_if_nonfinite
 from train.faults.signals import Stop, note
 from train.faults.watchdog import WATCHDOG
@@ -53,7 +53,7 @@ class Run:
     checkpoints: Checkpoints
     health: Health
     callbacks: Sequence[Callback]  # `health` among them
-    evaluate: Callable[[], tuple[list[Score], list[Quarantined]]] | None  # None without evaluation data
+    evaluate: Callable[[], Summary] | None  # None without evaluation data
     forecast_gib: float | None  # forecast of a rank's peak memory; None without a forecast
     own_settings: dict[str, int]  # rows that set frames or pixels of their videos themselves, by configuration key
 
@@ -203,13 +203,15 @@ def _evaluate(run: Run, step: int) -> None:
     """Evaluate the task, report the scores at every rate, and note the mean accuracy in the checkpoint of `step`."""
     assert run.evaluate
     WATCHDOG.enter("evaluate", step)
-    scores, quarantined = run.evaluate()
-    run.recorder.quarantine_once(quarantined, step)
-    values: dict[str, float] = {"eval/quarantined": len(quarantined)}
-    for score in scores:
+    summary = run.evaluate()
+    run.recorder.quarantine_once(summary.quarantined, step)
+    values: dict[str, float] = {"eval/quarantined": len(summary.quarantined)}
+    if summary.areas:
+        values["eval/score_area"] = fmean(summary.areas)
+    for score in summary.scores:
         suffix = f"at_{score.rate:g}"
         values |= {f"eval/accuracy_{suffix}": score.accuracy, f"eval/loss_{suffix}": score.loss}
         values |= {f"eval/low_{suffix}": score.low, f"eval/high_{suffix}": score.high}
         values |= {f"eval/kind_{suffix}/{kind}": part.accuracy for kind, part in score.kinds.items()}
     run.recorder.report(step, None, **values)
-    run.checkpoints.score(step, fmean(score.accuracy for score in scores))
+    run.checkpoints.score(step, fmean(score.accuracy for score in summary.scores))

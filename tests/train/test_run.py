@@ -55,6 +55,7 @@ def test_the_loss_falls_and_every_rate_is_evaluated(words, questions, tmp_path, 
     for rate in ("0", "0.5", "0.75", "0.9"):
         before, after = metrics(run, f"eval/loss_at_{rate}")
         assert after < before
+    assert all(0.5 < area <= 1 for area in metrics(run, "eval/score_area"))
     assert min(metrics(run, "kept")) < 0.8 and all(0 <= rate < 0.9 for rate in metrics(run, "rate"))
 
 

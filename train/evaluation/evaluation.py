@@ -29,7 +29,7 @@ from train.config import DataConfig, EvalConfig
 from train.evaluation.answers import Answer, Answers
 from train.evaluation.grades import grades
 from train.evaluation.questions import Question, questions
-from train.evaluation.scores import Score, scores
+from train.evaluation.scores import Score, areas_of, scores
 from train.task import EvalOutput, EvalRequest, answer_begins
 
 
@@ -39,6 +39,15 @@ class Outcome:
 
     answers: list[Answer]
     lost: list[Quarantined]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The scores of the current weights, the same on every rank."""
+
+    scores: list[Score]  # one per rate, lowest first
+    areas: list[float]  # evs.score_area of every video
+    quarantined: list[Quarantined]
 
 
 class Evaluation:
@@ -65,13 +74,11 @@ class Evaluation:
         options = {"batch_size": self.batch_size, "workers": self.workers, "new_tokens": self.new_tokens}
         return Evaluation(self.engine, self.encoder, samples, rates, **options)
 
-    def scores(self, task: nn.Module) -> tuple[list[Score], list[Quarantined]]:
-        """(a Score per rate for the current weights, quarantined samples), on every rank.
-
-        Leaves the task in evaluation mode. Every rank must call it.
-        """
+    def summarize(self, task: nn.Module) -> Summary:
+        """Answer all questions and score the answers. Leaves the task in evaluation mode. Every rank must call it."""
         outcome = self.ask(task)
-        return scores(outcome.answers, self.by_key), outcome.lost
+        by_rate, areas = scores(outcome.answers, self.by_key), areas_of(outcome.answers, self.by_key)
+        return Summary(by_rate, areas, outcome.lost)
 
     def ask(self, task: nn.Module, existing: Sequence[Answer] = (), log: Answers | None = None) -> Outcome:
         """Answer all questions that have no `existing` answer, and append the answers to `log` batch by batch.

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from train.evaluation.answers import Answer, read
-from train.evaluation.questions import Question
 from train.evaluation.scores import Difference, Score
 from train.reports.curve import Curve, table
 from train.reports.equal_tokens import EqualTokens
@@ -36,14 +34,6 @@ def words(
 
 def curve(name: str, scores: Sequence[Score]) -> Curve:
     return Curve(name, {s.rate: s.accuracy for s in scores}, {s.rate: (s.low, s.high) for s in scores})
-
-
-def areas_of(answers: Iterable[Answer], questions: Mapping[str, Question]) -> list[float]:
-    """evs.score_area of every video, in the order of the data."""
-    by_video: dict[str, Sequence[float]] = {}
-    for answer in answers:  # answers of an earlier version have none
-        by_video[questions[answer.question].video] = answer.areas or by_video.get(questions[answer.question].video, ())
-    return list(chain.from_iterable(by_video.values()))
 
 
 def areas_line(areas: Sequence[float]) -> str:

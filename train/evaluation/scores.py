@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,14 @@ def differences(
         total = sum(len(by_rate[rate]) for rate in shared)
         raise ValueError(f"lacks {missing} of {total} answers: evaluate both models on the same data")
     return [_difference(rate, by_rate[rate], their_scores, questions) for rate in shared]
+
+
+def areas_of(answers: Iterable[Answer], questions: Mapping[str, Question]) -> list[float]:
+    """evs.score_area of every video, in the order of the data."""
+    by_video: dict[str, Sequence[float]] = {}
+    for answer in answers:  # answers of an earlier version have none
+        by_video[questions[answer.question].video] = answer.areas or by_video.get(questions[answer.question].video, ())
+    return list(chain.from_iterable(by_video.values()))
 
 
 def _score(rate: float, answers: Sequence[Answer], questions: Mapping[str, Question]) -> Score:
