@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
-import resource
-import signal
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,10 +13,7 @@ from data.batching.plans import BudgetPlan, Plan
 from data.collate import collate
 from data.encoding.encoder import Encoder
 from data.types import Batch, Encoding, MediaError, Quarantined, RowError, Sample
-
-# Forked workers share the samples and start at once. They use no device and a single torch thread, so they never wait
-# for a lock of the parent's thread pools. On other systems than Linux, system libraries do not survive a fork.
-START = "fork" if sys.platform == "linux" else "spawn"
+from data.workers import START, allow_open_files, ignore_signals
 
 
 @dataclass(frozen=True)
@@ -127,7 +119,7 @@ class Shards:
 
 def _loader(steps: Steps, order: range, workers: int) -> DataLoader[Step]:
     if workers:
-        _allow_open_files()
+        allow_open_files()
     return DataLoader(
         steps,
         batch_size=None,
@@ -136,29 +128,6 @@ def _loader(steps: Steps, order: range, workers: int) -> DataLoader[Step]:
         multiprocessing_context=START if workers else None,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=ignore_signals,
         generator=torch.Generator(),  # otherwise the loader draws from the global generator
     )
-
-
-def _ignore_signals(_: int) -> None:
-    """Ignore signals in a worker. Schedulers signal all processes of a job, but a run that saves on a signal needs its
-    workers until it exits, which ends them too."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-
-
-@atexit.register  # after importing multiprocessing, whose own function must run later
-def _kill_workers() -> None:
-    """Kill the workers that are still alive when the process exits. An error may keep their loader from ending them,
-    and multiprocessing would wait forever for processes that ignore its SIGTERM."""
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
-
-
-def _allow_open_files() -> None:
-    """Raise the soft limit on open files to the hard one: each tensor in transit from a worker is an open file, and the
-    usual 1024 are too few for 8 workers with 16 micro-batches per step."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

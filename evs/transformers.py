@@ -18,8 +18,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from evs.families import check_scheme, towers_of
-from evs.families.patch import patch, patch_forward, unpatch
 from evs.methods import Method, method_named
+from evs.patch import patch, patch_forward, unpatch
 from evs.pipeline import check_method
 from evs.rates import Constant, RateDistribution
 from evs.selection import check_rate

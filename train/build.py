@@ -22,6 +22,9 @@ from evs.families import adapter_for, spec_of
 from evs.methods import Method
 from evs.pipeline import check_place
 from train import preview
+from train.callbacks.bad_sample_limit import BadSampleLimit
+from train.callbacks.nonfinite import Health
+from train.callbacks.step_metrics import StepMetrics
 from train.checkpoint.checkpoint import Checkpoints, candidates
 from train.checkpoint.resume import Origin, newest_shape, open_run
 from train.checkpoint.run_identity import StepSplit, shape_of, split_step
@@ -30,6 +33,7 @@ from train.config import TOWERS, Config, DataConfig, ModelConfig, frame_policy
 from train.cost import memory_forecast
 from train.cost.dry_run import dry_run, largest_micro_batch, report
 from train.cost.memory_forecast import largest
+from train.cost.peak_memory import Memory, watch
 from train.cost.plans import build_kept, build_plan, freed_patches, schedule_of
 from train.datasets import AuditedData, check_datasets, read_datasets
 from train.distributed import (
@@ -43,14 +47,10 @@ from train.distributed import (
 )
 from train.ema import Average
 from train.evaluation.evaluation import Summary, build_questions
-from train.faults.bad_sample_limit import BadSampleLimit
-from train.faults.nonfinite import Health
 from train.faults.watchdog import WATCHDOG
 from train.loop import Run
-from train.metrics.memory import Memory, watch
 from train.metrics.meters import Meter
 from train.metrics.recorder import build_recorder
-from train.metrics.step_metrics import StepMetrics
 from train.model import base_model, build_empty_model, build_model, encoder_of, exchange_heads, weight_dtype
 from train.optim import build_optimizer
 from train.plugins import build_step_methods, build_step_rates

@@ -20,8 +20,8 @@ from data.split import split
 from data.types import Quarantined, Sample
 from train.collectives import together
 from train.config import Config, DataConfig
-from train.faults.bad_sample_limit import check_audited
 from train.faults.watchdog import WATCHDOG
+from train.quarantine import check_audited
 
 
 @dataclass(frozen=True)

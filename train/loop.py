@@ -17,14 +17,14 @@ from torch import nn
 
 from data.loader import Step
 from data.types import Batch
-from train.callbacks import Callback, MicroBatch, StepResult
+from train.callbacks.base import Callback, MicroBatch, StepResult
+from train.callbacks.nonfinite import Health, nan_grads_if_nonfinite
 from train.checkpoint.checkpoint import Checkpoints
 from train.checkpoint.resume import Origin
 from train.collectives import agree_to_stop
 from train.config import Config
 from train.distributed import Mesh
 from train.evaluation.evaluation import Summary
-from train.faults.nonfinite import Health, nan_grads_if_nonfinite
 from train.faults.signals import Stop, note
 from train.faults.watchdog import WATCHDOG
 from train.metrics.meters import Meter, peak_operations

@@ -38,7 +38,7 @@ from data.progress import hide_library_bars
 from train import cli, usage
 from train.checks import check
 from train.config import Config
-from train.faults.error_lines import one_line_failures
+from train.error_lines import one_line_failures
 from train.faults.first_line import first_line
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from data.batching.bin_packing import pack
 from data.batching.sample_cost import BinLoads, Budget, Patches, SampleCost
-from data.batching.sizes import KeptCounts, Rates, Sizes
+from data.sizes import KeptCounts, Rates, Sizes
 from data.sources.mixture import Mixture, order
 
 TERA = 10**12

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.batching.sizes import KeptCounts, Rates, Sizes
+from data.sizes import KeptCounts, Rates, Sizes
 
 SUBSET = 4096  # number of samples from which means are estimated
 CACHED_RATES = 256  # rates whose kept counts are cached

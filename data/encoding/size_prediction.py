@@ -10,12 +10,12 @@ from typing import Any, TypeAlias
 
 import torch
 
-from data.batching.sizes import SampleSize
 from data.encoding.encoder import Encoder, learned_turns
 from data.media.decode import sampled_indices
 from data.media.frame_list import list_indices, with_rate
 from data.media.processor import frame_patches
 from data.sample_limits import check_decoded_size, guarded
+from data.sizes import SampleSize
 from data.types import IGNORE, FrameList, ImageRef, MediaError, RowError, Sample, VideoRef
 
 Ref: TypeAlias = VideoRef | ImageRef

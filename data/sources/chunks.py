@@ -17,9 +17,9 @@ from zipfile import BadZipFile
 import numpy as np
 import xxhash
 
-from data.batching.sizes import SampleSize, gather
 from data.encoding.encoder import Encoder
 from data.encoding.size_prediction import predict_sizes
+from data.sizes import SampleSize, gather
 from data.sources.base import Samples
 from data.sources.headers import THREADS, Header, Ref, read_headers, stat
 from data.sources.versions import version_after

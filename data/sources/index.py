@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from data.batching.sizes import Sizes, joined, ragged
 from data.encoding.encoder import Encoder
+from data.sizes import Sizes, joined, ragged
 from data.sources.chunks import ROWS, Chunk
 from data.sources.collection import VERSION, Collection, ReadOptions
 from data.sources.headers import stat

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from data.loader import START
 from data.progress import progress_bar
+from data.workers import START
 
 POLL, REPORT_INTERVAL = 0.1, 30.0  # seconds
 UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # errors raised by file systems without locks

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from evs.families.patch import patch_forward
 from evs.losses.objective import Losses, Objective, divergence
+from evs.patch import patch_forward
 
 CHUNK = 2**27  # logits in memory at once: half a GiB in float32
 

@@ -16,9 +16,9 @@ from transformers.video_utils import load_video
 
 from data.batching.plans import TERA, Budget, BudgetPlan
 from data.batching.sample_cost import SampleCost
-from data.batching.sizes import Rates, SampleSize, Sizes, gather
 from data.media.container import VideoInfo
 from data.media.decode import decode as decode_sparse
+from data.sizes import Rates, SampleSize, Sizes, gather
 from data.types import VideoRef
 from evs import FrameDelta, Uniform
 from scripts.bench.models import build_shape, model_config

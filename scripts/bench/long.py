@@ -22,7 +22,7 @@ from scripts.bench import models
 from scripts.bench.setting import our_step
 from scripts.bench.timing import table
 from train.config import ModelConfig
-from train.metrics.memory import watch
+from train.cost.peak_memory import watch
 from train.model import exchange_heads, fit_for_training
 from train.ranges import number, pruning_rates
 from train.task import UptrainTask

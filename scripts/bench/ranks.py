@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from data.batching.plans import Budget, BudgetPlan
-from data.batching.sizes import Rates, SampleSize, gather
 from data.collate import collate
 from data.progress import progress_bar
+from data.sizes import Rates, SampleSize, gather
 from data.types import Encoding, ModelInputs
 from evs import FrameDelta, Uniform
 from scripts.bench import models

@@ -18,7 +18,7 @@ from scripts.bench.setting import FROZEN, Setting, build_optimizer, our_step, ru
 from scripts.bench.step_memory import check_memory, forecast_gib, memory_table, step_memory
 from scripts.bench.timing import Timed, alternate, release, table, timed
 from train.cost import operations as cost
-from train.metrics.memory import Memory, watch
+from train.cost.peak_memory import Memory, watch
 from train.metrics.meters import Meter, peak_operations
 from train.task import TrainRequest
 

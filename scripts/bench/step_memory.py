@@ -14,7 +14,7 @@ from scripts.bench.setting import Setting, build_optimizer, our_step, stock_step
 from scripts.bench.timing import release, table
 from train.config import Config, ModelConfig
 from train.cost import memory_forecast as preflight
-from train.metrics.memory import watch
+from train.cost.peak_memory import watch
 from train.model import fit_for_training
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_module
 
-from data.batching.sizes import Sizes
+from data.sizes import Sizes
 from scripts.recipes.runs import Seed
 from scripts.recipes.table import BASE, RECIPES, REFERENCE, Recipe
 from train import cli

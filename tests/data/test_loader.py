@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from data.batching.plans import Plan, shards
-from data.batching.sizes import gather
 from data.encoding.encoder import Encoder
 from data.encoding.size_prediction import predict_sizes
 from data.loader import PredictedTokens, shard_loader, step_loader
 from data.media.images import probe_image
+from data.sizes import gather
 from data.types import ImageRef, Sample, Turn
 from tests.data.conftest import POLICY
 from tests.data.reading import InOrder

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.batching.sizes import SampleSize, gather
+from data.sizes import SampleSize, gather
 from data.sources.index import Index
 from data.split import split
 

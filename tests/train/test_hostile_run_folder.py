@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from tests.runs import composed
 from train.export.serving_metadata import policy_of
-from train.metrics.jsonl import read_lines
+from train.jsonl import read_lines
 from train.plugins import build, build_methods
 from train.reports.curve import evaluations
 from train.reports.summary import summarize

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from data.batching.sizes import SampleSize, gather
+from data.sizes import SampleSize, gather
 from evs import Beta, Choice, Curriculum, FrameDelta, Mixture, Uniform, draw
 from evs.families import adapter_for, towers_of
 from evs.methods.base import depth

@@ -26,12 +26,11 @@ from torch import Tensor
 from train.atomic_write import write_atomically
 from train.checkpoint import manifest
 from train.checkpoint.manifest import DamagedManifest, Manifest
-from train.checkpoint.storage import load_resharded, load_state, save_state
+from train.checkpoint.storage import load_resharded, load_state, save_state, weights_are_finite
 from train.collectives import on_main
 from train.ema import Average
 from train.faults.first_line import first_line
 from train.faults.full_disk import inodes_used_up
-from train.faults.nonfinite import weights_are_finite
 from train.task import UptrainTask
 
 AVERAGE = "average.safetensors"

@@ -125,3 +125,10 @@ def trusting_tensors_only() -> Iterator[None]:
         raise ValueError(f"the checkpoint holds more than tensors and is not loaded: {_reason(error)}") from error
     finally:
         os.environ.pop(name) if before is None else os.environ.update({name: before})
+
+
+def weights_are_finite(engine: Accelerator, task: nn.Module) -> bool:
+    """True if all weights are finite on all ranks. Each rank checks what it holds (its shards under ZeRO 3)."""
+    local = [getattr(p, "ds_tensor", p).detach().isfinite().all() for p in task.parameters()]
+    nonfinite = (~torch.stack([is_finite.to(engine.device) for is_finite in local])).sum()
+    return int(engine.reduce(nonfinite, reduction="sum")) == 0

@@ -17,13 +17,13 @@ from accelerate import Accelerator
 from torch import nn
 
 from data.batching.plans import BudgetPlan, Plan
-from data.batching.sizes import KeptCounts, Sizes
+from data.sizes import KeptCounts, Sizes
 from train.checkpoint.storage import sharded
 from train.collectives import collected
 from train.config import Config
 from train.cost.memory_forecast import PLANNED, SPARE, budget
-from train.faults.error_lines import explained
-from train.metrics.memory import Memory
+from train.cost.peak_memory import Memory
+from train.error_lines import explained
 from train.views import Rate, StepRates
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from data.batching.plans import BudgetPlan, Plan
 from data.batching.sample_cost import Patches
-from data.batching.sizes import KeptCounts, Rates, Sizes
+from data.sizes import KeptCounts, Rates, Sizes
 from evs.families import spec_of
 from evs.losses.fused_head import CHUNK
 from evs.packing import installed

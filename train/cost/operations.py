@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.batching.sample_cost import DecoderFlops, SampleCost, TowerSavings
-from data.batching.sizes import Sizes
+from data.sizes import Sizes
 from evs.families import spec_of
 from evs.families.spec import TextShape, TowerShape
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from data.batching.plans import TERA, Budget, BudgetPlan, Plan
 from data.batching.sample_cost import SampleCost
-from data.batching.sizes import KeptCounts, Sizes
+from data.sizes import KeptCounts, Sizes
 from evs.families import spec_of
 from evs.methods import Method
 from evs.methods.base import depth

@@ -18,7 +18,7 @@ from torch import nn
 
 from data.types import Batch
 from train.cost import operations as cost
-from train.metrics.memory import Memory
+from train.cost.peak_memory import Memory
 from train.task import StepOutput
 
 T = TypeVar("T")

@@ -21,7 +21,7 @@ from train.collectives import collected, on_main
 from train.config import Config
 from train.distributed import ONE_PROCESS, Mesh
 from train.faults.full_disk import writing
-from train.metrics.jsonl import append_lines, append_new_lines, cut_back
+from train.jsonl import append_lines, append_new_lines, cut_back
 from train.metrics.machine import machine
 from train.metrics.sinks import Console, Jsonl, Sink, start_tensorboard, start_wandb
 

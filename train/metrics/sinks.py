@@ -16,7 +16,7 @@ from tqdm import tqdm
 from train.config import TrackerConfig
 from train.faults.first_line import first_line
 from train.faults.full_disk import writing
-from train.metrics.jsonl import append_lines, as_json
+from train.jsonl import append_lines, as_json
 from train.reports.curve import Curve, curve_of, figure, table
 
 

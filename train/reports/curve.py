@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.types import printable
-from train.metrics.jsonl import read_lines
+from train.jsonl import read_lines
 from train.reports.equal_tokens import NAMES, EqualTokens
 from train.reports.markdown import markdown_table
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from train import cli
 from train.checkpoint import manifest
 from train.checkpoint.checkpoint import complete
-from train.metrics.jsonl import read_lines
+from train.jsonl import read_lines
 from train.plugins import build_rates
 from train.removed import replacement
 from train.reports import figures

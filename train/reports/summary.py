@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from pathlib import Path
 from train import cli
 from train.checkpoint.checkpoint import complete
 from train.faults.full_disk import writing
-from train.metrics.jsonl import read_lines
+from train.jsonl import read_lines
+from train.quarantine import kind_of
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,3 @@ def text(summary: Summary, run_dir: Path) -> str:
         lines.append(f"checkpoint: {summary.checkpoint}")
         lines.append(f"export: {cli.command('export', f'run={run_dir}', f'out={run_dir}-checkpoint')}")
     return "\n".join(lines)
-
-
-def kind_of(reason: str) -> str:
-    """A reason without the file or row at its beginning, and with N for numbers."""
-    return re.sub(r"\d+(\.\d+)?", "N", reason.partition(": ")[2] or reason)

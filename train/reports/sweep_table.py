@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train.metrics.jsonl import read_lines
+from train.jsonl import read_lines
 from train.reports.markdown import markdown_table
 from train.sweep import Job, jobs
 

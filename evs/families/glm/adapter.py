@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evs.families.mrope.adapter import MRopeAdapter
 from evs.families.mrope.pruned_tower import Stages
-from evs.families.patch import patch_forward
+from evs.patch import patch_forward
 from evs.positions import Box, frame_boxes
 from evs.types import Grid
 

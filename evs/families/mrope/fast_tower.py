@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad, scaled_dot_product_attention
 
 from evs.families.mrope.pruned_tower import Stages, Units, borders, encode_units, on_device
-from evs.families.patch import patch_forward
+from evs.patch import patch_forward
 
 GATED = ("gate_proj", "up_proj", "down_proj")
 ALIGNED = 8  # numbers of half precision in the 16 bytes that a GPU's matrix units load at once

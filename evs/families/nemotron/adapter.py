@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from evs.families.base import MediaBatch, embed_tokens, filled, input_device, media_tokens, merged_grids
-from evs.families.patch import patch, patch_forward
 from evs.families.spec import FamilySpec
 from evs.packing import decode_packed, index_in_segment
+from evs.patch import patch, patch_forward
 from evs.sequence_parallel import SequenceGroup
 from evs.types import DecoderInputs, Grid
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data.batching.plans import Budget, BudgetPlan
 from data.batching.sample_cost import DecoderFlops, SampleCost
-from data.batching.sizes import SampleSize, gather
+from data.sizes import SampleSize, gather
 from data.sources.mixture import order
 
 

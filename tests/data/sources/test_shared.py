@@ -15,7 +15,7 @@ import pytest
 
 from data.sources import shared
 from data.sources.shared import complete
-from train.faults.error_lines import explained
+from train.error_lines import explained
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from tests.train.cost.test_memory_forecast import SIZES, kept
 from tests.train.test_run import metrics
 from train.checkpoint.checkpoint import complete
 from train.cost.dry_run import Measured, dry_run, largest_micro_batch, report
-from train.metrics.memory import watch
+from train.cost.peak_memory import watch
 from train.views import StepRates
 
 TOLD = "dry run of the largest micro-batch, with optimizer states: peak memory"

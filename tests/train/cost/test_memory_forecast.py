@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from data.batching.plans import Budget, BudgetPlan, Plan
-from data.batching.sizes import SampleSize, gather
+from data.sizes import SampleSize, gather
 from tests.runs import composed, trained
 from train.cost.memory_forecast import Estimate, Largest, available, check, estimate, largest
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from data.batching.sizes import SampleSize, gather
+from data.sizes import SampleSize, gather
 from evs import FrameDelta
 from evs.families import adapter_for, spec_of
 from tests.evs.models import BUILDERS, KERNELS, prompts, tiny_model

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.runs import trained
-from train.metrics.jsonl import append_lines
+from train.jsonl import append_lines
 from train.metrics.sinks import start_tensorboard
 
 

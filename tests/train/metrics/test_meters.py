@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.evs.models import MIXED, prompts, tiny_model
-from train.metrics.memory import watch
+from train.cost.peak_memory import watch
 from train.metrics.meters import Meter
 from train.task import StepOutput
 

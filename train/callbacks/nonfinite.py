@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 
-from train.callbacks import Callback, StepResult
+from train.callbacks.base import Callback, StepResult
 from train.distributed import ONE_PROCESS, Mesh
-from train.metrics.jsonl import append_lines
+from train.jsonl import append_lines
 
 
 @dataclass
@@ -86,10 +86,3 @@ def nan_grads_if_nonfinite(loss: Tensor) -> Tensor:
 def finite(values: Sequence[float]) -> list[float | None]:
     """The values with None for those that are not finite, which JSON cannot hold."""
     return [value if math.isfinite(value) else None for value in values]
-
-
-def weights_are_finite(engine: Accelerator, task: nn.Module) -> bool:
-    """True if all weights are finite on all ranks. Each rank checks what it holds (its shards under ZeRO 3)."""
-    local = [getattr(p, "ds_tensor", p).detach().isfinite().all() for p in task.parameters()]
-    nonfinite = (~torch.stack([is_finite.to(engine.device) for is_finite in local])).sum()
-    return int(engine.reduce(nonfinite, reduction="sum")) == 0

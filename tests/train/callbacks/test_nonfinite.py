@@ -10,8 +10,9 @@ from accelerate import Accelerator
 
 from tests.faulty import mark, with_nan, with_overflow
 from tests.runs import trained
+from train.callbacks.nonfinite import Health, nan_grads_if_nonfinite
 from train.checkpoint.checkpoint import complete
-from train.faults.nonfinite import Health, nan_grads_if_nonfinite, weights_are_finite
+from train.checkpoint.storage import weights_are_finite
 
 
 def lines(path) -> list[dict]:

@@ -9,7 +9,7 @@ import torch
 
 from tests.runs import composed, rows
 from train.build import build_run
-from train.faults.error_lines import explained, one_line_failures
+from train.error_lines import explained, one_line_failures
 from train.loop import fit
 
 

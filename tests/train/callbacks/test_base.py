@@ -10,7 +10,7 @@ import pytest
 
 from tests.runs import composed
 from train.build import build_run
-from train.callbacks import Callback, MicroBatch, StepResult
+from train.callbacks.base import Callback, MicroBatch, StepResult
 from train.loop import fit
 
 

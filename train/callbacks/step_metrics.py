@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from evs.methods.base import depth
-from train.callbacks import Callback, MicroBatch, StepResult
+from train.callbacks.base import Callback, MicroBatch, StepResult
 from train.metrics.meters import Meter
 from train.metrics.recorder import RATE_BUCKETS, Recorder, rate_bucket
 

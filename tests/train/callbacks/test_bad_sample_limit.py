@@ -5,8 +5,8 @@ import pytest
 from data.loader import Step
 from data.types import Quarantined
 from tests.runs import trained
-from train.callbacks import StepResult
-from train.faults.bad_sample_limit import BadSampleLimit
+from train.callbacks.bad_sample_limit import BadSampleLimit
+from train.callbacks.base import StepResult
 
 LOST = [Quarantined("a", "a.mp4: ends at 3 s"), Quarantined("b", "b.mp4: ends at 7 s"), Quarantined("c", "c.jpg: gone")]
 
