@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from numbers import Real
-from threading import RLock
 from types import MethodType
 from typing import Any
 
@@ -27,7 +26,7 @@ from evs.stock.forward import pruned_backbone, pruned_forward
 from evs.stock.frame_sampling import check_frames
 from evs.stock.generate import pruned_generate
 from evs.stock.pixel_levels import processor_normal
-from evs.stock.pruning_state import SETTING, Pruning, PruningState, is_bound, is_ours, set_pruning
+from evs.stock.pruning_state import SETTING, Pruning, PruningState, is_bound, is_ours, no_suspension, set_pruning
 from evs.stock.trainer_callback import PruningCallback, policy_of
 
 __all__ = [
@@ -39,8 +38,6 @@ __all__ = [
     "policy_of",
     "pruning",
 ]
-
-_GENERATING = RLock()
 
 
 def enable_pruning(
@@ -79,7 +76,7 @@ def enable_pruning(
     check_scheme(base.config, scheme)
     check_method(base.config, method)
     normal = None if processor is None else processor_normal(processor)
-    with _GENERATING:
+    with no_suspension():
         _patch(base)
         set_pruning(base, Pruning(rates, eval_rate, method, scheme, seed, return_logits, normal))
 
@@ -87,7 +84,7 @@ def enable_pruning(
 def disable_pruning(model: Any) -> None:
     """Put the stock model back, its vision tower included. Does nothing if pruning is not enabled."""
     base = _unwrapped(model)
-    with _GENERATING:
+    with no_suspension():
         set_pruning(base, None)
         unpatch(base)
 
@@ -145,8 +142,7 @@ def _ours(kind: Any, name: str) -> Any:
     stock, pruned = getattr(kind, name), {"forward": pruned_forward, "generate": pruned_generate}[name]
 
     def ours(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # Pruning is suspended while a model generates: another thread's generate must wait for that.
-        with _GENERATING if name == "generate" else nullcontext():
+        with no_suspension():
             if SETTING in vars(self):
                 return pruned(self, *args, **kwargs)
             return stock(self, *args, **kwargs)  # disabled, but somebody has wrapped this function

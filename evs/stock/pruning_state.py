@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from threading import RLock
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from evs.rates import RateDistribution, draw
 from evs.stock.pixel_levels import Normal
 
 SETTING, STATE = "_evs_pruning", "pruning_state"  # names of the attributes
+_LOCK = RLock()
 
 
 @dataclass
@@ -79,6 +81,11 @@ def set_pruning(base: Any, setting: Pruning | None) -> None:
         own.pop(STATE, None)
     else:
         own |= {SETTING: setting, STATE: setting.state}
+
+
+def no_suspension() -> AbstractContextManager[Any]:
+    """Wait until no other thread generates with suspended pruning, and let none begin. Compiled code does not wait."""
+    return nullcontext() if torch.compiler.is_compiling() else _LOCK
 
 
 @contextmanager

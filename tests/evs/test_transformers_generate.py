@@ -191,6 +191,25 @@ def test_threads_that_generate_with_one_model_get_pruned_answers() -> None:
         assert list(threads.map(answer, range(2))) == [expected] * 2
 
 
+@pytest.mark.parametrize("within", [False, True], ids=["model", "model within"])
+def test_a_forward_waits_for_the_end_of_another_thread_s_generate(within) -> None:
+    inputs, model = inputs_of("qwen3_vl"), enabled("qwen3_vl", RATE)
+    call, outs, threads = model.base_model if within else model, [], []
+    with torch.no_grad():
+        (expected,) = call(**inputs).values()
+
+    def forward(*_: Any, **__: Any) -> torch.Tensor:
+        if not threads:
+            threads.append(Thread(target=lambda: outs.append(call(**inputs)[0].detach())))
+            threads[0].start()
+            threads[0].join(0.2)
+        return torch.zeros(1, dtype=torch.bool)
+
+    model.generate(**inputs, **FREE, stopping_criteria=StoppingCriteriaList([forward]))
+    threads[0].join()
+    assert torch.equal(outs[0], expected)
+
+
 def test_an_iterator_of_text_streams_the_answer_from_a_thread() -> None:
     class Tokenizer:
         def decode(self, ids: list[int], **_: Any) -> str:
