@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import DefaultFlowCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from evs.policy import MARK, Policy, package_version
 from evs.stock.frame_sampling import frame_fields
@@ -36,7 +35,6 @@ class PruningCallback(TrainerCallback):
             )
         if setting.method.prune_at != "merger":  # save_pretrained writes it: see evs.policy
             setattr(base.config, MARK, setting.method.prune_at)
-        self._precede_reporters()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         now = setting_of(model).state
@@ -68,16 +66,6 @@ class PruningCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self._write(Path(args.output_dir), args, model, kwargs)
-
-    def _precede_reporters(self) -> None:
-        """Move to the front of the trainer's callbacks: it lists TensorBoard and W&B before those of its user.
-
-        All are given the same log one after another, and a callback is not told which trainer it belongs to.
-        """
-        for owner in gc.get_referrers(self):
-            if isinstance(owner, list) and any(isinstance(each, DefaultFlowCallback) for each in owner):
-                owner.remove(self)
-                owner.insert(0, self)
 
     def _record(self, model: Any) -> None:
         now = setting_of(model).state

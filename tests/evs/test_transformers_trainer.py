@@ -7,12 +7,15 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 from types import MethodType, SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from accelerate import ParallelismConfig
-from transformers import AutoProcessor, Trainer, TrainerCallback, TrainingArguments
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+from transformers import AutoProcessor, Trainer, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 
 from data.media.frames import FramePolicy
 from data.media.processor import configured
@@ -83,20 +86,15 @@ def test_a_step_draws_one_rate_for_each_of_its_micro_batches(whole) -> None:
     assert len({*logged(whole, "pruning_rate")}) == 4
 
 
-def test_reporters_that_the_trainer_calls_first_get_the_rates(whole, tmp_path) -> None:
-    class Reporter(TrainerCallback):
-        given: ClassVar[list[float]] = []
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if "loss" in logs:
-                self.given.append(logs["pruning_rate"])
-
+def test_a_reporter_that_is_listed_after_the_callback_writes_the_rates(whole, tmp_path) -> None:
     model = tiny_model(FAMILY)
     enable_pruning(model, Uniform(0, 0.9), seed=5)
-    arguments = replace(whole.args, output_dir=str(tmp_path))
-    callbacks = [Reporter(), PruningCallback()]
+    arguments, writer = replace(whole.args, output_dir=str(tmp_path)), SummaryWriter(str(tmp_path / "events"))
+    callbacks = [PruningCallback(), TensorBoardCallback(writer)]
     Trainer(model, arguments, train_dataset=Rows(), data_collator=lambda rows: rows[0], callbacks=callbacks).train()
-    assert Reporter.given == logged(whole, "pruning_rate")
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    for name in ("pruning_rate", "kept_fraction"):
+        assert [event.value for event in events.Scalars(f"train/{name}")] == pytest.approx(logged(whole, name))
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(whole, tmp_path) -> None:
