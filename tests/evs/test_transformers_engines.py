@@ -14,6 +14,7 @@ import torch
 from torch.testing import assert_close
 from transformers import CompileConfig
 
+from evs import Uniform, draw
 from evs.families import towers_of
 from evs.transformers import enable_pruning
 from tests.evs.fsdp2_step import ROWS
@@ -132,3 +133,18 @@ def test_two_ranks_under_fsdp2_take_the_steps_of_one_process(tmp_path, first) ->
     for own, one in zip(losses, zip(*expected)):
         assert own == pytest.approx(one, abs=1e-5)
     assert said.startswith("a model that FSDP2 shards cannot generate with pruning") and "\n" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.extended
+def test_two_ranks_under_ddp_draw_rates_of_their_own_and_again_after_a_resume(tmp_path) -> None:
+    command = [sys.executable, *launcher(2), "-m", "tests.evs.ddp_trainer", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=300)
+    for rank in range(2):
+        kind, logs = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert kind == "DistributedDataParallel"
+        for name, (whole, resumed) in logs.items():
+            assert whole[2:] == resumed[2:], name  # the first two are in the checkpoint, as rank 0 logged them
+        for step, rate in enumerate(logs["pruning_rate"][0]):
+            drawn = draw(Uniform(0, 0.9), 4, seed=5, step=step)  # two micro-batches of two ranks
+            assert rate == pytest.approx(float(drawn[rank::2].mean()))
