@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, get_args
 
 import torch
@@ -17,7 +17,7 @@ from evs.families import Adapter, adapter_for, towers_of
 from evs.losses.fused_head import fuse_loss
 from evs.losses.objective import Losses, mean_objective
 from evs.pipeline import EncodedBatch, PrunedInputs
-from evs.stock.padded_logits import Survivors, padded_logits, target_logits
+from evs.stock.padded_logits import Survivors, padded_logits
 from evs.stock.pixel_levels import Normal, normal_of
 from evs.stock.prompts import PaddedRows, unpad
 from evs.stock.pruning_state import SETTING, Pruning, no_suspension, setting_of
@@ -99,35 +99,20 @@ def _normal(setting: Pruning, inputs: Mapping[str, Any], rate: float) -> Normal 
 def _loss_and_logits(
     model: Any, out: Survivors, inputs: Mapping[str, Any], return_logits: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    head, labelled = towers_of(model).head, inputs.get("labels") is not None
-    if labelled and not return_logits and model.loss_function is ForCausalLMLoss:
-        hidden_TD, items = out.hidden_SD[out.targets() - 1], inputs.get("num_items_in_batch")
-        if not (model.training and fuse_loss(head)):
-            return _loss(model, head(hidden_TD), out, inputs), None
-        losses: Losses = head(hidden_TD[None], out.x.labels_N[out.targets()], mean_objective(1))
-        return losses.total / torch.as_tensor(len(hidden_TD) if items is None else items, device=hidden_TD.device), None
-    logits = padded_logits(head, out, _columns(inputs.get("logits_to_keep", 0)))
-    if not labelled:
-        return None, logits.logits_BKV
-    if model.loss_function is ForCausalLMLoss:
-        return _loss(model, target_logits(out, logits), out, inputs), logits.logits_BKV
-    vocabulary = model.config.get_text_config().vocab_size
-    items = inputs.get("num_items_in_batch")
-    loss = model.loss_function(
-        logits=logits.logits_BKV, labels=out.labels(), vocab_size=vocabulary, num_items_in_batch=items
-    )
-    return loss, logits.logits_BKV
-
-
-def _loss(model: Any, logits_TV: Tensor, out: Survivors, inputs: Mapping[str, Any]) -> Tensor:
-    """The library's loss of the labelled tokens alone."""
-    return model.loss_function(
-        logits=logits_TV[None],
-        labels=None,
-        vocab_size=model.config.get_text_config().vocab_size,
-        num_items_in_batch=inputs.get("num_items_in_batch"),
-        shift_labels=out.x.labels_N[out.targets()][None],
-    )
+    """The library's loss, if there are labels, and logits in the caller's rows, if they are returned."""
+    head, items = towers_of(model).head, inputs.get("num_items_in_batch")
+    loss = partial(model.loss_function, vocab_size=model.config.get_text_config().vocab_size, num_items_in_batch=items)
+    if inputs.get("labels") is None:
+        return None, padded_logits(head, out, _columns(inputs.get("logits_to_keep", 0)))
+    if return_logits or model.loss_function is not ForCausalLMLoss:
+        logits_BLV = padded_logits(head, out)
+        return loss(logits=logits_BLV, labels=out.labels()), logits_BLV
+    targets_T = out.targets()
+    hidden_TD, labels_T = out.hidden_SD[targets_T - 1], out.x.labels_N[targets_T]
+    if not fuse_loss(head):
+        return loss(logits=head(hidden_TD)[None], labels=None, shift_labels=labels_T[None]), None
+    losses: Losses = head(hidden_TD[None], labels_T, mean_objective(1))
+    return losses.total / torch.as_tensor(len(labels_T) if items is None else items, device=labels_T.device), None
 
 
 def _columns(logits_to_keep: int | Tensor) -> slice | Tensor:

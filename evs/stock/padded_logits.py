@@ -26,7 +26,7 @@ class Survivors(NamedTuple):
         """[T] the survivors that have a label. None of them begins a sample."""
         return (self.x.labels_N != IGNORE).nonzero().squeeze(1)
 
-    def sources(self, columns: slice | Tensor) -> Tensor:
+    def sources(self, columns: slice | Tensor = slice(None)) -> Tensor:
         """[B, K] the survivor whose logits stand in a column of each row, -1 for zeros."""
         survivor_S = torch.arange(len(self.index_S), device=self.index_S.device)
         source_L = torch.full((self.shape[0] * self.shape[1],), -1, device=self.index_S.device)
@@ -37,7 +37,7 @@ class Survivors(NamedTuple):
 
     def padded_hidden(self) -> Tensor:
         """[B, L, D] the hidden states that the rows of the logits are computed from."""
-        source_BL = self.sources(slice(None))
+        source_BL = self.sources()
         filled_BL = source_BL >= 0
         padded = self.hidden_SD.new_zeros(*source_BL.shape, self.hidden_SD.shape[-1])
         return padded.index_put((filled_BL,), self.hidden_SD[source_BL[filled_BL]])
@@ -49,23 +49,9 @@ class Survivors(NamedTuple):
         return labels_L.view(self.shape)
 
 
-class PaddedLogits(NamedTuple):
-    """Logits in the caller's rows, and the rows that are not zero."""
-
-    logits_BKV: Tensor
-    logits_RV: Tensor
-    row_BK: Tensor  # index in logits_RV where a column is not zero
-
-
-def padded_logits(head: Any, out: Survivors, columns: slice | Tensor) -> PaddedLogits:
-    """The logits of some columns, from one call of the head."""
+def padded_logits(head: Any, out: Survivors, columns: slice | Tensor = slice(None)) -> Tensor:
+    """[B, K, V] the logits of some columns of the caller's rows, from one call of the head."""
     source_BK = out.sources(columns)
     filled_BK = source_BK >= 0
     logits_RV = head(out.hidden_SD[source_BK[filled_BK]]).to(source_BK.device)
-    padded = logits_RV.new_zeros(*source_BK.shape, logits_RV.shape[-1]).index_put((filled_BK,), logits_RV)
-    return PaddedLogits(padded, logits_RV, filled_BK.flatten().cumsum(0).view_as(filled_BK) - 1)
-
-
-def target_logits(out: Survivors, logits: PaddedLogits) -> Tensor:
-    """[T, V] the logits that predict the labelled survivors, from all columns of the rows."""
-    return logits.logits_RV[logits.row_BK.flatten()[out.index_S[out.targets()] - 1]]
+    return logits_RV.new_zeros(*source_BK.shape, logits_RV.shape[-1]).index_put((filled_BK,), logits_RV)

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from transformers import BertConfig, BertForMaskedLM, DynamicCache, GenerationConfig
 
 from evs import FrameDelta, Uniform, draw
-from evs.families import adapter_for
+from evs.families import adapter_for, towers_of
 from evs.generate import generate
 from evs.methods import method_named
 from evs.transformers import PruningCallback, disable_pruning, enable_pruning, pruning
@@ -308,9 +308,12 @@ def test_hooks_of_a_device_map_stay_and_are_called(places) -> None:
 
 
 @pytest.mark.parametrize("items", [None, 7], ids=["mean", "items"])
-def test_without_logits_the_loss_is_the_same(family, items) -> None:
+@pytest.mark.parametrize("biased", [False, True], ids=["", "biased head"])
+def test_without_logits_the_loss_is_the_same(family, items, biased) -> None:
     inputs = padded(family, batch_of(family, layout(family))) | {"num_items_in_batch": items}
     whole, lean = enabled(family, 0.6).train(), enabled(family, 0.6, return_logits=False).train()
+    for head in (towers_of(model).head for model in (whole, lean) if biased):
+        head.bias = torch.nn.Parameter(torch.zeros(head.out_features))
     outs = [model(**inputs) for model in (whole, lean)]
     torch.testing.assert_close(outs[1].loss, outs[0].loss, atol=1e-5, rtol=1e-5)
     for out in outs:
@@ -318,6 +321,7 @@ def test_without_logits_the_loss_is_the_same(family, items) -> None:
     assert outs[1].logits is None
     for name, value in gradients(lean).items():
         torch.testing.assert_close(value, gradients(whole)[name], atol=1e-5, rtol=1e-3, msg=name)
+    torch.testing.assert_close(lean.eval()(**inputs).loss, outs[0].loss, atol=1e-5, rtol=1e-5)
     del inputs["labels"], inputs["num_items_in_batch"]
     assert lean(**inputs).logits.shape[:2] == inputs["input_ids"].shape
 
