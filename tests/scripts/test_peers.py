@@ -8,7 +8,7 @@ import pytest
 
 from data.batching.plans import Plan
 from scripts.bench import processes, training_data
-from scripts.bench.peers import comparison, environments, figures
+from scripts.bench.peers import comparison, environments, figures, jobs
 from scripts.bench.peers.frameworks import OURS, PEERS
 
 
@@ -44,11 +44,14 @@ def test_ratios_are_taken_round_by_round_and_a_failure_is_a_row():
     assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1
 
 
-def test_the_share_of_a_step_that_pruning_saves_is_said_of_ours_and_of_each_peer():
-    rows = {"ours at 0": rounds(1.0), "ours at .75": rounds(1.0), "slow": rounds(1.0), "slow at .75": rounds(1.0)}
+def test_what_pruning_saves_is_said_of_ours_and_of_each_peer():
+    rows = {name: rounds(1.0) for name in ("ours at 0", "ours at .75", "slow", "slow at .75", "stock")}
     rows["ours at .75"]["rounds"][0]["step_s"], rows["slow at .75"]["rounds"][0]["step_s"] = 0.25, 0.5
-    rows["broken at .75"] = {"rounds": [], "reason": "gone"}
-    assert figures.savings(rows) == ["ours: pruning saves 75% of a step", "slow: pruning saves 50% of a step"]
+    rows["stock at .75"] = {"rounds": [], "reason": "gone"}
+    ours, slow, stock = (line.split(" | ")[-3:] for line in figures.table(rows).splitlines()[2:])
+    assert [cell.strip(" |") for cell in ours] == ["0.25", "75%", ""]
+    assert [cell.strip(" |") for cell in slow] == ["0.50", "50%", "0.67"]
+    assert [cell.strip(" |") for cell in stock] == ["gone", "", ""]
 
 
 def test_the_largest_difference_between_losses_counts():
@@ -77,7 +80,7 @@ def test_a_record_is_used_again_until_something_it_depends_on_changes(tmp_path, 
         return {"steps": job.steps}
 
     monkeypatch.setattr(comparison, "run", run)
-    monkeypatch.setattr(comparison, "prepare", lambda folder: training_data.BenchmarkData(folder, folder, folder))
+    monkeypatch.setattr(jobs, "prepare", lambda folder: training_data.BenchmarkData(folder, folder, folder))
     for samples in (1, 1, 2):
         (tmp_path / "records").mkdir(exist_ok=True)
         comparison.measure(PEERS["trainer"], "batch 1", 0, tmp_path, comparison.Options(samples=samples))
@@ -100,7 +103,7 @@ def test_a_failed_framework_is_a_row_and_is_not_tried_again(tmp_path, monkeypatc
 
     monkeypatch.setattr(comparison, "run", fail)
     monkeypatch.setattr(comparison, "OURS", ())
-    monkeypatch.setattr(comparison, "prepare", lambda folder: training_data.BenchmarkData(folder, folder, folder))
+    monkeypatch.setattr(jobs, "prepare", lambda folder: training_data.BenchmarkData(folder, folder, folder))
     options = comparison.Options(["trainer"], ["batch 1", "packed"], rounds=2, folder=str(tmp_path))
     modes = comparison.compare(options)["modes"]
     assert started == ["transformers' Trainer", "transformers' Trainer at .75"]

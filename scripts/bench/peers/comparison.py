@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data.progress import progress_bar
-from scripts.bench.peers import environments, figures
+from scripts.bench.peers import figures
+from scripts.bench.peers.figures import PRUNED, REFERENCE, UNIFORM
 from scripts.bench.peers.frameworks import BATCH_SIZES, OURS, PACKED, PEERS, Framework, Job
-from scripts.bench.processes import reason, run_limited
-from scripts.bench.records import fingerprint, read_json, write_json
+from scripts.bench.peers.jobs import job_of, recorded, start
+from scripts.bench.peers.served import served
+from scripts.bench.processes import reason
 from scripts.bench.timing import ROOT
-from scripts.bench.training_data import prepare
 from train.ranges import names, number
 
 HOOK = Path(__file__).parent / "hook"
-CODE = ("scripts/bench/peers", "train", "evs", "data", "configs")
-LIMIT = 900  # seconds of one process
 
 
 @dataclass
@@ -37,12 +31,14 @@ class Options:
     rounds: int = number(2, least=1)  # processes per framework and mode; figures are medians over them
     samples: int = number(10, least=1)  # timed in a process, after two steps of warm-up
     folder: str = "runs/peers"  # environments, model, clips and records; a later call uses them again
+    # Python of an environment with vLLM and this package: also train on U(0, .9), and let vLLM serve the checkpoints
+    vllm_python: str = ""
     out: str | None = None  # JSON file for the figures
 
 
 def compare(options: Options) -> dict[str, Any]:
-    """Rows by mode and framework: its `rounds`, or the `reason` why there are none; and `checks`, one line for every
-    difference between the batches of a peer and ours."""
+    """Rows by mode and framework: its `rounds`, or the `reason` why there are none; `checks`, one line for every
+    difference between the batches of a peer and ours; and `served`, what `serve` returns."""
     folder = Path(options.folder).resolve()
     peers = [PEERS[name] for name in options.peers]
     frameworks = [*OURS, *(row for peer in peers for row in (peer, peer.with_pruning()))]
@@ -62,11 +58,9 @@ def compare(options: Options) -> dict[str, Any]:
             row["rounds"].append(figures.summary(record))
             row["versions"] = record["versions"]
             batches.setdefault((mode, framework.name), record["batches"])
-    checks = list(_checks(batches))
-    for mode, rows in modes.items():
-        print(f"{mode}:\n", figures.table(rows), "", *figures.savings(rows), "", sep="\n")
-    print(*checks, sep="\n")
-    return {"modes": modes, "checks": checks}
+    result = {"modes": modes, "checks": list(_checks(batches)), "served": serve(peers, folder, options)}
+    _print(result)
+    return result
 
 
 def order(frameworks: Sequence[Framework], modes: Sequence[str], rounds: int) -> Iterator[tuple[int, str, Framework]]:
@@ -77,50 +71,44 @@ def order(frameworks: Sequence[Framework], modes: Sequence[str], rounds: int) ->
 
 
 def measure(framework: Framework, mode: str, turn: int, folder: Path, options: Options) -> dict[str, Any]:
-    """What the hook recorded in one process; an earlier record is used again if it was made by the same code with the
-    same settings. ValueError says in one line why there is no record."""
+    """What the hook recorded in one process. ValueError says in one line why there is no record."""
     if mode == PACKED and not framework.packs:
         raise ValueError("packs text alone, no videos")
-    environment, cpu = folder / "environments" / "".join(framework.requires[:1]), not torch.cuda.is_available()
-    job = Job(
-        mode=mode,
-        steps=figures.WARMUP - options.samples // -BATCH_SIZES[mode],
-        data=prepare(folder / "data"),
-        attention="flash_attention_2" if not cpu and find_spec("flash_attn") else "sdpa",
-        precision=options.precision,
-        cpu=cpu,
-        folder=folder / "records" / re.sub(r"\W+", "_", f"{framework.name} {mode} {turn}"),
-        programs=environments.build(environment, framework.requires, framework.empty, framework.shared),
-    )
-    path, key = job.folder.with_suffix(".json"), repr((job, framework.requires, fingerprint(*CODE)))
-    earlier = read_json(path)
-    if earlier and earlier["key"] == key:
-        return earlier
-    record = run(framework, job) | {"key": key}
-    write_json(path, record)
-    return record
+    job = job_of(framework, mode, turn, folder, options)
+    return recorded(framework, job, lambda: run(framework, job))
 
 
 def run(framework: Framework, job: Job) -> dict[str, Any]:
     """What the hook recorded in a new process. ValueError with its last error if it ended without a record."""
-    shutil.rmtree(job.folder, ignore_errors=True)
-    job.folder.mkdir(parents=True)
-    record, log = job.folder / "record.json", job.folder / "log.txt"
-    environment = {  # nothing is downloaded and no cache survives the process
-        **{"PYTHONPATH": f"{HOOK}:{ROOT}", "PEERS_RECORD": str(record), "PEERS_STEPS": str(job.steps)},
-        **{"PEERS_RATE": str(framework.rate), "PEERS_BEGAN": repr(time.time())},
-        **{"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"},
-        **{"HF_HOME": str(job.folder / "hf"), "MODELSCOPE_CACHE": str(job.folder / "ms")},
-        "CUDA_VISIBLE_DEVICES": "" if job.cpu else os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
-        **framework.environment,
-    }
-    if run_limited(framework.command(job), log, LIMIT, job.folder, environment) is None:
-        raise ValueError(f"not done with {job.steps} steps after {LIMIT} s")
+    record = job.folder / "record.json"
+    hook = {"PYTHONPATH": f"{HOOK}:{ROOT}", "PEERS_RECORD": str(record), "PEERS_STEPS": str(job.steps)}
+    log = start(framework, job, hook)
     if not record.exists():
-        raise ValueError(reason(log.read_text(errors="replace")))
+        raise ValueError(reason(log))
     result = json.loads(record.read_text())
     shutil.rmtree(job.folder)
     return result
+
+
+def serve(peers: Sequence[Framework], folder: Path, options: Options) -> dict[str, Any]:
+    """By peer: how a real vLLM serves its checkpoint, or the `reason` why it does not."""
+    rows: dict[str, Any] = {}
+    for peer in peers if options.vllm_python else ():
+        framework = peer.with_pruning(UNIFORM)
+        try:
+            job = job_of(framework, "batch 1", 0, folder, options)
+            rows[framework.name] = recorded(framework, job, partial(served, framework, job, options.vllm_python))
+        except ValueError as error:
+            rows[framework.name] = {"reason": str(error)}
+    return rows
+
+
+def _print(result: dict[str, Any]) -> None:
+    for mode, rows in result["modes"].items():
+        print(f"{mode}:\n", figures.table(rows), "", sep="\n")
+    print(*result["checks"], sep="\n")
+    for name, row in result["served"].items():
+        print(name, row.get("reason") or f"vLLM answers {len(row['cells'])} prompts as the trained model", sep=": ")
 
 
 def _checks(batches: dict[tuple[str, str], list[dict[str, Any]]]) -> Iterator[str]:
@@ -132,11 +120,11 @@ def _checks(batches: dict[tuple[str, str], list[dict[str, Any]]]) -> Iterator[st
     lines = [
         f"{mode}, {name}: {line}"
         for (mode, name), theirs in padded.items()
-        for line in figures.differences(padded.get((mode, figures.REFERENCE), theirs), theirs)
+        for line in figures.differences(padded.get((mode, REFERENCE), theirs), theirs)
     ]
     yield from lines or ["grids, video tokens and label tokens are equal in all batches"]
     for (mode, name), theirs in padded.items():
-        reference = f"ours{figures.PRUNED}" if name.endswith(figures.PRUNED) else figures.REFERENCE
+        reference = f"ours{PRUNED}" if name.endswith(PRUNED) else REFERENCE
         if (mode, reference) in padded and not name.startswith("ours"):
             difference = figures.loss_difference(padded[mode, reference], theirs)
             yield f"{mode}, {name}: losses of {len(theirs)} batches within {difference:.1e} of {reference}"

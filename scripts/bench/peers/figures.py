@@ -12,7 +12,9 @@ WARMUP = 2  # steps that are not counted
 SPANS = ("vision", "language_model", "backward", "optimizer")
 COMPARED = {"grids": "grids", "video_tokens": "video tokens", "labels": "label tokens"}  # of a batch
 COLUMNS = ("samples/s", "ours at 0 is", "step s", *SPANS, "other", "processor s/sample", "peak GiB", "first step s")
-REFERENCE, PRUNED = "ours at 0", " at .75"  # a framework, and what ends the names of those that prune
+REFERENCE = "ours at 0"
+WITH_PRUNING = ("step s at .75", "saved", "of our saving")
+PRUNED, UNIFORM = " at .75", " uniform"  # ends of the names of frameworks that prune
 Round = Mapping[str, float]
 
 
@@ -49,32 +51,49 @@ def loss_difference(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[
     return max(abs(a["loss"] - b["loss"]) for a, b in zip(ours, theirs))
 
 
-def savings(rows: Mapping[str, Any]) -> list[str]:
-    """One line for each framework that ran with and without pruning: the share of a step's time that pruning saves."""
-    rounds = {name.removesuffix(" at 0"): row["rounds"] for name, row in rows.items() if row["rounds"]}
-    seconds = {name: statistics.median(one["step_s"] for one in each) for name, each in rounds.items()}
-    return [
-        f"{name}: pruning saves {1 - seconds[name + PRUNED] / value:.0%} of a step"
-        for name, value in seconds.items()
-        if name + PRUNED in seconds
-    ]
-
-
 def table(rows: Mapping[str, Any]) -> str:
-    """The Markdown table of one mode. A row holds its `rounds` or the `reason` why there are none."""
+    """The Markdown table of one mode, one line for each framework. A row holds its `rounds` or the `reason` why there
+    are none; a row with pruning fills the last columns of its framework."""
     reference = rows.get(REFERENCE, {}).get("rounds")
+    ours = _saving(rows, REFERENCE)
     cells = [
-        [name, *(_cells(row["rounds"], reference) if row["rounds"] else [row["reason"], *[""] * (len(COLUMNS) - 1)])]
+        [name, *_cells(row, reference), *_with_pruning(rows, name, ours)]
         for name, row in rows.items()
+        if not name.endswith(PRUNED)
     ]
-    return markdown_table(["", *(name.replace("_", " ") for name in COLUMNS)], cells)
+    return markdown_table(["", *(name.replace("_", " ") for name in COLUMNS), *WITH_PRUNING], cells)
 
 
-def _cells(rounds: Sequence[Round], reference: Sequence[Round] | None) -> list[str]:
+def _cells(row: Mapping[str, Any], reference: Sequence[Round] | None) -> list[str]:
+    if not (rounds := row["rounds"]):
+        return [row["reason"], *[""] * (len(COLUMNS) - 1)]
     medians = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
     columns = ("step_s", *SPANS, "other", "processor_s_per_sample", "peak_gib")
     seconds = [f"{medians[name]:.2f}" for name in columns]
     return [f"{medians['samples_per_s']:.2f}", _ratio(rounds, reference), *seconds, f"{medians['first_step_s']:.1f}"]
+
+
+def _with_pruning(rows: Mapping[str, Any], name: str, ours: float | None) -> list[str]:
+    """The cells of WITH_PRUNING; why there are none if the framework runs without pruning only."""
+    pruned, saving = rows.get(_pruned(name), {"rounds": []}), _saving(rows, name)
+    if saving is None:
+        return [pruned.get("reason", "") if rows[name]["rounds"] else "", "", ""]
+    share = f"{saving / ours:.2f}" if ours and name != REFERENCE else ""
+    return [f"{_step_s(pruned):.2f}", f"{saving:.0%}", share]
+
+
+def _saving(rows: Mapping[str, Any], name: str) -> float | None:
+    """The share of a step's time that pruning saves; None unless the framework ran with and without it."""
+    pairs = [rows[key] for key in (name, _pruned(name)) if rows.get(key, {}).get("rounds")]
+    return 1 - _step_s(pairs[1]) / _step_s(pairs[0]) if len(pairs) == 2 else None
+
+
+def _pruned(name: str) -> str:
+    return name.removesuffix(" at 0") + PRUNED
+
+
+def _step_s(row: Mapping[str, Any]) -> float:
+    return statistics.median(one["step_s"] for one in row["rounds"])
 
 
 def _ratio(rounds: Sequence[Round], reference: Sequence[Round] | None) -> str:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.peers.figures import PRUNED, REFERENCE
+from scripts.bench.peers.figures import PRUNED, REFERENCE, UNIFORM
 from scripts.bench.timing import ROOT
 from scripts.bench.training_data import BenchmarkData
 
@@ -17,7 +17,8 @@ PROGRAMS = Path(__file__).parent / "programs"
 PACKED_TOKENS = 1024  # of a packed row: two of the rows fit
 PACKED = "packed"
 BATCH_SIZES = {"batch 1": 1, "batch 2": 2, PACKED: 1}  # by mode
-LEARNING_RATE, RATE = 1e-4, 0.75
+LEARNING_RATE = 1e-4
+RATES = {PRUNED: "0.75", UNIFORM: "uniform"}  # by the end of a name
 OUR_SETTINGS = """
     engine=none train.accumulation=1 optim.warmup=0 optim.final_lr=1 optim.betas=[0.9,0.999] model.freeze=[]
     model.gradient_checkpointing=false data.workers=1 train.log_every=1 tracker.wandb=false eval.every=0
@@ -54,12 +55,12 @@ class Framework:
     empty: tuple[str, ...] = ()  # modules that it imports without using them, to be replaced by empty ones
     shared: tuple[str, ...] = ()  # packages of the benchmark's environment that replace those it installs
     packs: bool = True  # whether it packs rows that hold videos
-    rate: float = 0.0  # of evs.transformers.enable_pruning; 0: the stock model
+    rate: str = "0"  # of evs.transformers.enable_pruning, a number or uniform; 0: the stock model
     environment: Mapping[str, str] = field(default_factory=dict)
 
-    def with_pruning(self) -> Framework:
+    def with_pruning(self, end: str = PRUNED) -> Framework:
         """The same framework with pruning enabled on its model."""
-        return replace(self, name=self.name + PRUNED, rate=RATE)
+        return replace(self, name=self.name + end, rate=RATES[end])
 
 
 def _ours(rate: str, job: Job) -> list[str]:
@@ -80,7 +81,7 @@ def _training_arguments(job: Job) -> dict[str, Any]:
         **{"per_device_train_batch_size": BATCH_SIZES[job.mode], "gradient_accumulation_steps": 1},
         **{"learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant", "weight_decay": 0.0, "adam_beta2": 0.999},
         **{"bf16": job.precision == "bf16", "use_cpu": job.cpu, "dataloader_num_workers": 1},
-        **{"save_strategy": "no", "report_to": "none"},
+        **{"save_strategy": "steps", "save_steps": job.steps + 1, "report_to": "none"},
     }
 
 
@@ -133,7 +134,7 @@ def _ms_swift(job: Job) -> list[str]:
 OURS = (
     Framework(REFERENCE, partial(_ours, "rate=constant rate.rate=0")),
     Framework("ours" + PRUNED, partial(_ours, "rate=constant rate.rate=0.75")),
-    Framework("ours uniform", partial(_ours, "rate=uniform")),
+    Framework("ours" + UNIFORM, partial(_ours, "rate=uniform")),
 )
 PEERS = {
     "trl": Framework("TRL", partial(_program, "trl"), ("trl==1.16.0",), packs=False),

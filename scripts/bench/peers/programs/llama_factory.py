@@ -8,8 +8,8 @@ from pathlib import Path
 
 from llamafactory.data.template import TEMPLATES
 from llamafactory.train.tuner import run_exp
-from pruning import EnablePruning, rate
+from pruning import callbacks
 
 if __name__ == "__main__":
     TEMPLATES["qwen2_vl"].format_assistant.slots = ["{{content}}<|im_end|>"]  # no label on the line break after it
-    run_exp(json.loads(Path(sys.argv[1]).read_text()), callbacks=[EnablePruning()] if rate() else [])
+    run_exp(json.loads(Path(sys.argv[1]).read_text()), callbacks=callbacks())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from pruning import EnablePruning, rate
+from pruning import RATE, EnablePruning
 from swift.callbacks import TrainerCallback, callbacks_map
 from swift.template import TEMPLATE_MAPPING
 from swift.template.templates.qwen import Qwen2VLTemplate
@@ -27,4 +27,4 @@ class SwiftPruning(EnablePruning):
         self.template.remove_post_encode_hook()  # it would embed the videos before the model's forward
 
 
-callbacks_map["pruning"] = SwiftPruning if rate() else TrainerCallback
+callbacks_map["pruning"] = TrainerCallback if RATE == "0" else SwiftPruning

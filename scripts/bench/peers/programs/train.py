@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pruning import rate
+from pruning import callbacks
 from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
 from transformers.video_utils import load_video
-
-from evs.transformers import PruningCallback, enable_pruning
 
 IGNORE = -100
 
@@ -58,9 +56,6 @@ def main() -> None:
     processor = AutoProcessor.from_pretrained(arguments["model"])
     rows: Any = [conversation(json.loads(line)) for line in Path(arguments["rows"]).read_text().splitlines()]
     training = arguments["training"] | {"remove_unused_columns": False}
-    if rate():
-        enable_pruning(model, rate=rate(), return_logits=False)
-    callbacks = [PruningCallback()] if rate() else []
     if arguments["trainer"] == "trl":  # its own collator takes images, but no videos
         from datasets import Dataset
         from trl import SFTConfig, SFTTrainer
@@ -69,7 +64,7 @@ def main() -> None:
         kind, settings = SFTTrainer, SFTConfig(**training, **keys)
     else:
         kind, settings = Trainer, TrainingArguments(**training)
-    trainer: Any = kind(model, settings, Collator(processor), rows, processing_class=processor, callbacks=callbacks)
+    trainer: Any = kind(model, settings, Collator(processor), rows, processing_class=processor, callbacks=callbacks())
     trainer.train()
 
 
