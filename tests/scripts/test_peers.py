@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
+import numpy as np
 import pytest
+from transformers.video_utils import load_video
 
 from data.batching.plans import Plan
 from scripts.bench import processes, training_data
@@ -118,6 +121,15 @@ def test_peers_read_the_rows_in_the_order_in_which_our_run_takes_them(tmp_path):
     plan = Plan(6, 2, 1, world=1, rank=0, seed=0)
     taken = [ours[i]["video"] for step in range(3) for i in plan.micro_batches(step)[0]]
     assert [row["videos"][0] for row in peers] == taken
+
+
+def test_every_way_of_sampling_two_frames_a_second_reads_the_same_pixels(tmp_path):
+    training_data.write_clip(tmp_path / "clip.mp4", 1)
+    frames, _ = load_video(str(tmp_path / "clip.mp4"), backend="pyav")
+    ours = frames[:: training_data.FPS // 2]
+    spread = np.linspace(0, len(frames) - 1, len(ours))
+    assert np.array_equal(frames[spread.astype(int)], ours) and np.array_equal(frames[spread.round().astype(int)], ours)
+    assert all((a != b).any() for a, b in pairwise(ours))
 
 
 @pytest.mark.slow
