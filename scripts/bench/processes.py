@@ -43,7 +43,7 @@ def background(
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
         )
         try:
             yield process
@@ -51,7 +51,8 @@ def background(
             _end(process)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends, however that ends. Not inherited by child processes."""
     if hasattr(LIBC, "prctl"):  # Linux
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import time
+from contextlib import suppress
+
+import psutil
 import pytest
 
+from scripts.bench.serving.server import Variant, started
 from scripts.bench.serving.throughput import Options, serving
+from scripts.make_tiny_model import make
 
 pytestmark = pytest.mark.serving
 
@@ -25,3 +32,29 @@ def test_every_load_is_answered_and_failures_stay_with_the_requests_that_cause_t
     assert files["repeated"]["mm_cache_hits"] == 8
     before = sorted(tmp_path.rglob("*.json"))
     assert serving(options) == results and sorted(tmp_path.rglob("*.json")) == before  # nothing is measured again
+
+
+def serve(python, model, folder, pipe) -> None:
+    with started(
+        Variant("server", model, 0.75), python, folder, "--max-model-len 512", folder / "server.log"
+    ) as server:
+        server.wait(folder / "server.log", 300)
+        pipe.send(server.process.pid)
+        time.sleep(600)
+
+
+def test_a_killed_benchmark_leaves_no_process_of_its_server(environment, tmp_path) -> None:
+    model = make("qwen2_5_vl", tmp_path / "model")
+    ours, theirs = multiprocessing.Pipe()
+    benchmark = multiprocessing.Process(target=serve, args=(environment("0.32.0"), model, tmp_path, theirs))
+    benchmark.start()
+    assert ours.poll(300)
+    server = psutil.Process(ours.recv())
+    processes = [server, *server.children(recursive=True)]
+    assert len(processes) > 2  # the engine and its worker
+    benchmark.kill()
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    assert alive == []

@@ -13,12 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[3]))  # last, because the installed evs is the one to measure
 
+from vllm.distributed.device_communicators import shm_broadcast
 from vllm.multimodal.media.video import VideoMediaIO
 from vllm.multimodal.processing import BaseMultiModalProcessor
 from vllm.platforms import current_platform
@@ -27,8 +28,9 @@ from vllm.v1.worker.gpu.model_runner import GPUModelRunner as SecondRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner as FirstRunner
 
 from evs.serving.vllm import set_pruning_flag_on_cpu
+from scripts.bench.processes import end_with_parent
 
-WRITE_SECONDS = 0.5
+WRITE_SECONDS, POLL_SECONDS = 0.5, 1e-4
 PHASES: dict[str, list[float]] = {}
 LOCK, NESTED = threading.Lock(), threading.local()
 IN_MODEL = {
@@ -87,11 +89,14 @@ def write_phases() -> None:
 
 
 def patch() -> None:
+    end_with_parent()  # or the engine and its worker outlive a benchmark that is killed
     if current_platform.is_cpu():
         set_pruning_flag_on_cpu()  # without which stock vLLM cannot prune here
         from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
         CPUModelRunner.load_model = time_model(CPUModelRunner.load_model)
+        # On a CPU the worker is a process of its own, and vLLM polls for its answers without a pause on another core.
+        shm_broadcast.sched_yield = partial(time.sleep, POLL_SECONDS)
     for runner in (FirstRunner, SecondRunner):
         runner.load_model = time_model(runner.load_model)
     for cls, name, phase in (
