@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ class Options:
     shape: str = "serving"  # one of scripts/bench/models.py; on a GPU: qwen2_5_vl_3b
     rates: list[float] = pruning_rates([0.0, 0.5, 0.75, 0.9])  # pruning rates; 0 is the server without pruning
     kinds: list[str] = names(list(KINDS), *KINDS)  # stock vLLM, the plugin, and the plugin pruning before the tower
-    concurrency: list[int] = number([1, 2, 4, 8, 16], fewest=1, unique=True, least=1)  # clients at once
+    # clients at once; the first of files= and answers= is sent from each, the others from the middle number
+    concurrency: list[int] = number([1, 2, 4, 8, 16], fewest=1, unique=True, least=1)
     files: list[str] = names(list(FILES), *FILES)  # new files, the same file again, or some broken files and clients
     answers: list[int] = number([8, 64], fewest=1, unique=True, least=1)  # tokens of an answer
     requests: int = number(16, least=1)  # per load; not fewer than twice the clients
@@ -94,10 +96,12 @@ def serving(options: Options) -> dict[str, Any]:
 
 
 def loads_of(options: Options) -> Iterator[Load]:
-    for files in options.files:
-        for answer in options.answers:
-            for clients in options.concurrency if files != "faulty" else [max(options.concurrency)]:
-                yield Load(files, answer, clients)
+    """The first of files= and answers= at every number of clients, the others at the middle number."""
+    first = (options.files[0], options.answers[0])
+    middle = sorted(options.concurrency)[len(options.concurrency) // 2]
+    for files, answer in product(options.files, options.answers):
+        for clients in options.concurrency if (files, answer) == first else [middle]:
+            yield Load(files, answer, clients)
 
 
 def variants(options: Options, folder: Path) -> Iterator[Variant]:
@@ -237,12 +241,12 @@ def key(variant: Variant, load: Load) -> str:
 def draw(results: dict[str, Any], servers: Sequence[Variant], loads: Sequence[Load], path: Path) -> None:
     """Requests per second by the number of clients, one line per server."""
     figure, axes = blank()
-    for one, (colour, marker, dashes) in zip(servers, STYLES):
+    clients = [load.clients for load in loads]
+    for one, (colour, marker, dashes) in zip(servers, cycle(STYLES)):
         rates = [results[key(one, load)]["requests_per_s"] for load in loads]
-        axes.plot(
-            [load.clients for load in loads], rates, color=colour, marker=marker, linestyle=dashes, label=one.name
-        )
+        axes.plot(clients, rates, color=colour, marker=marker, linestyle=dashes, label=one.name)
     axes.set_xscale("log", base=2)
+    axes.set_xticks(clients, map(str, clients))
     axes.set(xlabel="clients", ylabel="requests per second", ylim=(0, None))
     axes.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
