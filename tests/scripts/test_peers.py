@@ -114,6 +114,20 @@ def test_a_failed_framework_is_a_row_and_is_not_tried_again(tmp_path, monkeypatc
     assert "packs text alone" in modes["packed"]["transformers' Trainer"]["reason"]
 
 
+def test_a_checkpoint_that_vllm_does_not_serve_as_trained_is_a_row(tmp_path, monkeypatch):
+    def refuse(framework, job, vllm_python):
+        assert (framework.rate, vllm_python) == ("uniform", "vllm/bin/python")
+        raise ValueError("check_serving.py: 1 of 30 differ")
+
+    monkeypatch.setattr(comparison, "served", refuse)
+    monkeypatch.setattr(jobs, "prepare", lambda folder: training_data.BenchmarkData(folder, folder, folder))
+    result = comparison.compare(
+        comparison.Options(["trainer"], [], folder=str(tmp_path), vllm_python="vllm/bin/python")
+    )
+    assert result["served"] == {"transformers' Trainer uniform": {"reason": "check_serving.py: 1 of 30 differ"}}
+    assert result["checks"] == []
+
+
 def test_peers_read_the_rows_in_the_order_in_which_our_run_takes_them(tmp_path):
     data = training_data.BenchmarkData(tmp_path, tmp_path / "ours.jsonl", tmp_path / "peers.jsonl")
     training_data.write_rows(data, [(f"{i}.mp4", "?", "!") for i in range(6)])

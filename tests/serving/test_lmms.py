@@ -1,6 +1,6 @@
 """A real lmms-eval finds our model by its entry point, and answers as scripts/evaluate.py does.
 
-EVS_LMMS_ENV names an environment with `pip install evs-uptrain[lmms-eval] decord`: lmms-eval's own class imports decord.
+EVS_LMMS_ENV names an environment with `pip install evs-uptrain[lmms-eval] decord`, which lmms-eval's own class imports.
 """
 
 from __future__ import annotations
