@@ -247,6 +247,13 @@ def test_timestamps_of_a_list_are_not_silently_even(encoder, tmp_path, pictures)
     assert float(encoded(encoder, sample).second_per_grid_V[0]) == pytest.approx(2 * 50 / 10)
 
 
+def test_timestamps_a_millisecond_apart_are_not_refused_for_their_rounding(tmp_path, pictures):
+    times = [1.1 + number / 1000 for number in range(11)]
+    assert times[1] - times[0] < 0.001
+    (video,) = converted(listed("part", pictures, timestamps=times), tmp_path).media
+    assert video.content.times == tuple(times)
+
+
 def test_pictures_of_a_list_are_not_silently_resized_together(encoder, tmp_path, pictures):
     Image.new("RGB", (32, 64)).save(tmp_path / "frames" / "f7.png")
     sample = converted(listed("part", pictures), tmp_path)

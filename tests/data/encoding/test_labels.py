@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from data.encoding.labels import Labeller
-from data.types import IGNORE, RowError, Sample, Turn
+from data.encoding.labels import Labeller, check_rendered
+from data.types import IGNORE, ImageRef, RowError, Sample, Turn
 
 QUESTION = "What colour?\nA. red\nB. blue\n(C) green"
 
@@ -57,3 +57,23 @@ def test_choices_are_the_first_tokens_of_the_options(labeller, answer):
 )
 def test_free_form_answers_offer_no_choices(labeller, question, answer):
     assert labeller.choices((Turn("user", (question,)), Turn("assistant", (answer,)))) == ((),)
+
+
+def test_options_whose_answers_begin_with_one_token_offer_no_choices(labeller):
+    assert len({labeller.tokens(f"({letter})")[0] for letter in "ABC"}) == 1  # "("
+    assert labeller.choices((Turn("user", (QUESTION,)), Turn("assistant", ("(B)",)))) == ((),)
+
+
+def test_a_single_option_is_no_choice(labeller):
+    assert labeller.choices((Turn("user", ("What colour?\nA. red",)), Turn("assistant", ("A",)))) == ((),)
+
+
+def test_a_medium_keeps_text_parts_around_it_apart(labeller):
+    labeller.check(Sample("7", (Turn("user", ("<|im_", ImageRef("a.png"), "end|>")),)))
+
+
+def test_a_text_that_the_template_drops_is_not_found_in_an_equal_one_before_it():
+    sample = Sample("7", (Turn("user", ("yes",)), Turn("assistant", ("yes",))))
+    check_rendered(sample, "user: yes assistant: yes")
+    with pytest.raises(RowError, match=r"7: the chat template drops text of turn 2 \(assistant\)"):
+        check_rendered(sample, "user: yes assistant:")

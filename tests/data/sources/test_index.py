@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from data.encoding.encoder import Encoder
 from data.encoding.size_prediction import predict_size, predict_sizes
 from data.media.container import probe
+from data.sample_limits import SampleLimits
 from data.sources.collection import VERSION, ReadOptions
 from data.sources.index import build_index
 from data.types import IGNORE, MediaError, RowError, Sample, Turn, VideoRef
@@ -108,6 +109,24 @@ def test_only_what_a_change_touches_is_made_anew(rows, clip, encoder, processor,
     os.utime(rows)
     build_index(collected(str(rows)), encoder, counting)
     assert len(made) == 10
+
+
+def test_sizes_depend_on_the_limits_of_a_sample_too(encoder, processor):
+    assert Encoder(processor, POLICY).identity == encoder.identity
+    assert Encoder(processor, POLICY, limits=SampleLimits(gib=1.0)).identity != encoder.identity
+
+
+def test_data_of_which_other_answers_are_learned_are_other_data(rows, encoder):
+    before = build_index(collected(str(rows)), encoder, QUIET)
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    for line in lines:  # a second answer, which is learned from row 1 on
+        line["conversations"] += [{"from": "human", "value": "And?"}, {"from": "gpt", "value": "no", "weight": 1}]
+    digests = []
+    for weight in (1, 0):
+        lines[0]["conversations"][-1]["weight"] = weight
+        rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        digests.append(build_index(collected(str(rows)), encoder, QUIET).digest)
+    assert len({*digests, before.digest}) == 3
 
 
 def test_earlier_versions_are_removed_once_no_start_can_be_reading_them(rows, encoder, processor, tmp_path):
