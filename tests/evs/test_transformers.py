@@ -469,6 +469,7 @@ LENGTH = 34  # of the row below
         ({"video_grid_thw": None}, "pixel_values_videos is given without video_grid_thw"),
         ({"pixel_values_videos": None}, "video_grid_thw has 1 entries without pixel_values_videos"),
         ({"video_grid_thw": torch.tensor([[3, 4, 6]])}, "has 96 patches and video_grid_thw counts 72"),
+        ({"video_grid_thw": torch.tensor([[5, 4, 6]])}, "has 96 patches and video_grid_thw counts 120"),
         ({"second_per_grid_ts": [1.0, 2.0]}, "second_per_grid_ts has 2 values for 1 videos"),
         ({"input_ids": torch.full((1, LENGTH), 3)}, "input_ids have 0 placeholders.*do not truncate prompts"),
     ],
@@ -478,6 +479,21 @@ def test_inputs_that_do_not_fit_are_refused_in_one_line(changes, message) -> Non
     with pytest.raises(ValueError, match=message) as error:
         enabled("qwen2_5_vl", 0.5)(**inputs | changes)
     assert "\n" not in str(error.value)
+
+
+def test_a_video_that_continues_in_the_next_row_is_refused() -> None:
+    inputs = padded("qwen2_5_vl", batch_of("qwen2_5_vl", [[3, ("video", (4, 2, 3)), 5]]))
+    rows = {name: value.view(2, -1) for name, value in inputs.items() if value.shape == (1, LENGTH)}
+    with pytest.raises(ValueError, match="do not truncate prompts with media"):
+        enabled("qwen2_5_vl", 0.5)(**inputs | rows)
+
+
+def test_a_label_of_the_first_token_is_ignored_since_nothing_predicts_it() -> None:
+    inputs = padded("qwen2_5_vl", batch_of("qwen2_5_vl", layout("qwen2_5_vl")))
+    expected = enabled("qwen2_5_vl", 0.6)(**inputs).loss
+    labels = inputs["labels"].clone()
+    labels[:, 0] = inputs["input_ids"][:, 0]
+    torch.testing.assert_close(enabled("qwen2_5_vl", 0.6)(**inputs | {"labels": labels}).loss, expected)
 
 
 @pytest.mark.parametrize("name", ["output_hidden_states", "output_router_logits"])
