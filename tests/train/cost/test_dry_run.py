@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from data.batching.plans import Budget, BudgetPlan, Plan
+from data.sizes import SampleSize, gather
 from evs import Uniform
 from tests.runs import composed, cut_off, trained
 from tests.train.cost.test_memory_forecast import SIZES, kept
@@ -27,6 +28,12 @@ def test_the_largest_samples_are_taken_together_at_the_lowest_rates():
     rates = StepRates(Uniform(0.25, 0.9), 1, 0)
     found = largest_micro_batch(Plan(8, 3, 1, 1, 0, 0), SIZES, rates, kept)
     assert sorted(found.samples) == [5, 6, 7] and found.rates(rates, [6, 7, 8]) == (0.25,)
+
+
+def test_samples_with_most_tokens_are_the_largest_and_of_equal_ones_those_with_most_patches():
+    sizes = gather(SampleSize(text, (), patches, 0, 1, 0) for text, patches in ((9, 999), (50, 4), (50, 8), (50, 6)))
+    rates = StepRates(Uniform(0.25, 0.9), 1, 0)
+    assert largest_micro_batch(Plan(4, 2, 1, 1, 0, 0), sizes, rates, kept).samples == (3, 2)
 
 
 def test_the_largest_micro_batch_of_a_budget_is_one_of_the_plan_at_its_rates():

@@ -42,6 +42,16 @@ def test_parts_are_shared_as_the_zero_stage_says(words, engine):
     assert parts.optimizer == (4 * weights if engine == "none" else 12 * weights / 4)
 
 
+def test_offloading_frees_a_gpu_and_not_the_memory_of_a_machine_without_one(words):
+    config = composed(*words("engine=zero3_offload"))
+    hf_config = AutoConfig.from_pretrained(config.model.path)
+    on_gpu, on_cpu = (
+        estimate(config, torch.nn.Linear(9, 9), hf_config, Largest(100, 20, 400, 8), world=1, device=torch.device(name))
+        for name in ("cuda", "cpu")
+    )
+    assert (on_gpu.weights, on_gpu.optimizer) == (0, 0) and min(on_cpu.weights, on_cpu.optimizer) > 0
+
+
 def test_an_average_of_the_weights_is_counted_with_the_optimizer(words):
     model, batch = torch.nn.Linear(1000, 1000, bias=False), Largest(100, 20, 400, 8)
     hf_config = AutoConfig.from_pretrained(composed(*words()).model.path)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from data.batching.sample_cost import DecoderFlops, SampleCost
 from data.sizes import SampleSize, gather
 from evs import FrameDelta
 from evs.families import adapter_for, spec_of
@@ -125,6 +126,21 @@ def test_the_price_of_a_sample_is_what_its_step_costs_with_a_tower_that_drops(fa
             whole = cost.batch_work([(t, h, w)], [50 + t * h * w // 4 - dropped], 7)
             step = cost.training(config, cost.before_tower(config, whole, dropped, before), frozen=frozen)
             assert price(np.array([place]), np.array([[whole.tokens]]))[0] == pytest.approx(step.total, rel=off)
+
+
+def test_an_image_smaller_than_a_window_attends_to_itself_alone():
+    config = tiny_model("qwen2_5_vl").config
+    tower, work = spec_of(config).tower_shape(config), cost.batch_work([(1, 2, 2)], [], 0)
+    assert tower.window_patches > work.patches
+    attention = 4 * work.pairs * tower.blocks * tower.width
+    assert cost.forward(config, work).vision == 2 * work.patches * tower.weights + attention
+
+
+def test_the_automatic_budget_holds_the_dearest_sample():
+    cost_of = SampleCost(np.array([1.0, 1.0, 100.0]), (DecoderFlops(1.0, 0.0),))
+    tokens = np.full((1, 3), 10)
+    assert cost.budget(cost_of, tokens, 100) == pytest.approx(0.9 * 100 * 132 / 30)
+    assert cost.budget(cost_of, tokens, 10) == 110
 
 
 @pytest.mark.parametrize("family", BUILDERS)
