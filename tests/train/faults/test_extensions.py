@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,6 +37,15 @@ def test_the_lock_of_a_build_that_runs_is_named_when_the_time_is_over(lock, by_e
     with pytest.raises(ValueError, match=f"{lock} is held by process {os.getpid()}: end that build, then remove"):
         wait_for_lock(lock, 0, by_existence=by_existence)
     os.close(held)
+    assert lock.exists()
+
+
+def test_a_lock_on_a_network_file_system_is_kept_since_another_machine_may_hold_it(lock, monkeypatch):
+    monkeypatch.setattr("psutil.disk_partitions", lambda **_: [SimpleNamespace(mountpoint="/", fstype="nfs4")])
+    lock.parent.mkdir()
+    lock.touch()
+    with pytest.raises(ValueError, match=f"{lock} is held by a dead process or another machine: end that build"):
+        wait_for_lock(lock, 0, by_existence=True)
     assert lock.exists()
 
 

@@ -12,6 +12,7 @@ import pytest
 from tests.runs import composed, ended, reached, rows, started, trained
 from train.build import build_run
 from train.checkpoint.checkpoint import complete
+from train.faults.signals import Stop
 from train.loop import fit
 
 pytestmark = pytest.mark.slow
@@ -35,6 +36,14 @@ def test_a_run_that_sigterm_ended_resumes_without_losing_a_step(words, tmp_path)
     trained(*words(*more, "resume=auto"))
     trained(*words(*more, run_dir=tmp_path / "whole"))
     assert [row["loss"] for row in rows(folder)] == [row["loss"] for row in rows(tmp_path / "whole")]
+
+
+def test_a_second_ctrl_c_ends_the_process_at_once():
+    stop = Stop()
+    stop.note(signal.SIGINT, None)
+    assert stop.status == 130
+    with pytest.raises(KeyboardInterrupt):
+        stop.note(signal.SIGINT, None)
 
 
 @pytest.mark.faults
