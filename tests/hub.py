@@ -23,6 +23,7 @@ class Hub:
 
     cuts: int = 0
     lost_replies: int = 0  # commits that are made and whose reply never arrives
+    busy: list[int] = field(default_factory=list)  # statuses with which the next commits are put off, the last first
     writable: bool = True
     private: bool = False
     url: str = ""
@@ -141,6 +142,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _commit(self) -> None:
         if self._cut():
+            return
+        if self.hub.busy:
+            self._body()
+            self._error(self.hub.busy.pop(), None)
             return
         lines = [json.loads(line) for line in self._body().splitlines()]
         for line in lines:
