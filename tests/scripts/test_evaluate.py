@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,6 +81,8 @@ def test_answers_that_are_there_are_not_asked_again_and_the_table_is_the_same(wo
     assert f"{len(there)} answers are there already; {8 - len(there) // (2 * RATES)} samples to ask" in second
     assert sorted(lines(tmp_path / "broken.jsonl")) == sorted(lines(tmp_path / "whole.jsonl"))
     assert table(second) == table(whole)
+    graded_by = Counter(json.loads(line)["metric"] for line in lines(tmp_path / "whole.jsonl"))
+    assert graded_by == {"choice": 8 * RATES, "greedy": 4 * RATES, "f1": 4 * RATES}  # options come before a metric
     third = run(words(tmp_path / "broken.json"))  # nothing is left to ask, and no model is loaded
     assert "0 samples to ask" in third and table(third) == table(whole)
 
