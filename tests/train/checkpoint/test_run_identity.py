@@ -2,16 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.checkpoint.run_identity import StepSplit, check_same, split_step
+from evs.families import spec_of
+from tests.evs.models import tiny_model
+from tests.runs import composed
+from train.checkpoint.run_identity import StepSplit, check_same, shape_of, split_step
+from train.config import Config
 
 STEP = 12  # micro-batches
+FRAMES = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels", "max_tokens")
+ENGINES = ("none", "ddp", "zero1", "zero2", "zero3", "zero3_offload")
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return composed("+experiment=demo", "model.path=m", "data.train=d", "train.steps=1")
+
+
+def shape(config: Config) -> dict[str, Any]:
+    """What a checkpoint of this configuration says of its run."""
+    return shape_of(config, StepSplit(1, 2, (2,)), tiny_model("qwen2_5_vl"))
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_a_run_is_identified_by_every_setting_that_changes_its_frames_or_rows(config, name):
+    before, after = shape(config), shape(replace(config, data=replace(config.data, **{name: 7})))
+    assert [key for key in before if before[key] != after[key]] == ["frames"]
+
+
+def test_engines_that_write_the_same_state_may_resume_each_other(config):
+    engines = {name: replace(config.engine, name=name) for name in ENGINES}
+    state = {name: shape(replace(config, engine=engine))["engine"]["state"] for name, engine in engines.items()}
+    assert state["none"] == state["ddp"] and state["zero3"] == state["zero3_offload"]
+    assert len({*state.values()}) == 4
+
+
+def test_lora_without_targets_is_identified_by_those_of_its_family(config):
+    lora = replace(config.model, lora=replace(config.model.lora, r=4))
+    targets = spec_of(tiny_model("qwen2_5_vl").config).lora_targets
+    assert shape(replace(config, model=lora))["model"]["lora"]["targets"] == targets
 
 
 def saved(split: StepSplit) -> dict[str, Any]:
