@@ -19,7 +19,9 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFieldConfig
 
 KEYS = "video_content_keys"  # what the model is given besides the stock fields
-NUMBERS = ("fps", "num_frames", "min_frames", "max_frames", "min_pixels", "max_pixels")
+FRAMES = ("num_frames", "min_frames", "max_frames")
+NUMBERS = ("fps", *FRAMES, "min_pixels", "max_pixels")
+MOST_FRAMES = 10**6  # processors make a list of so many numbers before they look at the video
 SCOPES = ("videos_kwargs", "images_kwargs")
 ALLOWED = f"a request may set {', '.join(NUMBERS)}, size and do_sample_frames"
 UNSET = object()
@@ -94,9 +96,11 @@ def check_options(options: Mapping[str, Any], own: Any) -> None:
 
 
 def _check_number(name: str, value: Any) -> None:
+    most = MOST_FRAMES if name in FRAMES else math.inf
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value <= 0:
-        raise ValueError(f"mm_processor_kwargs: {name}={value!r}: give a positive number")
+    if not number or not math.isfinite(value) or not 0 < value <= most:
+        limit = f" up to {most}" if name in FRAMES else ""
+        raise ValueError(f"mm_processor_kwargs: {name}={value!r}: give a positive number{limit}")
 
 
 def check_times(seconds: list[float], grids_thw: list[list[int]], per_second: float, limit: int) -> None:
