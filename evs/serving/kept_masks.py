@@ -8,7 +8,7 @@ tokens of nearly equal score may change places. The rest would not fit the cache
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class KeptMasks:
 
     def __init__(self, limit: int = REMEMBERED) -> None:
         self.limit = limit
-        self._masks: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._masks: OrderedDict[Hashable, Tensor] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._masks)
@@ -33,7 +33,7 @@ class KeptMasks:
     def clear(self) -> None:
         self._masks.clear()
 
-    def recall(self, key: bytes, tokens: int, choose: Callable[[], Tensor]) -> Tensor:
+    def recall(self, key: Hashable, tokens: int, choose: Callable[[], Tensor]) -> Tensor:
         """The cached [tokens] bool mask of the video with this key; `choose` computes it on a miss."""
         if (packed := self._masks.get(key)) is not None:
             self._masks.move_to_end(key)

@@ -53,12 +53,15 @@ class PreservedPositions:
     is_multimodal_pruning_enabled: bool
     video_pruning_rate: float
     config: Any
+    visual: Any
     times_field: str  # of a video, among what the processor returns
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self._prompts = Prompts()
-        self.kept_masks = KeptMasks()
+        lora = vllm_config.lora_config
+        adapted_tower = lora is not None and lora.enable_tower_connector_lora  # features then depend on the adapter
+        self.kept_masks = KeptMasks(limit=0) if adapted_tower else KeptMasks()
         self._video = lru_cache(SPANS)(self._video_span)
         self._image = lru_cache(SPANS)(lambda grid: Span(*within([image_box(grid)])))
 
@@ -114,9 +117,11 @@ class PreservedPositions:
     def _kept(self, video_input: Any, choose: Callable[[int, Sequence[int]], Tensor]) -> list[Tensor]:
         """The kept tokens [K] of every video; `choose` makes the mask of one that is not remembered."""
         kept = []
+        # Counts writes in place. Those of load_weights are not counted, so it clears the masks.
+        written = sum(weight._version for weight in self.visual.parameters() if not weight.is_inference())
         for video, (key, thw) in enumerate(zip(video_input.keys_V, video_input["video_grid_thw"].tolist())):
             grid = self._grid(thw)
-            keep_M = self.kept_masks.recall(key, grid.tokens, partial(choose, video, thw))
+            keep_M = self.kept_masks.recall((written, key), grid.tokens, partial(choose, video, thw))
             kept.append(keep_M.nonzero_static(size=self._kept_count(grid)).squeeze(1))
         return kept
 

@@ -17,6 +17,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 import numpy as np
+import torch
 
 from scripts.serving import worker
 
@@ -57,7 +58,6 @@ def requests(job: dict[str, Any], media: Any) -> dict[str, Any]:
 
 def jitter(model: Any, scale: float) -> None:
     """Add noise to what the vision tower returns, `scale` of its deviation, as kernels do in batches of other sizes."""
-    import torch
 
     model.visual.register_forward_hook(lambda tower, args, out: out + scale * out.std() * torch.randn_like(out))
 
@@ -82,6 +82,10 @@ def count(model: Any, counts: list[dict[str, Any]]) -> None:
 
 def _round(llm: Any, job: dict[str, Any], names: list[str], media: Any) -> list[dict[str, Any]]:
     cases = [job["cases"][name] for name in names]
+    if any(case.get("reload") for case in cases):
+        (weights,) = llm.apply_model(lambda model: [(name, one.clone()) for name, one in model.named_parameters()])
+        with torch.no_grad():  # which vLLM leaves to its caller
+            llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights, "is_checkpoint_format": False})
     if len(cases) == 1:
         return [worker.attempt(llm, cases[0], media, job["steps"], job["top"])]
     return worker.generate(llm, cases, media, job["steps"], job["top"])

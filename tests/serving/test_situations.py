@@ -78,16 +78,17 @@ def test_two_tensor_parallel_workers_answer_as_one(served, environment, tmp_path
     assert differing(served, prompts, answers, rounds) == {}
 
 
-def test_a_video_that_is_encoded_again_keeps_the_same_tokens(checkpoint, environment, tmp_path) -> None:
+def test_a_video_that_is_encoded_again_keeps_the_same_tokens_until_the_weights_change(
+    checkpoint, environment, tmp_path
+) -> None:
     (prompt,) = prepare(checkpoint, {"video": CASES["16 grids"]})
-    asked = job(checkpoint, [prompt], [["first"], ["again"], ["forgotten"]], jitter=0.1)
-    asked["cases"] = {
-        name: {**prompt.request, "remembered": name == "again"} for name in ("first", "again", "forgotten")
-    }
+    more = {"first": {}, "again": {"remembered": True}, "reloaded": {"remembered": True, "reload": True}}
+    asked = job(checkpoint, [prompt], [[name] for name in more], jitter=0.1)
+    asked["cases"] = {name: {**prompt.request, **words} for name, words in more.items()}
     answers = drive(environment("0.32.0"), tmp_path / "job", asked, prompt.media)
-    (first,), (again,), (forgotten,) = answers["rounds"]
+    (first,), (again,), (reloaded,) = answers["rounds"]
     assert again["kept"] == [] and again["positions"] == first["positions"]
-    assert forgotten["kept"] != first["kept"]  # the scores are near enough for that
+    assert reloaded["kept"] not in ([], first["kept"])  # scored again, and the scores are near enough to differ
 
 
 def test_a_prefix_hit_on_a_video_that_is_encoded_again_answers_alike(checkpoint, environment, tmp_path) -> None:
