@@ -36,7 +36,7 @@ def test_every_load_is_answered_and_failures_stay_with_the_requests_that_cause_t
 
 def serve(python, model, folder, pipe) -> None:
     with started(
-        Variant("server", model, 0.75), python, folder, "--max-model-len 512", folder / "server.log"
+        Variant("server", model, 0.75), python, folder, "--max-model-len 512 --enforce-eager", folder / "server.log"
     ) as server:
         server.wait(folder / "server.log", 300)
         pipe.send(server.process.pid)
@@ -46,7 +46,9 @@ def serve(python, model, folder, pipe) -> None:
 def test_a_killed_benchmark_leaves_no_process_of_its_server(environment, tmp_path) -> None:
     model = make("qwen2_5_vl", tmp_path / "model")
     ours, theirs = multiprocessing.Pipe()
-    benchmark = multiprocessing.Process(target=serve, args=(environment("0.32.0"), model, tmp_path, theirs))
+    benchmark = multiprocessing.Process(
+        target=serve, args=(environment("0.32.0"), model, tmp_path, theirs), daemon=True
+    )
     benchmark.start()
     assert ours.poll(300)
     server = psutil.Process(ours.recv())
