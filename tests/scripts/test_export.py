@@ -54,7 +54,7 @@ def test_the_export_is_the_base_with_other_weights(words, checkpoint, questions,
     card = (out / "README.md").read_text()
     assert "| step 2 |" in card and (out / "curve.png").stat().st_size > 1000
     assert "vllm serve" in card and "or later" not in card
-    versions = "0.32.0" if family == "nemotron_h_omni" else "0.31.0 or 0.32.0"
+    versions = "0.32.0 or 0.33.0" if family == "nemotron_h_omni" else "0.31.0 or 0.32.0 or 0.33.0"
     assert f"The plugin needs vLLM {versions}; it refuses other versions" in card
 
 

@@ -12,8 +12,8 @@ def test_the_versions_it_was_written_for_are_known(version) -> None:
 
 
 def test_any_other_version_is_refused_in_one_line_with_the_way_out() -> None:
-    with pytest.raises(ValueError, match=r"does not know vLLM 0\.33\.0: install .* EVS_VLLM_PLUGIN=0") as error:
-        check_version("0.33.0")
+    with pytest.raises(ValueError, match=r"does not know vLLM 0\.34\.0: install .* EVS_VLLM_PLUGIN=0") as error:
+        check_version("0.34.0")
     assert "\n" not in str(error.value)
 
 

@@ -20,7 +20,7 @@ from tests.serving.conftest import SERVABLE
 
 pytestmark = pytest.mark.serving
 
-RATES = {"0.32.0": [0.0, 0.3, 0.5, 0.75, 0.9], "0.31.0": [0.0, 0.5, 0.9]}
+RATES = {"0.32.0": [0.0, 0.3, 0.5, 0.75, 0.9], "0.31.0": [0.0, 0.5, 0.9], "0.33.0": [0.0, 0.5, 0.9]}
 NOISE = 0.03  # of log-probabilities in bfloat16, where two implementations of the same layers round differently
 
 
