@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
+from evs.families import FAMILIES, spec_of
 from evs.families.servers import VLLM_VERSIONS
 from evs.policy import Policy
 from scripts.make_tiny_model import make
@@ -140,6 +142,15 @@ def test_gated_delta_net_in_float32_on_a_cpu_is_refused(environment, tmp_path, v
         in (refused["error"])
     )
     assert started["error"] == ""
+
+
+def test_a_checkpoint_named_qwen3_8_is_trained_and_served_by_its_architecture(environment, tmp_path) -> None:
+    model = make("qwen3_5", tmp_path / "Qwen3.8-27B")  # whose config.json names Qwen3.5's type and architecture
+    assert spec_of(AutoConfig.from_pretrained(model)) is FAMILIES["qwen3_5"]
+    asked = {"model": str(model), "dtype": "bfloat16", "enforce_eager": True, "video_pruning_rate": 0.5}
+    said = drive(environment("0.32.0"), tmp_path / "job", {"configurations": [asked, asked | {"dtype": "float32"}]})
+    assert said[0] == {"error": "", "warnings": []}
+    assert "gated DeltaNet" in said[1]["error"]  # the plugin's check of that architecture
 
 
 # name: (sizes that differ from the servable ones, arguments of the server, what it says)
