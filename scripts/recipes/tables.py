@@ -16,6 +16,7 @@ from train.reports.markdown import markdown_table
 
 NOT_REACHED = "not reached"  # no video can be reduced to the tokens of this rate
 REDUCED = ("fewer_frames", "smaller_frames")
+MIXED = (BASE, CONTROL, "stills_0", REFERENCE, "stills_25")  # of the table on images and text
 
 
 def by_rate(by_recipe: Results, about: Mapping[str, str]) -> str:
@@ -86,7 +87,7 @@ def transfer(by_recipe: Results) -> str:
 def stills(by_recipe: Results) -> str:
     """A table of accuracy on images and text, which do not get pruned."""
     rows = []
-    for name, results in by_recipe.items():
+    for name, results in ((name, by_recipe[name]) for name in MIXED if name in by_recipe):
         change = [""] * len(_header(CONTROL))
         if CONTROL in by_recipe and name not in (BASE, CONTROL):
             change = _cells(difference(on_stills(results), on_stills(by_recipe[CONTROL])))

@@ -116,10 +116,10 @@ def test_a_loss_on_images_and_text_is_told_from_the_control():
         return [replace(one, kinds=kinds, stills=one.answers) for one in [result(name, s, right) for s in (0, 1)]]
 
     table = tables.stills(
-        {"base": stills("base", 0.9), "control": stills("control", 0.9), "fixed": stills("fixed", 0.7)}
+        {"base": stills("base", 0.9), "control": stills("control", 0.9), "uniform": stills("uniform", 0.7)}
     )
     assert (
-        table.splitlines()[-1].startswith("| fixed | 70.0 | 70.0 |")
+        table.splitlines()[-1].startswith("| uniform | 70.0 | 70.0 |")
         and table.endswith("| worse |")
         and "-20.0" in table
     )
