@@ -34,8 +34,8 @@ def decode_packed(
 ) -> Tensor:
     """[N, D] last hidden states of the text model `language_model` over the pack `x`.
 
-    `kernels` are the packages that a family needs to run its recurrent layers over a pack; see FamilySpec. If ranks
-    share the pack, the result is that of this rank's slice in the `group`.
+    `kernels` are the packages that a family needs to run its recurrent layers over a pack; see FamilySpec. If the ranks
+    of a `group` share the pack, the result is that of this rank's slice, and so are `embeds_ND` and `deepstack` of `x`.
     """
     if group is not None:
         return _as_slice(language_model, x, group)
@@ -98,15 +98,14 @@ def _as_slice(language_model: Any, x: DecoderInputs, group: SequenceGroup) -> Te
     own, lengths = group.own_slice(tokens), x.segment_N.bincount().tolist()
     if padding := -tokens % group.size:
         lengths.append(padding)
-    first, end = int(x.visual_N[: own.begin].sum()), int(x.visual_N[: own.end].sum())
     # Without position row 0, no mask is built: the exchange knows the borders of samples.
     exchange = HeadExchange(group, lengths)
     hidden = _run(
         language_model,
-        own.take(x.embeds_ND)[None],
+        own.padded(x.embeds_ND)[None],
         own.take(x.positions_PN.T).T[:, None],
         own.take(x.visual_N)[None],
-        tuple(rows[first:end] for rows in x.deepstack),
+        x.deepstack,
         head_exchange=exchange,
     )[0]
     if not exchange.calls:  # the attention ignored the argument, and every rank saw its own slice only

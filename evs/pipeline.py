@@ -96,7 +96,8 @@ class EncodedBatch:
 
     @cached_property
     def _embedded(self) -> DecoderInputs:
-        return self.adapter.embed_prompt(self.batch)
+        # The ranks of a group embed only their slices, after pruning.
+        return self.adapter.embed_prompt(self.batch, embed=self.group is None)
 
     @cached_property
     def _unpruned(self) -> DecoderInputs:

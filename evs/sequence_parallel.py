@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -37,7 +38,10 @@ class Slice:
 
     def take(self, values_N: Tensor) -> Tensor:
         """The values of the slice's tokens, zero for padding."""
-        part = values_N[self.begin : self.end]
+        return self.padded(values_N[self.begin : self.end])
+
+    def padded(self, part: Tensor) -> Tensor:
+        """The slice's own values, then zeros for padding."""
         return torch.cat([part, part.new_zeros(self.padding, *part.shape[1:])]) if self.padding else part
 
 
@@ -51,9 +55,13 @@ class SequenceGroup:
 
     def own_slice(self, tokens: int) -> Slice:
         """This rank's tokens of a row of `tokens`. Padding follows the last token of the row."""
+        return self.slices(tokens)[self.rank]
+
+    def slices(self, tokens: int) -> list[Slice]:
+        """The tokens of every rank of a row of `tokens`."""
         length = -(-tokens // self.size)
-        begin, end = (min(length * number, tokens) for number in (self.rank, self.rank + 1))
-        return Slice(begin, end, length - (end - begin))
+        borders = [min(length * number, tokens) for number in range(self.size + 1)]
+        return [Slice(begin, end, length - (end - begin)) for begin, end in pairwise(borders)]
 
     def share(self, rows: int) -> slice:
         """This rank's share of `rows` that every rank holds."""
@@ -74,6 +82,25 @@ class SequenceGroup:
             return rows_TD
         sent = [len(rows_TD)] * self.size
         return _AllToAll.apply(rows_TD.repeat(self.size, 1), self.process_group, sent, counts)
+
+    def agreed(self, mask_N: Tensor) -> Tensor:
+        """The mask of the first rank. Those of different GPUs may differ by rounding."""
+        mask = mask_N.byte()
+        dist.broadcast(mask, dist.get_global_rank(self.process_group, 0), group=self.process_group)
+        return mask.bool()
+
+    def redistributed(self, rows_RD: Tensor, counts: list[int], wanted: list[Tensor]) -> Tensor:
+        """The rows that this rank wants, of all rows of the group, of which every rank holds the next `counts`.
+
+        `wanted` are the indices of the rows that every rank wants, ascending, on the CPU.
+        """
+        if not sum(counts):
+            return rows_RD
+        first = torch.tensor([0, *counts]).cumsum(0)
+        own = [index[(index >= first[self.rank]) & (index < first[self.rank + 1])] for index in wanted]
+        received = torch.bucketize(wanted[self.rank], first[1:], right=True).bincount(minlength=self.size)
+        rows_RD = rows_RD[(torch.cat(own) - first[self.rank]).to(rows_RD.device)]
+        return _AllToAll.apply(rows_RD, self.process_group, [len(index) for index in own], received.tolist())
 
     def total(self, losses: Losses) -> Losses:
         """The sums over the group of the losses of every rank's share. The gradient stays that of the own share."""

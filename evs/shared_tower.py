@@ -1,8 +1,9 @@
 """The vision tower shared out over the ranks of a sequence group, by temporal grids, which attend to themselves alone.
 
 Every rank encodes a contiguous range of the temporal grids of a batch. A method that compares a grid with the one
-before it scores the own grids, given the features of the grid before the first; the ranks then exchange only scores and
-the rows of survivors. For other methods of features they exchange all features, without gradients.
+before it scores the own grids, given the features of the grid before the first; the ranks then exchange only scores.
+For other methods of features they exchange all features, without gradients. Last, each rank embeds its slice of the
+surviving tokens, and takes the rows of survivors that other ranks have encoded from them.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ class Scores(Ranked):
         return inputs_MC.view(grid.T, grid.H, grid.W)
 
 
+def gathers_features(method: Method) -> bool:
+    """True if a method scores the features of all media on every rank."""
+    return method.needs == "features" and not (isinstance(method, Ranked) and method.compares_neighbours)
+
+
 @dataclass(frozen=True)
 class SharedMedia:
     """The media of a batch. Grids (G) and tokens (U) are counted in the order of the tower: images, then videos."""
@@ -53,10 +59,14 @@ class SharedMedia:
         if isinstance(method, Ranked) and method.compares_neighbours:
             return keep_mask(embedded, self._scores(features_UC, method), grids, rates_V, Scores())
         features_UC = self.group.concatenated(features_UC, self._counts(self._bounds))
-        return keep_mask(embedded, features_UC[self._first_G[self._images] :], grids, rates_V, method)
+        keep_N = keep_mask(embedded, features_UC[self._first_G[self._images] :], grids, rates_V, method)
+        return self.group.agreed(keep_N)
 
     def prune(self, embedded: DecoderInputs, keep_N: Tensor, before: int | None) -> DecoderInputs:
-        """The kept tokens of the prompts, with the rows of all media; the others are dropped before block `before`."""
+        """The kept tokens of the prompts; the others are dropped before block `before` of the tower.
+
+        `embeds_ND` and `deepstack` are those of this rank's slice only.
+        """
         kept_U = keep_N.new_empty(self._first_G[-1])
         kept_U[rows_in_prompt_order(embedded)] = keep_N[embedded.visual_N]
         kept_U = kept_U.cpu()
@@ -73,8 +83,24 @@ class SharedMedia:
             levels = [level[:0] for level in self.adapter.tower(self._part(0, 0))]
         else:
             levels = list(self.adapter.tower(self._part(begin, end), own_U, before))
-        rows = self.group.concatenated(torch.cat(levels, -1), counts)
-        return filled(prune(embedded, keep_N), rows.split([level.shape[1] for level in levels], dim=-1))
+        x = prune(embedded, keep_N)
+        rows = self.group.redistributed(torch.cat(levels, -1), counts, self._wanted(x))
+        own = filled(self._own_slice(embedded, keep_N), rows.split([level.shape[1] for level in levels], dim=-1))
+        return replace(x, embeds_ND=own.embeds_ND, deepstack=own.deepstack)
+
+    def _own_slice(self, embedded: DecoderInputs, keep_N: Tensor) -> DecoderInputs:
+        """The kept tokens of this rank's slice, with embeddings."""
+        kept, own_N = keep_N.nonzero().squeeze(1), torch.zeros_like(keep_N)
+        part = self.group.own_slice(len(kept))
+        own_N[kept[part.begin : part.end]] = True
+        ids = self.batch.input_ids_N.to(own_N.device)[own_N]
+        return replace(prune(embedded, own_N), embeds_ND=self.adapter.model.get_input_embeddings()(ids))
+
+    def _wanted(self, x: DecoderInputs) -> list[Tensor]:
+        """The rows, ascending in the order of the tower, of the visual tokens of every rank's slice of `x`."""
+        visual_N, rows_M = x.visual_N.cpu(), rows_in_prompt_order(x).cpu()
+        counts = [int(visual_N[part.begin : part.end].sum()) for part in self.group.slices(len(visual_N))]
+        return [rows.sort().values for rows in rows_M.split(counts)]
 
     @cached_property
     def _levels(self) -> list[Tensor]:

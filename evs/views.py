@@ -20,11 +20,11 @@ def decode_labelled(
     """For each view, the [T, D] hidden states that predict its T labelled tokens, on every rank of the `group`.
 
     One call of `adapter.decode` if its attention keeps segments apart. Otherwise there is one call per view: in a
-    common pack, short views would be padded to the longest sample.
+    common pack, short views would be padded to the longest sample. A group holds a slice of every view, not of a pack.
     """
     language = adapter.spec.towers.of(adapter.model).language
-    if len(views) > 1 and (group or keeps_segments_apart(language.config, adapter.spec.kernels)):
-        states = _decode(adapter, joined(views), group)
+    if len(views) > 1 and not group and keeps_segments_apart(language.config, adapter.spec.kernels):
+        states = _decode(adapter, joined(views), None)
         return list(states.split([len(states) // len(views)] * len(views)))
     return [_decode(adapter, x, group) for x in views]
 

@@ -79,8 +79,11 @@ class Adapter(Protocol):
         """The merged grid of every video of the batch."""
         ...
 
-    def embed_prompt(self, batch: MediaBatch) -> DecoderInputs:
-        """The unpruned prompts. Rows of media hold the embeddings of their placeholder tokens."""
+    def embed_prompt(self, batch: MediaBatch, *, embed: bool = True) -> DecoderInputs:
+        """The unpruned prompts. Rows of media hold the embeddings of their placeholder tokens.
+
+        Without `embed`, the embeddings have no columns.
+        """
         ...
 
     def positions(self, batch: MediaBatch, *, pruned: bool = True) -> Tensor:
@@ -140,14 +143,15 @@ def input_device(model: Any) -> torch.device:
 
 
 def embed_tokens(
-    model: Any, batch: MediaBatch, positions_PN: Tensor, visual_N: Tensor, tokens_M: Tensor
+    model: Any, batch: MediaBatch, positions_PN: Tensor, visual_N: Tensor, tokens_M: Tensor, *, embed: bool = True
 ) -> DecoderInputs:
     """The result of `Adapter.embed_prompt`, on the model's device.
 
     `visual_N` is True on the placeholders of media, which take `tokens_M` tokens in prompt order. ValueError if the
     numbers of placeholders and tokens differ.
     """
-    embeds_ND = model.get_input_embeddings()(batch.input_ids_N.to(input_device(model)))
+    ids_N = batch.input_ids_N.to(input_device(model))
+    embeds_ND = model.get_input_embeddings()(ids_N) if embed else torch.empty(len(ids_N), 0, device=ids_N.device)
     device = embeds_ND.device
     return DecoderInputs(
         embeds_ND=embeds_ND,

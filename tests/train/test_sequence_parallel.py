@@ -9,7 +9,8 @@ import pytest
 
 from tests.faults.trajectories import kill_all
 from tests.runs import ROOT, ended, reached, started, trained
-from tests.train.test_run import assert_same_weights, metrics
+from tests.train.test_run import assert_same_weights, metrics, weights
+from train.checkpoint.checkpoint import complete
 
 pytestmark = pytest.mark.slow
 EXTENDED = pytest.mark.extended
@@ -57,10 +58,13 @@ def test_losses_and_gradients_of_a_group_are_those_of_one_process(ranks, size, f
         pytest.param(
             "qwen2_5_vl", ["engine=ddp", "method=pixel_delta", "method.prune_at=input"], marks=EXTENDED, id="ddp-input"
         ),
+        pytest.param(
+            "qwen3_vl", ["engine=zero3", "train.offload_activations=true"], marks=EXTENDED, id="zero3-offloaded"
+        ),
     ],
 )
 def test_a_group_trains_as_one_process_does(words, two_ranks, tmp_path, family, more):
-    own = [word for word in more if not word.startswith("engine=")]
+    own = [word for word in more if not word.startswith(("engine=", "train.offload_activations="))]
     trained(*words(*FIXED, *own, family=family, run_dir=tmp_path / "one"))
     two_ranks(*words(*FIXED, *more, "engine.sequence_parallel=2", family=family, run_dir=tmp_path / "two"))
     for name in (
@@ -100,11 +104,20 @@ def test_a_run_resumes_with_groups_of_another_size(words, two_ranks, tmp_path, e
     assert_same_weights(tmp_path / "one", tmp_path / "two", atol=2e-4, rtol=1e-3)
 
 
+def assert_shards_are_halves(run_dir):
+    """ZeRO shares optimizer states, and so weights and gradients, over all ranks, those of a group included."""
+    size = 4 * sum(tensor.numel() for tensor in weights(run_dir).values())  # float32
+    shards = [path.stat().st_size for path in complete(run_dir / "checkpoints")[-1].rglob("*_optim_states.pt")]
+    assert len(shards) == 2
+    assert shards == pytest.approx([3 * size / 2] * 2, rel=0.1)  # the weights and two moments
+
+
 @EXTENDED
 def test_a_killed_group_resumes_bit_for_bit(words, two_ranks, tmp_path):
     more = [*FIXED, "engine=zero3", "engine.sequence_parallel=2", "train.steps=16", "train.save_every=2"]
     more += ["data.workers=1", *PER_VIDEO]
     two_ranks(*words(*more, run_dir=tmp_path / "whole"))
+    assert_shards_are_halves(tmp_path / "whole")
     killed = started(*words(*more, run_dir=tmp_path / "killed"), ranks=2)
     reached(killed, tmp_path / "killed", 3)
     kill_all(killed.pid)

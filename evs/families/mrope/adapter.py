@@ -64,9 +64,9 @@ class MRopeAdapter:
     def grids(self, batch: MediaBatch) -> list[Grid]:
         return merged_grids(batch.video_grid_thw_V3, self._merge)
 
-    def embed_prompt(self, batch: MediaBatch) -> DecoderInputs:
+    def embed_prompt(self, batch: MediaBatch, *, embed: bool = True) -> DecoderInputs:
         visual_N, tokens_M = self.placeholders(batch.input_ids_N), media_tokens(batch, self._merge)
-        return embed_tokens(self.model, batch, self.positions(batch), visual_N, tokens_M)
+        return embed_tokens(self.model, batch, self.positions(batch), visual_N, tokens_M, embed=embed)
 
     def encode_media(self, batch: MediaBatch, embedded: DecoderInputs) -> tuple[DecoderInputs, Tensor]:
         levels = self.tower(batch)

@@ -70,10 +70,10 @@ class Nemotron:
     def grids(self, batch: MediaBatch) -> list[Grid]:
         return merged_grids(batch.video_grid_thw_V3, self._merge)
 
-    def embed_prompt(self, batch: MediaBatch) -> DecoderInputs:
+    def embed_prompt(self, batch: MediaBatch, *, embed: bool = True) -> DecoderInputs:
         tokens_M = media_tokens(batch, self._merge)
         visual_N = self.placeholders(batch.input_ids_N)
-        return embed_tokens(self.model, batch, self.positions(batch), visual_N, tokens_M)
+        return embed_tokens(self.model, batch, self.positions(batch), visual_N, tokens_M, embed=embed)
 
     def positions(self, batch: MediaBatch, *, pruned: bool = True) -> Tensor:
         """Not used: the language model has no rotary positions."""
