@@ -265,9 +265,9 @@ def check_memory(ready: Prepared, empty: nn.Module) -> Forecast:
     config, engine, hf_config = ready.config, ready.engine, base_model(empty).config
     kept, freed = build_kept(ready.methods.latest, ready.rates), freed_patches(ready.methods.latest, hf_config)
     batch = largest(ready.plan, ready.train_set.index.sizes, ready.rates.lowest(), kept, freed)
-    scores_pixels = any(method.needs == "pixels" for method in ready.methods.methods)
+    methods, world = ready.methods.methods, engine.num_processes
     estimate = memory_forecast.estimate(
-        config, empty, hf_config, batch, world=engine.num_processes, device=engine.device, scores_pixels=scores_pixels
+        config, empty, hf_config, batch, world=world, device=engine.device, methods=methods
     )
     free = memory_forecast.available(engine.device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     engine.print(memory_forecast.report(batch, estimate, free))

@@ -6,6 +6,7 @@ temporary tensors of the update are not included: `preflight=dry_run` measures t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +20,9 @@ from data.batching.sample_cost import Patches
 from data.sizes import KeptCounts, Rates, Sizes
 from evs.families import spec_of
 from evs.losses.fused_head import CHUNK
+from evs.methods import Method
 from evs.packing import installed
+from evs.shared_tower import gathers_features
 from train.config import Config
 
 PLANNED = 50  # steps of a budgeted plan that are searched for the largest micro-batch
@@ -77,21 +80,21 @@ def estimate(
     *,
     world: int,
     device: torch.device,
-    scores_pixels: bool = False,
+    methods: Sequence[Method] = (),
 ) -> Estimate:
     """The memory of one of `world` ranks, of which engine.sequence_parallel share a batch.
 
-    `model` may be on the meta device; `device` is where it will be trained. Every rank copies the
-    uint8 pixels of the whole batch if a method `scores_pixels`.
+    `model` may be on the meta device; `device` is where it will be trained. Of the whole batch, a rank that shares it
+    holds only what one of the pruning `methods` scores.
     """
     share = config.engine.sequence_parallel
-    whole = _not_shared(hf_config, batch) if share > 1 else 0
-    copied = _pixels(hf_config, batch) if share > 1 and scores_pixels else 0
+    whole = batch
     batch = replace(batch, **{name: -(-getattr(batch, name) // share) for name in ("tokens", "text", "patches")})
     parameters = [(p.numel(), p.element_size(), p.requires_grad) for p in model.parameters()]
     stage = int(config.engine.zero.get("stage", 0)) if config.engine.name.startswith("zero") else None
     trained = sum(n for n, _, is_trained in parameters if is_trained)
     activation_bytes = 2 if config.engine.precision == "bf16" else 4
+    scored = [_scored(hf_config, whole, method, activation_bytes) for method in methods if share > 1]
     shards = [world if stage is not None and stage >= least else 1 for least in (1, 2, 3)]  # by ZeRO stage
     offloads = config.engine.zero if device.type != "cpu" else {}  # offloading from the CPU to the CPU frees nothing
     weights = sum(n * size for n, size, _ in parameters) / shards[2]
@@ -104,10 +107,10 @@ def estimate(
         weights=0 if "offload_param" in offloads else weights + casts,
         gradients=sum(n * size for n, size, is_trained in parameters if is_trained) / shards[1],
         optimizer=0 if "offload_optimizer" in offloads else states / shards[0],
-        activations=(_activations(config, hf_config, batch) + whole) * activation_bytes
+        activations=_activations(config, hf_config, batch) * activation_bytes
         + _pixels(hf_config, batch) * (4 + activation_bytes)
         + _states(config, hf_config, batch)
-        + copied
+        + max(scored, default=0)
         + logits,
     )
 
@@ -125,10 +128,14 @@ def _activations(config: Config, hf_config: Any, batch: Largest) -> float:
     return language + _tower(layer, batch.patches * tower.width, tower.blocks, "vision" in recomputed)
 
 
-def _not_shared(hf_config: Any, batch: Largest) -> int:
-    """Number of values of the embeddings that every rank of a group holds: of the unpruned prompt and the survivors."""
-    unpruned = batch.patches // spec_of(hf_config).tower_shape(hf_config).merge_size ** 2 + batch.text
-    return (unpruned + batch.tokens) * hf_config.get_text_config().hidden_size
+def _scored(hf_config: Any, batch: Largest, method: Method, activation_bytes: int) -> int:
+    """Bytes of the whole batch that a method scores: its uint8 pixels, or its features, sent and received."""
+    if method.needs == "pixels":
+        return _pixels(hf_config, batch)
+    levels = 1 + len(getattr(hf_config.vision_config, "deepstack_visual_indexes", ()))
+    tokens = batch.patches // spec_of(hf_config).tower_shape(hf_config).merge_size ** 2
+    width = levels * hf_config.get_text_config().hidden_size
+    return 2 * tokens * width * activation_bytes if gathers_features(method) else 0
 
 
 def _pixels(hf_config: Any, batch: Largest) -> int:

@@ -9,6 +9,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from data.batching.plans import Budget, BudgetPlan, Plan
 from data.sizes import SampleSize, gather
+from evs import FrameDelta
+from evs.methods.pixels import PixelDelta
+from evs.methods.vidcom2 import VidCom2
 from tests.runs import composed, trained
 from train.cost.memory_forecast import Estimate, Largest, available, check, estimate, largest
 
@@ -87,23 +90,33 @@ def test_ranks_that_share_a_batch_share_its_activations(words):
     assert activations(2) < 0.6 * activations(1)
 
 
-def test_every_rank_of_a_group_copies_all_pixels_that_a_method_scores(words):
-    config = composed(*words("engine=ddp", "engine.sequence_parallel=2"))
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_every_rank_of_a_group_holds_only_what_a_method_scores_of_the_whole_batch(words, family):
+    config = composed(*words("engine=ddp", "engine.sequence_parallel=2", "engine.precision=bf16", family=family))
     hf_config = AutoConfig.from_pretrained(config.model.path)
-    without, scored = (
-        estimate(
-            config,
-            torch.nn.Linear(1, 1),
-            hf_config,
-            Largest(4000, 20, 16000, 800),
-            world=2,
-            device=GPU,
-            scores_pixels=scores_pixels,
-        ).activations
-        for scores_pixels in (False, True)
+    batch, model = Largest(4000, 20, 16000, 800), torch.nn.Linear(1, 1)
+
+    def activations(*methods):
+        return estimate(config, model, hf_config, batch, world=2, device=GPU, methods=methods).activations
+
+    vision, hidden = hf_config.vision_config, hf_config.get_text_config().hidden_size
+    rows = 1 + len(getattr(vision, "deepstack_visual_indexes", ()))  # of a visual token
+    pixels = 16000 * 3 * vision.temporal_patch_size * vision.patch_size**2
+    assert activations(FrameDelta()) == activations()
+    assert activations(FrameDelta(), PixelDelta()) - activations() == pixels
+    assert activations(FrameDelta(), VidCom2()) - activations() == 2 * 2 * 4000 * rows * hidden  # sent and received
+
+
+def test_shares_of_a_batch_are_in_proportion_to_the_ranks(words):
+    def activations(size, tokens, patches):
+        config = composed(*words("engine=ddp", f"engine.sequence_parallel={size}"))
+        hf_config = AutoConfig.from_pretrained(config.model.path)
+        batch = Largest(tokens, 16, patches, 800)
+        return estimate(config, torch.nn.Linear(1, 1), hf_config, batch, world=8, device=GPU).activations
+
+    assert activations(8, 4096, 16384) - activations(8, 2048, 8192) == pytest.approx(
+        (activations(1, 4096, 16384) - activations(1, 2048, 8192)) / 8
     )
-    vision = hf_config.vision_config
-    assert scored - without == 16000 * 3 * vision.temporal_patch_size * vision.patch_size**2
 
 
 def test_what_cannot_fit_is_told_with_a_remedy(words):
