@@ -46,7 +46,7 @@ def test_a_step_is_broken_down_by_part_and_its_peak_memory_stands_next_to_the_fo
 @pytest.mark.slow
 @pytest.mark.extended
 def test_ranks_that_share_a_clip_need_less_memory_and_exchange_survivors_only(tmp_path, monkeypatch):
-    words = ["long", "shape=tiny", "tokens=1024", "rates=[0,0.75]"]
+    words = ["long", "shape=tiny", "tokens=8192", "rates=[0,0.75]"]
     result = figures_of(monkeypatch, tmp_path / "figures.json", *words)["result"]
     assert result["2 at 0"]["peak_gib"] < 0.7 * result["1 at 0"]["peak_gib"]
     assert 0 < result["2 at 0.75"]["sent_mib"] < 0.35 * result["2 at 0"]["sent_mib"]

@@ -1,4 +1,4 @@
-"""Peak memory: of the GPU, or on a CPU the growth of the process's resident set since measuring began."""
+"""Peak memory: of the GPU, or on a CPU the growth of the process's resident set, without the pages of mapped files."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Memory:
     """Measures the peak memory since the object was created by `watch`."""
 
     device: torch.device
-    base: int  # resident bytes at the start; 0 on a GPU, whose allocator keeps its own counters
+    base: int  # resident bytes at the start, without mapped files; 0 on a GPU, whose allocator keeps its own counters
 
     def peak(self) -> float | None:
         """Peak memory in GiB since the start; None if the system does not report it."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**30
         highest = _status("VmHWM")
-        return None if highest is None else (highest - self.base) / 2**30
+        return None if highest is None else (highest - _mapped() - self.base) / 2**30
 
 
 def watch(device: torch.device) -> Memory:
@@ -33,7 +33,12 @@ def watch(device: torch.device) -> Memory:
         return Memory(device, 0)
     if (PROC / "clear_refs").exists():
         (PROC / "clear_refs").write_text("5")  # resets VmHWM
-    return Memory(device, psutil.Process().memory_info().rss)
+    return Memory(device, psutil.Process().memory_info().rss - _mapped())
+
+
+def _mapped() -> int:
+    """Resident bytes of mapped files, mostly shared libraries."""
+    return _status("RssFile") or 0
 
 
 def _status(name: str) -> int | None:
