@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import fields
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from data.sources.spec import parse_sources
 from train.config import TOWERS, Config, LoraConfig, TrainConfig, frame_policy
 from train.ranges import check_values
 
+NO_BITSANDBYTES = 'model.lora.quantize=nf4 needs bitsandbytes, which is not installed: pip install -e ".[qlora]"'
 ALWAYS_ALLOWED = 64  # decoding processes that are accepted on every machine
 
 
@@ -81,6 +83,13 @@ def _in_training(config: Config) -> Iterator[str]:
         )
     if train.anchor_rate is not None and train.views == 1:
         yield f"train.anchor_rate={train.anchor_rate} fixes the only view: set train.views=2, or use rate=constant"
+    if model.lora.r is not None and model.lora.quantize is not None:
+        if find_spec("bitsandbytes") is None:
+            yield NO_BITSANDBYTES
+        if engine.name.startswith("zero3"):
+            yield f"model.lora.quantize=nf4: engine={engine.name} cannot shard 4-bit weights: use ddp, zero1 or zero2"
+        if model.compile:
+            yield "model.lora.quantize=nf4 cannot be compiled: remove model.compile=true"
     yield from _in_distillation(train, model.lora.r is not None)
     if optim.warmup > train.steps:
         yield f"optim.warmup={optim.warmup:g} is longer than train.steps={train.steps}: lower it (below 1: a fraction)"

@@ -35,6 +35,9 @@ class LoraConfig:
     dropout: float = number(0.05, least=0, below=1)
     # Use DoRA: the magnitude of every weight's columns is trained separately from their direction.
     dora: bool = False
+    # nf4 holds the linear layers of the language model in 4 bits (QLoRA, needs bitsandbytes; not under ZeRO 3); null
+    # holds them like the other weights.
+    quantize: str | None = names(None, "nf4")
     # Regular expression over the names of modules that get adapters; null takes the model family's own, which covers
     # the linear layers of the language model.
     targets: str | None = expression(None)

@@ -84,7 +84,9 @@ def shape_of(config: Config, split: StepSplit, empty: nn.Module) -> dict[str, An
 def _enabled(lora: LoraConfig, empty: nn.Module) -> dict[str, Any]:
     """LoRA's settings without disabled features, which older checkpoints do not list, and with a family's targets."""
     targets = lora.targets or spec_of(base_model(empty).config).lora_targets
-    return {key: value for key, value in asdict(lora).items() if value is not False} | {"targets": targets}
+    return {key: value for key, value in asdict(lora).items() if value is not False and value is not None} | {
+        "targets": targets
+    }
 
 
 FRAMES = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels", "max_tokens")

@@ -6,7 +6,7 @@ temporary tensors of the update are not included: `preflight=dry_run` measures t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,8 @@ from evs.methods import Method
 from evs.packing import installed
 from evs.shared_tower import gathers_features
 from train.config import Config
+from train.model import base_model
+from train.quantize import NF4_BYTES, quantized
 
 PLANNED = 50  # steps of a budgeted plan that are searched for the largest micro-batch
 SPARE = 0.95  # share of the free memory that may be used
@@ -90,7 +92,7 @@ def estimate(
     share = config.engine.sequence_parallel
     whole = batch
     batch = replace(batch, **{name: -(-getattr(batch, name) // share) for name in ("tokens", "text", "patches")})
-    parameters = [(p.numel(), p.element_size(), p.requires_grad) for p in model.parameters()]
+    parameters = [(p.numel(), size, p.requires_grad) for p, size in _parameters(config, model)]
     stage = int(config.engine.zero.get("stage", 0)) if config.engine.name.startswith("zero") else None
     trained = sum(n for n, _, is_trained in parameters if is_trained)
     activation_bytes = 2 if config.engine.precision == "bf16" else 4
@@ -113,6 +115,14 @@ def estimate(
         + max(scored, default=0)
         + logits,
     )
+
+
+def _parameters(config: Config, model: nn.Module) -> Iterator[tuple[nn.Parameter, float]]:
+    """The parameters with the bytes of one of their values."""
+    base = base_model(model)
+    layers = quantized(base, spec_of(base.config)).values() if config.model.lora.quantize is not None else ()
+    in_4_bits = {id(layer.weight) for layer in layers}
+    yield from ((p, NF4_BYTES if id(p) in in_4_bits else p.element_size()) for p in model.parameters())
 
 
 def _activations(config: Config, hf_config: Any, batch: Largest) -> float:

@@ -20,6 +20,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from train.config import ModelConfig
 from train.experts import publish_experts
 from train.model import load_pretrained
+from train.quantize import round_to_nf4
 from train.run_folder import read_object
 
 SHARD = "5GB"
@@ -39,9 +40,11 @@ COMPANIONS = (  # files to copy together with a model's weights
 
 
 def write_weights(config: ModelConfig, folder: Path, out: Path) -> None:
-    """Write the base model with the weights of the checkpoint `folder`; LoRA is merged."""
+    """Write the base model with the weights of the checkpoint `folder`; LoRA is merged, into what it was trained on."""
     # Loaded by the library, which thus knows keys and dtypes; the files are memory-mapped, not copied.
     model = load_pretrained(AutoModelForImageTextToText, config.path, revision=config.revision, dtype="auto")
+    if config.lora.quantize is not None:
+        round_to_nf4(model)
     if (folder / ADAPTER).is_file():
         model = PeftModel.from_pretrained(model, str(folder), config=lora_config(folder)).merge_and_unload()
     else:
