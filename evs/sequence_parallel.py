@@ -83,16 +83,17 @@ class SequenceGroup:
         sent = [len(rows_TD)] * self.size
         return _AllToAll.apply(rows_TD.repeat(self.size, 1), self.process_group, sent, counts)
 
-    def agreed(self, mask_N: Tensor) -> Tensor:
-        """The mask of the first rank. Those of different GPUs may differ by rounding."""
+    def broadcast_mask(self, mask_N: Tensor) -> Tensor:
+        """The mask of the group's first rank, on every rank. Masks of different GPUs can differ by rounding."""
         mask = mask_N.byte()
         dist.broadcast(mask, dist.get_global_rank(self.process_group, 0), group=self.process_group)
         return mask.bool()
 
-    def redistributed(self, rows_RD: Tensor, counts: list[int], wanted: list[Tensor]) -> Tensor:
-        """The rows that this rank wants, of all rows of the group, of which every rank holds the next `counts`.
+    def exchange_rows(self, rows_RD: Tensor, counts: list[int], wanted: list[Tensor]) -> Tensor:
+        """The rows of the group that this rank needs, in ascending order of their number.
 
-        `wanted` are the indices of the rows that every rank wants, ascending, on the CPU.
+        The rows of all ranks are numbered in rank order; rank r holds `counts[r]` of them. `wanted[r]` are the numbers
+        of the rows that rank r needs, ascending, on the CPU.
         """
         if not sum(counts):
             return rows_RD

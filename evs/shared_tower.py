@@ -60,7 +60,7 @@ class SharedMedia:
             return keep_mask(embedded, self._scores(features_UC, method), grids, rates_V, Scores())
         features_UC = self.group.concatenated(features_UC, self._counts(self._bounds))
         keep_N = keep_mask(embedded, features_UC[self._first_G[self._images] :], grids, rates_V, method)
-        return self.group.agreed(keep_N)
+        return self.group.broadcast_mask(keep_N)
 
     def prune(self, embedded: DecoderInputs, keep_N: Tensor, before: int | None) -> DecoderInputs:
         """The kept tokens of the prompts; the others are dropped before block `before` of the tower.
@@ -84,7 +84,7 @@ class SharedMedia:
         else:
             levels = list(self.adapter.tower(self._part(begin, end), own_U, before))
         x = prune(embedded, keep_N)
-        rows = self.group.redistributed(torch.cat(levels, -1), counts, self._wanted(x))
+        rows = self.group.exchange_rows(torch.cat(levels, -1), counts, self._wanted(x))
         own = filled(self._own_slice(embedded, keep_N), rows.split([level.shape[1] for level in levels], dim=-1))
         return replace(x, embeds_ND=own.embeds_ND, deepstack=own.deepstack)
 

@@ -27,5 +27,6 @@ SERVED: dict[tuple[str, str | int], tuple[str, tuple[str, ...]]] = {
 }
 
 WITHOUT_PLUGIN = {NEMOTRON: "Without the plugin, vLLM does not find the width of the vision tower and does not start."}
-VLLM_VERSIONS = ("0.31.0", "0.32.0", "0.33.0")  # that the plugin supports
+VLLM_VERSIONS = ("0.31.0", "0.32.0", "0.33.0")  # that the plugin accepts
+RECOMMENDED_VLLM = "0.32.0"  # everything in docs/serving.md is tested with it
 FIRST_VERSION = {NEMOTRON: 1}  # index in VLLM_VERSIONS of the first version that has the architecture

@@ -18,7 +18,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
-from evs.families.servers import GLM, VLLM_VERSIONS
+from evs.families.servers import GLM, RECOMMENDED_VLLM
 from evs.policy import FILE, LOADER, LOADERS, Policy, highest_rate, load_policy, loader_options, served_method
 
 logger = init_logger("vllm.plugins.evs")  # a child of vllm's logger, whose handlers it uses
@@ -119,7 +119,7 @@ def _refuse_before_the_tower(model_config: Any, policy: Policy) -> None:
     if not model_config._model_info.supports_mm_device_do_normalize:
         raise ValueError(
             f"{place}, which scores uint8 pixels, and this vLLM normalises those of {architecture} before: install "
-            f"vLLM {VLLM_VERSIONS[-1]}"
+            f"vLLM {RECOMMENDED_VLLM}"
         )
     if not multimodal.mm_device_do_normalize:
         raise ValueError(f"{place}, which scores pixels before normalisation: leave --mm-device-do-normalize on")

@@ -1,8 +1,8 @@
 """The vLLM plugin: install this package in vLLM's environment to serve checkpoints at the positions of their training.
 
 Entry point `evs` of the group `vllm.general_plugins`; `EVS_VLLM_PLUGIN=0` turns it off. At `--video-pruning-rate`
-0 or none it changes nothing. It is tested with `VLLM_VERSIONS` and refuses others, unless
-`EVS_VLLM_PLUGIN=any` is set.
+0 or none it changes nothing. It accepts `VLLM_VERSIONS` (docs/serving.md says how far each is tested) and refuses
+others unless `EVS_VLLM_PLUGIN=any` is set.
 """
 
 from __future__ import annotations

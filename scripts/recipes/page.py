@@ -47,14 +47,16 @@ def _parts(by_recipe: Results, about: Mapping[str, str], command: str, figure: s
     about_machine, base = machine(), by_recipe[BASE][0]
     rate = KIND_RATE if KIND_RATE in base.rates else max(base.rates)
     yield f"    {command}"
+    seeds = ", ".join(str(result.seed) for result in by_recipe[BASE])
     yield (
-        f"A tiny model on the graded suite (`make_suite.py`): {len(base.kinds)} questions per seed, seeds "
-        f"{', '.join(str(result.seed) for result in by_recipe[BASE])}, commit {about_machine['commit']}, "
-        f"{about_machine['device']}. Every recipe starts from the same base and takes as many operations as "
-        f"`{REFERENCE}`; `{CONTROL}` takes as many steps. Accuracy in %, mean over seeds, by pruning rate; ± is the "
-        f"standard deviation of the mean over seeds. Differences are from `{REFERENCE}`, on the same questions. One "
-        "counts if it is above its own standard deviation over seeds and its paired test gives p < .05; otherwise it "
-        "is a tie."
+        f"A tiny model on the graded suite (`make_suite.py`): {len(base.kinds)} questions per seed, also on images and "
+        f"text, seeds {seeds}, commit {about_machine['commit']}, {about_machine['device']}.\n\n"
+        f"- Every recipe starts from the same base and takes as many operations as `{REFERENCE}`; `{CONTROL}` takes as "
+        "many steps.\n"
+        "- Columns: accuracy in % by pruning rate, mean over seeds; ± is the standard deviation of their mean over "
+        "seeds.\n"
+        f"- Verdict: the difference from `{REFERENCE}` on the same questions counts if it is above its own standard "
+        "deviation over seeds and its paired test gives p < .05; otherwise it is a tie."
     )
     yield f"Area of the score for tokens whose pixels changed, by seed: {areas(by_recipe)}."
     yield by_rate(by_recipe, about)

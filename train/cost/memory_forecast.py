@@ -84,19 +84,19 @@ def estimate(
     device: torch.device,
     methods: Sequence[Method] = (),
 ) -> Estimate:
-    """The memory of one of `world` ranks, of which engine.sequence_parallel share a batch.
+    """Peak memory of one of `world` ranks, of which groups of engine.sequence_parallel share a batch.
 
-    `model` may be on the meta device; `device` is where it will be trained. Of the whole batch, a rank that shares it
-    holds only what one of the pruning `methods` scores.
+    `model` may be on the meta device; `device` is where it will be trained. A rank that shares a batch holds its share
+    of the activations, and what the pruning `methods` score: pixels or features of the whole batch.
     """
     share = config.engine.sequence_parallel
-    whole = batch
+    unshared = batch
     batch = replace(batch, **{name: -(-getattr(batch, name) // share) for name in ("tokens", "text", "patches")})
     parameters = [(p.numel(), size, p.requires_grad) for p, size in _parameters(config, model)]
     stage = int(config.engine.zero.get("stage", 0)) if config.engine.name.startswith("zero") else None
     trained = sum(n for n, _, is_trained in parameters if is_trained)
     activation_bytes = 2 if config.engine.precision == "bf16" else 4
-    scored = [_scored(hf_config, whole, method, activation_bytes) for method in methods if share > 1]
+    scored = [_scored(hf_config, unshared, method, activation_bytes) for method in methods if share > 1]
     shards = [world if stage is not None and stage >= least else 1 for least in (1, 2, 3)]  # by ZeRO stage
     offloads = config.engine.zero if device.type != "cpu" else {}  # offloading from the CPU to the CPU frees nothing
     weights = sum(n * size for n, size, _ in parameters) / shards[2]

@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from evs.families.servers import FIRST_VERSION, VLLM_VERSIONS, WITHOUT_PLUGIN
+from evs.families.servers import FIRST_VERSION, RECOMMENDED_VLLM, VLLM_VERSIONS, WITHOUT_PLUGIN
 from evs.policy import Policy
 from train.config import Config, TrainConfig
 from train.export.serving_metadata import architecture, not_pruned, serve_command
@@ -135,7 +135,7 @@ def _serving(policy: Policy, rate: float | None, hub: HubMetadata) -> str:
     model = (hub.base_model or "<the base model>") if hub.adapter else "<this checkpoint>"
     without = WITHOUT_PLUGIN.get(served, WITHOUT.get(policy.prune_at, ""))
     without = without if policy.scheme == "preserve" else STOCK_POSITIONS
-    install, notes = f"pip install vllm=={VLLM_VERSIONS[-1]}", f"{not_pruned(policy, served)} "
+    install, notes = f"pip install vllm=={RECOMMENDED_VLLM}", f"{not_pruned(policy, served)} "
     if not notes.strip():
         install += " .    # the plugin, in a clone of evs-uptrain"
         notes = PLUGIN.format(without, " or ".join(VLLM_VERSIONS[FIRST_VERSION.get(served, 0) :]))
