@@ -49,6 +49,8 @@ def fused_losses(
     rows = len(hidden_RTD)
     buffers = rows + (len(objective.pairs) + 2 if objective.pairs else 0)
     size = max(1, chunk // (buffers * len(weight_VD)))
+    if not torch.is_grad_enabled():  # otherwise the forward pass would compute gradients that nobody reads
+        hidden_RTD, weight_VD = hidden_RTD.detach(), weight_VD.detach()
     return Losses(*_FusedLosses.apply(hidden_RTD, weight_VD, labels_T.split(size), objective))
 
 

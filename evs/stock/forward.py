@@ -112,7 +112,7 @@ def _loss_and_logits(
     if not fuse_loss(head):
         return loss(logits=head(hidden_TD)[None], labels=None, shift_labels=labels_T[None]), None
     losses: Losses = head(hidden_TD[None], labels_T, mean_objective(1))
-    return losses.total / torch.as_tensor(len(labels_T) if items is None else items, device=labels_T.device), None
+    return losses.total / torch.as_tensor(len(labels_T) if items is None else items, device=losses.total.device), None
 
 
 def _columns(logits_to_keep: int | Tensor) -> slice | Tensor:

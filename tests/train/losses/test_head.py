@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
+from torch.utils.flop_counter import FlopCounterMode
 
 from evs.losses.fused_head import fuse_loss, fused_losses
 from evs.losses.objective import DistillationPair, Objective, mean_objective
@@ -30,6 +31,13 @@ def test_loss_and_gradients_are_those_of_the_whole_logits(rows, chunk, views):
     assert torch.equal(correct_K, (linear(hidden, weight).argmax(-1) == labels).sum(1).float())
     for a, b in zip(torch.autograd.grad(3 * ours, (hidden, weight)), torch.autograd.grad(3 * plain, (hidden, weight))):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_a_trained_weight_costs_no_product_without_gradients():
+    hidden, weight, labels = problem(6)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        fused_losses(hidden, weight, labels, mean_objective(1))
+    assert counter.get_total_flops() == 2 * 6 * 8 * 37  # the logits alone
 
 
 def test_autocast_and_a_frozen_weight_are_respected():
