@@ -54,7 +54,8 @@ class SharedMedia:
             nothing = embedded.embeds_ND.new_zeros(sum(grid.tokens for grid in grids), 1)
             return keep_mask(embedded, nothing, grids, rates_V, method)
         if method.needs == "pixels":
-            return keep_mask(embedded, self.adapter.pixels(self.batch), grids, rates_V, method)
+            keep_N = keep_mask(embedded, self.adapter.pixels(self.batch), grids, rates_V, method)
+            return self.group.broadcast_mask(keep_N)
         features_UC = torch.cat(self._levels, -1).detach()
         if isinstance(method, Ranked) and method.compares_neighbours:
             return keep_mask(embedded, self._scores(features_UC, method), grids, rates_V, Scores())

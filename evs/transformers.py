@@ -93,15 +93,17 @@ def disable_pruning(model: Any) -> None:
 def pruning(model: Any, rate: float | RateDistribution, **options: Any) -> Iterator[Any]:
     """`enable_pruning` within a `with` statement; afterwards the setting is the one from before."""
     base = _unwrapped(model)
-    before = vars(base).get(SETTING)
-    enable_pruning(model, rate, **options)
+    with no_suspension():
+        before = vars(base).get(SETTING)
+        enable_pruning(model, rate, **options)
     try:
         yield model
     finally:
-        if before is None:
-            disable_pruning(model)
-        else:
-            set_pruning(base, before)
+        with no_suspension():
+            if before is None:
+                disable_pruning(model)
+            else:
+                set_pruning(base, before)
 
 
 def _unwrapped(model: Any) -> Any:

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
+from transformers.utils import logging
 
 from evs.policy import MARK, Policy, package_version
 from evs.stock.frame_sampling import frame_fields
 from evs.stock.pruning_state import is_bound, model_of, setting_of
+
+logger = logging.get_logger(__name__)
 
 
 class PruningCallback(TrainerCallback):
@@ -32,6 +35,11 @@ class PruningCallback(TrainerCallback):
         if not is_bound(base):
             raise ValueError(
                 f"the forward of {type(base).__name__} was replaced after enable_pruning: call enable_pruning again"
+            )
+        if args.report_to:
+            logger.warning_once(
+                f"report_to={args.report_to} is called before PruningCallback and misses pruning_rate and "
+                'kept_fraction: set report_to="none" and list the callbacks of the reporters after PruningCallback'
             )
         if setting.method.prune_at != "merger":  # save_pretrained writes it: see evs.policy
             setattr(base.config, MARK, setting.method.prune_at)
