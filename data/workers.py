@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import multiprocessing.util  # registers its own function at exit, which must run after _kill_workers
 import resource
 import signal
 import sys
@@ -20,7 +21,7 @@ def ignore_signals(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-@atexit.register  # after importing multiprocessing, whose own function must run later
+@atexit.register
 def _kill_workers() -> None:
     """Kill the workers that are still alive when the process exits. An error may keep their loader from ending them,
     and multiprocessing would wait forever for processes that ignore its SIGTERM."""
