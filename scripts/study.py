@@ -29,9 +29,9 @@ from data.synthetic.stills import write_stills
 from data.synthetic.suite import CAMERAS, QUALITY, SIDE, Suite, generate
 from scripts.make_tiny_model import make
 from scripts.recipes.compute import steps_of
-from scripts.recipes.page import write
+from scripts.recipes.page import insert, write
 from scripts.recipes.runs import Job, Seed, complete, do_all
-from scripts.recipes.table import BASE, BASE_SHARE, BASE_WORDS, COMPARED, SERVED, Recipe, named
+from scripts.recipes.table import BASE, BASE_SHARE, BASE_WORDS, COMPARED, SERVED, TRANSFER_RATES, Recipe, named
 from train import cli
 from train.ranges import names, number, pruning_rates
 
@@ -77,6 +77,9 @@ class Options:
 
 def main(options: Options) -> None:
     recipes, preset, out = named(options.recipes), chosen(options), Path(options.out)
+    if missing := {0.0, *TRANSFER_RATES} - set(options.rates):
+        raise ValueError(f"rates={options.rates} lack {min(missing):g}, which the tables compare: add it")
+    insert(Path(options.page), "")  # a page without markers is refused before the first run
     check_same(out, options, preset)
     complete_seeds: list[Seed] = []
     for which in options.seeds:

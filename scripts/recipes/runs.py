@@ -3,6 +3,7 @@ repeated."""
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import runpy
@@ -82,7 +83,12 @@ class Job:
 
     @property
     def done(self) -> bool:
-        return self.seed.result(self.name).is_file()
+        """True if the result exists with all its baselines, which evaluate.py adds last."""
+        path = self.seed.result(self.name)
+        if not path.is_file():
+            return False
+        measured = {(one["baseline"], one["rate"]) for one in json.loads(path.read_text()).get("baselines", [])}
+        return measured >= {(kind, rate) for kind in self.baselines for rate in self.rates if rate}
 
     def do(self, threads: int) -> None:
         """Run the steps that are not done yet. ValueError, with the last line of the log, if a command fails."""
@@ -170,4 +176,7 @@ def _script(log: Path, threads: int, script: str, words: Sequence[str]) -> None:
             os.dup2(file.fileno(), stream.fileno())
     torch.set_num_threads(threads)
     sys.argv = [str(ROOT / script), *words]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    finally:  # multiprocessing ends this process without them, and would wait for the workers that they kill
+        atexit._run_exitfuncs()

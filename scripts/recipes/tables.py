@@ -67,7 +67,7 @@ def _against(results: Sequence[Result], kind: str, rate: float) -> list[str]:
     if not all(one.answers for one in reduced):
         return [NOT_REACHED, ""]
     change = difference([one.only(rates=[rate]) for one in results], reduced)
-    kept = fmean(one.kept.get((kind, rate), 1.0) for one in results)
+    kept = fmean(one.kept[kind, rate] for one in results)
     return [
         f"{_percent(reduced)} at {100 * kept:.0f} %",
         f"{100 * change.mean:+.1f} ({_interval(change)}), {_verdict(change)}",
@@ -99,7 +99,7 @@ def main_recipes(by_recipe: Results) -> list[str]:
     """The base, control, the reference, the one with the highest mean over rates, and those on reduced videos."""
     complete = [name for name, results in by_recipe.items() if results[0].rates == by_recipe[BASE][0].rates]
     uptrained = [name for name in complete if name not in (BASE, CONTROL, *REDUCED)]
-    best = max(uptrained, key=lambda name: fmean(one.accuracy for one in by_recipe[name]))
+    best = max(uptrained, key=lambda name: fmean(one.accuracy for one in by_recipe[name]), default=BASE)
     return [name for name in dict.fromkeys((BASE, CONTROL, REFERENCE, best, *REDUCED)) if name in by_recipe]
 
 

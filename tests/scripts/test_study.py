@@ -12,7 +12,7 @@ from scripts import study
 from scripts.bench.timing import ROOT
 from scripts.recipes import page, tables
 from scripts.recipes.results import Result, difference
-from scripts.recipes.runs import Seed
+from scripts.recipes.runs import Job, Seed
 from scripts.recipes.table import RECIPES, SERVED, named
 from tests.runs import composed
 from train.evaluation.answers import Answer
@@ -149,10 +149,27 @@ def test_the_page_of_the_repository_takes_a_study():
     assert "# Which recipe" in page.insert(ROOT / "docs" / "recipes.md", "second")
 
 
+def test_a_run_whose_baselines_are_missing_is_not_done(tmp_path):
+    seed = Seed(tmp_path, 0, tmp_path)
+    job = Job(seed, "uniform", (), (0.0, 0.5), 0.1, baselines=("frames",))
+    assert not job.done
+    path = seed.result("uniform")
+    path.parent.mkdir()
+    path.write_text(json.dumps({"scores": []}))  # evaluate.py was stopped before the baselines
+    assert not job.done
+    path.write_text(json.dumps({"scores": [], "baselines": [{"baseline": "frames", "rate": 0.5}]}))
+    assert job.done
+
+
+def test_rates_that_the_tables_compare_are_required(tmp_path):
+    with pytest.raises(ValueError, match=r"rates=\[0\.0, 0\.75\] lack 0\.85, which the tables compare"):
+        study.main(study.Options(out=str(tmp_path), rates=[0.0, 0.75]))
+
+
 @pytest.mark.faults
 def test_a_study_continues_where_it_was_killed_and_repeats_nothing(tmp_path, capsys):
     small = {"train_videos": 8, "held_out_videos": 2, "base_steps": 1, "steps": 2, "recipes": ["uniform", "fixed"]}
-    options = study.Options(out=str(tmp_path / "out"), page=str(tmp_path / "page.md"), rates=[0.0, 0.75], **small)
+    options = study.Options(out=str(tmp_path / "out"), page=str(tmp_path / "page.md"), rates=[0.0, 0.75, 0.85], **small)
     study.main(options)
     text = (tmp_path / "page.md").read_text()
     rows = {line.split("|")[1].strip(): line.split("|") for line in text.splitlines() if line.startswith("| ")}
@@ -162,4 +179,4 @@ def test_a_study_continues_where_it_was_killed_and_repeats_nothing(tmp_path, cap
     study.main(options)
     assert "1 of 2 runs are done already" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"runs of another study, with a different preset"):
-        study.main(study.Options(out=options.out, page=options.page, rates=[0.0, 0.75], **small | {"steps": 3}))
+        study.main(study.Options(out=options.out, page=options.page, rates=[0.0, 0.75, 0.85], **small | {"steps": 3}))

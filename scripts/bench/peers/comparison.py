@@ -97,7 +97,8 @@ def serve(peers: Sequence[Framework], folder: Path, options: Options) -> dict[st
         framework = peer.with_pruning(UNIFORM)
         try:
             job = job_of(framework, "batch 1", 0, folder, options)
-            rows[framework.name] = recorded(framework, job, partial(served, framework, job, options.vllm_python))
+            check = partial(served, framework, job, options.vllm_python)
+            rows[framework.name] = recorded(framework, job, check, options.vllm_python)
         except ValueError as error:
             rows[framework.name] = {"reason": str(error)}
     return rows

@@ -20,7 +20,10 @@ from scripts.bench.records import fingerprint, read_json, write_json
 from scripts.bench.timing import ROOT
 from scripts.bench.training_data import prepare
 
-CODE = ("scripts/bench/peers", "train", "evs", "data", "configs")
+CODE = (  # what the records depend on
+    *("scripts/bench/peers", "scripts/bench/training_data.py", "scripts/check_serving.py", "scripts/serving"),
+    *("train", "evs", "data", "configs"),
+)
 LIMIT = 900  # seconds of one process
 
 
@@ -39,9 +42,9 @@ def job_of(framework: Framework, mode: str, turn: int, folder: Path, options: An
     )
 
 
-def recorded(framework: Framework, job: Job, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def recorded(framework: Framework, job: Job, run: Callable[[], dict[str, Any]], server: str = "") -> dict[str, Any]:
     """What `run` returns; an earlier record is used again if it was made by the same code with the same settings."""
-    path, key = job.folder.with_suffix(".json"), repr((job, framework.requires, fingerprint(*CODE)))
+    path, key = job.folder.with_suffix(".json"), repr((job, framework.requires, server, fingerprint(*CODE)))
     earlier = read_json(path)
     if earlier and earlier["key"] == key:
         return earlier
