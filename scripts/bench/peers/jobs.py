@@ -33,7 +33,7 @@ def job_of(framework: Framework, mode: str, turn: int, folder: Path, options: An
     return Job(
         mode=mode,
         steps=figures.WARMUP - options.samples // -BATCH_SIZES[mode],
-        data=prepare(folder / "data"),
+        data=prepare(folder / f"data_{fingerprint('scripts/bench/training_data.py')}"),
         attention="flash_attention_2" if not cpu and find_spec("flash_attn") else "sdpa",
         precision=options.precision,
         cpu=cpu,
