@@ -112,7 +112,7 @@ def chosen(options: Options) -> Preset:
 
 def quick() -> Preset:
     kinds = ("late", "state", "count")  # a tiny model takes longer to learn the others
-    return Preset(1200, 50, 600, 80, Suite(kinds=kinds, items=len(kinds), grids=(12,)))
+    return Preset(1200, 50, 600, 200, Suite(kinds=kinds, items=len(kinds), grids=(12,)))
 
 
 def full() -> Preset:

@@ -14,7 +14,7 @@ from accelerate import dispatch_model
 from accelerate.hooks import remove_hook_from_submodules
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
-from transformers import BertConfig, BertForMaskedLM, DynamicCache, GenerationConfig
+from transformers import BertConfig, BertForMaskedLM, DynamicCache, GenerationConfig, TrainingArguments
 
 from evs import FrameDelta, Uniform, draw
 from evs.families import adapter_for, towers_of
@@ -343,7 +343,7 @@ def test_a_trainer_with_a_head_of_its_own_gets_pruned_hidden_states(family, firs
     if first == "trainer":
         enable_pruning(model, 0.6, scorer_dtype=None)
     torch.testing.assert_close(model(**inputs), expected.logits)
-    PruningCallback().on_train_begin(None, None, None, model=model)
+    PruningCallback().on_train_begin(TrainingArguments("unused", report_to="none"), None, None, model=model)
     disable_pruning(model)
     assert not torch.allclose(model(**inputs), expected.logits)
 
