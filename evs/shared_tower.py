@@ -2,8 +2,8 @@
 
 Every rank encodes a contiguous range of the temporal grids of a batch. A method that compares a grid with the one
 before it scores the own grids, given the features of the grid before the first; the ranks then exchange only scores.
-For other methods of features they exchange all features, without gradients. Last, each rank embeds its slice of the
-surviving tokens, and takes the rows of survivors that other ranks have encoded from them.
+For other methods that score features they exchange all features, without gradients. Finally each rank embeds its slice
+of the surviving tokens and receives the features of those that other ranks have encoded.
 """
 
 from __future__ import annotations
@@ -57,11 +57,12 @@ class SharedMedia:
             keep_N = keep_mask(embedded, self.adapter.pixels(self.batch), grids, rates_V, method)
             return self.group.broadcast_mask(keep_N)
         features_UC = torch.cat(self._levels, -1).detach()
-        if isinstance(method, Ranked) and method.compares_neighbours:
-            return keep_mask(embedded, self._scores(features_UC, method), grids, rates_V, Scores())
-        features_UC = self.group.concatenated(features_UC, self._counts(self._bounds))
-        keep_N = keep_mask(embedded, features_UC[self._first_G[self._images] :], grids, rates_V, method)
-        return self.group.broadcast_mask(keep_N)
+        if gathers_features(method):
+            features_UC = self.group.concatenated(features_UC, self._counts(self._bounds))
+            keep_N = keep_mask(embedded, features_UC[self._first_G[self._images] :], grids, rates_V, method)
+            return self.group.broadcast_mask(keep_N)
+        assert isinstance(method, Ranked)
+        return keep_mask(embedded, self._scores(features_UC, method), grids, rates_V, Scores())
 
     def prune(self, embedded: DecoderInputs, keep_N: Tensor, before: int | None) -> DecoderInputs:
         """The kept tokens of the prompts; the others are dropped before block `before` of the tower.

@@ -26,7 +26,7 @@ from evs.stock.forward import pruned_backbone, pruned_forward
 from evs.stock.frame_sampling import check_frames
 from evs.stock.generate import pruned_generate
 from evs.stock.pixel_levels import processor_normal
-from evs.stock.pruning_state import SETTING, Pruning, PruningState, is_bound, is_ours, no_suspension, set_pruning
+from evs.stock.pruning_state import SETTING, Pruning, PruningState, generation_lock, is_bound, is_ours, set_pruning
 from evs.stock.trainer_callback import PruningCallback, policy_of
 
 __all__ = [
@@ -76,7 +76,7 @@ def enable_pruning(
     check_scheme(base.config, scheme)
     check_method(base.config, method)
     normal = None if processor is None else processor_normal(processor)
-    with no_suspension():
+    with generation_lock():
         _patch(base)
         set_pruning(base, Pruning(rates, eval_rate, method, scheme, seed, return_logits, normal))
 
@@ -84,7 +84,7 @@ def enable_pruning(
 def disable_pruning(model: Any) -> None:
     """Put the stock model back, its vision tower included. Does nothing if pruning is not enabled."""
     base = _unwrapped(model)
-    with no_suspension():
+    with generation_lock():
         set_pruning(base, None)
         unpatch(base)
 
@@ -93,13 +93,13 @@ def disable_pruning(model: Any) -> None:
 def pruning(model: Any, rate: float | RateDistribution, **options: Any) -> Iterator[Any]:
     """`enable_pruning` within a `with` statement; afterwards the setting is the one from before."""
     base = _unwrapped(model)
-    with no_suspension():
+    with generation_lock():
         before = vars(base).get(SETTING)
         enable_pruning(model, rate, **options)
     try:
         yield model
     finally:
-        with no_suspension():
+        with generation_lock():
             if before is None:
                 disable_pruning(model)
             else:
@@ -144,7 +144,7 @@ def _ours(kind: Any, name: str) -> Any:
     stock, pruned = getattr(kind, name), {"forward": pruned_forward, "generate": pruned_generate}[name]
 
     def ours(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with no_suspension():
+        with generation_lock():
             if SETTING in vars(self):
                 return pruned(self, *args, **kwargs)
             return stock(self, *args, **kwargs)  # disabled, but somebody has wrapped this function

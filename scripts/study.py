@@ -82,11 +82,12 @@ def main(options: Options) -> None:
     insert(Path(options.page), "")  # a page without markers is refused before the first run
     check_same(out, options, preset)
     complete_seeds: list[Seed] = []
+    steps: dict[str, int] = {}  # by recipe; the same for all seeds
     for which in options.seeds:
         seed, rates = prepared(seed_of(options, which), preset, options), tuple(options.rates)
         base = (f"train.steps={preset.base_steps}", *BASE_WORDS)
         do_all([Job(seed, BASE, base, rates, BASE_SHARE)], options.parallel, options.threads)
-        steps = steps_of(recipes, preset.steps, complete_seeds[0] if complete_seeds else seed)
+        steps = steps or steps_of(recipes, preset.steps, seed)
         jobs = [job(seed, recipe, steps[recipe.name], rates) for recipe in recipes]
         do_all(jobs, options.parallel, options.threads)
         complete_seeds.append(seed)

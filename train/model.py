@@ -23,7 +23,7 @@ from evs.sequence_parallel import exchanges, exchanging
 from train.config import Config, LoraConfig, ModelConfig
 from train.faults.first_line import first_line
 from train.optim import freeze
-from train.quantize import fit_quantized, nf4
+from train.quantize import nf4_config, prepare_quantized
 from train.seeding import seed_draws
 
 
@@ -52,11 +52,11 @@ def build_model(config: ModelConfig, dtype: torch.dtype, seed: int = 0) -> nn.Mo
     check_attention(config.attention)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attention}
     if config.lora.quantize is not None:
-        options["quantization_config"] = nf4(load_pretrained(AutoConfig, config.path, config.revision), dtype)
+        options["quantization_config"] = nf4_config(load_pretrained(AutoConfig, config.path, config.revision), dtype)
     model = load_pretrained(AutoModelForImageTextToText, config.path, config.revision, **options)
     _own_storage(model)
     if config.lora.quantize is not None:
-        fit_quantized(model)
+        prepare_quantized(model)
     seed_draws("initial weights", seed)
     return fit_for_training(model, config)
 

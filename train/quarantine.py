@@ -21,16 +21,16 @@ def check_audited(name: str, rows: int, quarantined: Sequence[Quarantined], frac
     allowed unless the fraction is 0.
     """
     counted = f"{name}: {len(quarantined)} of {rows} rows"
-    reasons = Counter(kind_of(sample.reason) for sample in quarantined)
+    reasons = Counter(normalized_reason(sample.reason) for sample in quarantined)
     if len(quarantined) > max(fraction * rows, ALWAYS_ALLOWED if fraction else 0):
         file.parent.mkdir(parents=True, exist_ok=True)
         append_new_lines(file, [{"step": 0, **asdict(sample)} for sample in quarantined])
-        raise ValueError(excess(counted, fraction, reasons, file))
+        raise ValueError(too_many_message(counted, fraction, reasons, file))
     if quarantined:
         print(f"{counted} cannot be used, {_most_common(reasons)}")
 
 
-def excess(counted: str, fraction: float, reasons: Counter[str], file: Path) -> str:
+def too_many_message(counted: str, fraction: float, reasons: Counter[str], file: Path) -> str:
     """The error line for too many quarantined samples. `counted` says how many, `reasons` why."""
     most_common = f"{_most_common(reasons)}; " if reasons else ""
     return (
@@ -44,6 +44,6 @@ def _most_common(reasons: Counter[str]) -> str:
     return f"most often ({count}): {reason}"
 
 
-def kind_of(reason: str) -> str:
+def normalized_reason(reason: str) -> str:
     """A reason without the file or row at its beginning, and with N for numbers."""
     return re.sub(r"\d+(\.\d+)?", "N", reason.partition(": ")[2] or reason)

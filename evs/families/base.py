@@ -82,7 +82,7 @@ class Adapter(Protocol):
     def embed_prompt(self, batch: MediaBatch, *, embed: bool = True) -> DecoderInputs:
         """The unpruned prompts. Rows of media hold the embeddings of their placeholder tokens.
 
-        Without `embed`, the embeddings have no columns.
+        If `embed` is False, `embeds_ND` has shape [N, 0]: a sequence group embeds its slices after pruning.
         """
         ...
 

@@ -117,7 +117,7 @@ class PreservedPositions:
     def _kept(self, video_input: Any, choose: Callable[[int, Sequence[int]], Tensor]) -> list[Tensor]:
         """The kept tokens [K] of every video; `choose` makes the mask of one that is not remembered."""
         kept = []
-        # Counts writes in place. Those of load_weights are not counted, so it clears the masks.
+        # Grows when a weight is written in place. load_weights does not change it, and clears the masks itself.
         written = sum(weight._version for weight in self.visual.parameters() if not weight.is_inference())
         for video, (key, thw) in enumerate(zip(video_input.keys_V, video_input["video_grid_thw"].tolist())):
             grid = self._grid(thw)

@@ -20,7 +20,7 @@ from evs.pipeline import EncodedBatch, PrunedInputs
 from evs.stock.padded_logits import Survivors, padded_logits
 from evs.stock.pixel_levels import Normal, normal_of
 from evs.stock.prompts import PaddedRows, unpad
-from evs.stock.pruning_state import SETTING, Pruning, no_suspension, setting_of
+from evs.stock.pruning_state import SETTING, Pruning, generation_lock, setting_of
 
 UNUSED = ("inputs_embeds", "mm_encoder_outputs", "input_features", "shift_labels")
 NOT_RETURNED = ("output_hidden_states", "output_attentions", "output_router_logits")
@@ -45,7 +45,7 @@ def pruned_backbone(model: Any, *args: Any, **kwargs: Any) -> Any:
     Trainers that bring a fused head of their own (TRL, Liger) call the model within instead of the model.
     """
     backbone, kind = model.base_model, model.base_model.__class__
-    with no_suspension():
+    with generation_lock():
         if SETTING not in vars(model):
             return kind.forward(backbone, *args, **kwargs)
         inputs = arguments(kind, "forward", args, kwargs)

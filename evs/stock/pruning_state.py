@@ -83,8 +83,8 @@ def set_pruning(base: Any, setting: Pruning | None) -> None:
         own |= {SETTING: setting, STATE: setting.state}
 
 
-def no_suspension() -> AbstractContextManager[Any]:
-    """Wait until no other thread generates with suspended pruning, and let none begin. Compiled code does not wait."""
+def generation_lock() -> AbstractContextManager[Any]:
+    """A lock that `generate` holds while pruning is suspended. Does nothing in compiled code."""
     return nullcontext() if torch.compiler.is_compiling() else _LOCK
 
 

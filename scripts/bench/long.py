@@ -1,9 +1,9 @@
 """A training step on one long clip that ranks share: seconds, peak memory, and bytes that a rank sends to the others.
 
 Every variant runs in new processes that train as `train/run.py` does: in bf16, with gradient checkpointing and AdamW.
-The memory is that of weights, gradients, optimizer states and activations, without the pixels of the clip in host
-memory; on a CPU it is the growth of the resident set without mapped files. Bytes are those of tokens, without those of
-weights and gradients. The ranks of a CPU share its cores and its caches, so that only memory and bytes count there.
+Memory includes weights, gradients, optimizer states and activations, but not the clip's pixels in host memory. On a CPU
+it is the growth of the resident set without mapped files. Bytes count exchanged tokens, not weights or gradients. Ranks
+on a CPU share its cores and caches, so seconds are not meaningful there.
 """
 
 from __future__ import annotations
@@ -59,10 +59,11 @@ def long(options: Options) -> dict[str, Any]:
 def measured(options: Options, ranks: int, rate: float) -> dict[str, float]:
     """One step in `ranks` new processes."""
     context = get_context("spawn")
-    results, place = context.SimpleQueue(), {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(ranks))
+    results = context.SimpleQueue()
+    shared = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(ranks))
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [
-        context.Process(target=_step, args=(options, rate, results, place | sizes | {"RANK": rank, "LOCAL_RANK": rank}))
+        context.Process(target=_step, args=(options, rate, results, shared | {"RANK": rank, "LOCAL_RANK": rank}))
         for rank in map(str, range(ranks))
     ]
     for process in processes:

@@ -32,7 +32,6 @@ class Result:
     answers: tuple[Answer, ...]
     kinds: Mapping[str, str]  # of question, by sample
     steps: int
-    operations: float  # of its training, in total
     stills: tuple[Answer, ...] = ()  # on images and text, at rate 0
     area: float | None = None  # mean evs.score_area of the held-out videos
     reduced: Mapping[str, tuple[Answer, ...]] = field(default_factory=dict)  # by data.encoding.reduction
@@ -85,10 +84,10 @@ class Difference:
 def read(seed: Seed, name: str, recipe: Recipe | None = None) -> Result:
     """The result of a model: pruned, or on reduced videos if its recipe trains on them. None: the base."""
     path, run, kinds = seed.result(name), seed.folder / name / "run", kinds_of(read_lines(seed.held_out))
-    measured, whole = json.loads(path.read_text()), _answers(path.with_suffix(".jsonl"))
+    measured, answers = json.loads(path.read_text()), _answers(path.with_suffix(".jsonl"))
     rates = [score["rate"] for score in measured["scores"] if score["rate"]]
     reduced = {kind: tuple(_videos(_reduced(path, kind, rates), kinds)) for kind in REDUCTIONS}
-    videos = tuple(_videos(whole, kinds))
+    videos = tuple(_videos(answers, kinds))
     if recipe is not None and recipe.reduced is not None:
         videos = (*(answer for answer in videos if answer.rate == 0), *reduced[recipe.reduced])
     return Result(
@@ -97,8 +96,7 @@ def read(seed: Seed, name: str, recipe: Recipe | None = None) -> Result:
         videos,
         kinds,
         summarize(run).steps,
-        sum(row.get("operations", 0) for row in read_lines(run / "metrics.jsonl")),
-        tuple(answer for answer in whole if kinds[answer.sample] in STILLS and answer.rate == 0),
+        tuple(answer for answer in answers if kinds[answer.sample] in STILLS and answer.rate == 0),
         measured.get("score_area", {}).get("mean"),
         reduced,
         {(one["baseline"], one["rate"]): one["kept"] for one in measured.get("baselines", [])},
@@ -144,17 +142,18 @@ def on_stills(results: Sequence[Result], kind: str | None = None) -> list[Result
 
 def difference(ours: Sequence[Result], theirs: Sequence[Result]) -> Difference:
     """`ours` minus `theirs`: results of the same seeds in the same order, on the questions and rates that both have."""
-    ours, theirs = [shared(a, b) for a, b in zip(ours, theirs)], [shared(b, a) for a, b in zip(ours, theirs)]
-    by_seed = tuple(a.accuracy - b.accuracy for a, b in zip(ours, theirs, strict=True))
+    pairs = [(common_answers(a, b), common_answers(b, a)) for a, b in zip(ours, theirs, strict=True)]
+    ours, theirs = zip(*pairs)
+    by_seed = tuple(a.accuracy - b.accuracy for a, b in pairs)
     answers = _pooled(ours)
     (paired,) = scores.differences(answers, _pooled(theirs), _questions(answers))
     return Difference(paired, by_seed)
 
 
-def shared(one: Result, other: Result) -> Result:
-    """The answers of `one` to questions that `other` has answered at the same rate."""
-    keys = {answer.key for answer in other.answers}
-    return replace(one, answers=tuple(answer for answer in one.answers if answer.key in keys))
+def common_answers(result: Result, reference: Result) -> Result:
+    """The answers of `result` to questions that `reference` has answered at the same rate."""
+    keys = {answer.key for answer in reference.answers}
+    return replace(result, answers=tuple(answer for answer in result.answers if answer.key in keys))
 
 
 def _pooled(results: Sequence[Result]) -> list[Answer]:

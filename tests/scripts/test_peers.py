@@ -119,7 +119,7 @@ def test_a_checkpoint_that_vllm_does_not_serve_as_trained_is_a_row(tmp_path, mon
         assert (framework.rate, vllm_python) == ("uniform", "vllm/bin/python")
         raise ValueError("check_serving.py: 1 of 30 differ")
 
-    monkeypatch.setattr(comparison, "served", refuse)
+    monkeypatch.setattr(comparison, "compare_with_vllm", refuse)
     monkeypatch.setattr(jobs, "prepare", lambda folder: training_data.BenchmarkData(folder, folder, folder))
     result = comparison.compare(
         comparison.Options(["trainer"], [], folder=str(tmp_path), vllm_python="vllm/bin/python")

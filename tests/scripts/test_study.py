@@ -26,7 +26,7 @@ def result(name: str, seed: int, right: float, rates: tuple[float, ...] = (0.5,)
         for rate in rates
         for i, sample in enumerate(KIND)
     ]
-    return Result(name, seed, tuple(answers), KIND, 1, 1.0)
+    return Result(name, seed, tuple(answers), KIND, 1)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""QLoRA (model.lora.quantize=nf4): what is held in 4 bits, how it trains, and what is exported of it."""
+"""QLoRA (model.lora.quantize=nf4): which layers are quantized, training, evaluation, resume and export."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from train.config import LoraConfig, ModelConfig
 from train.cost.memory_forecast import Largest, estimate
 from train.export.weights import write_weights
 from train.model import base_model, build_empty_model, build_model
-from train.quantize import quantized
+from train.quantize import quantized_layers
 
 INSTALLED = pytest.mark.skipif(not find_spec("bitsandbytes"), reason='needs bitsandbytes: pip install -e ".[qlora]"')
 IDS = torch.arange(20, 60)[None]
@@ -31,7 +31,7 @@ def test_the_linear_layers_of_the_language_model_are_quantized_and_no_other(chec
     architecture = AutoConfig.from_pretrained(checkpoint(family))
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(architecture)
-    spec, names = spec_of(architecture), set(quantized(model, spec_of(architecture)))
+    spec, names = spec_of(architecture), set(quantized_layers(model, spec_of(architecture)))
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     assert names and all(name.startswith(spec.towers.language) for name in names)
     assert not any(name.startswith(spec.towers.language) and name.endswith("_proj") for name in linear - names)
@@ -44,7 +44,7 @@ def test_the_forecast_counts_four_bits(words):
         empty = build_empty_model(config.model, torch.bfloat16)
         hf_config = base_model(empty).config
         forecasts.append(estimate(config, empty, hf_config, largest, world=1, device=torch.device("cuda")).weights)
-    weights = sum(layer.weight.numel() for layer in quantized(base_model(empty), spec_of(hf_config)).values())
+    weights = sum(layer.weight.numel() for layer in quantized_layers(base_model(empty), spec_of(hf_config)).values())
     assert forecasts[0] - forecasts[1] == pytest.approx(weights * (2 - 0.5159), 1e-3)
 
 

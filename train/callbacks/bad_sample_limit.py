@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from train.callbacks.base import Callback, StepResult
-from train.quarantine import excess, kind_of
+from train.quarantine import normalized_reason, too_many_message
 
 MIN_SAMPLES = 100  # the fraction is taken of at least this number of decoded samples
 
@@ -24,7 +24,7 @@ class BadSampleLimit(Callback):
 
     def after_step(self, result: StepResult) -> None:
         """Count the reasons of the samples that this rank skipped in a step."""
-        self.reasons.update(kind_of(sample.reason) for sample in result.data.quarantined)
+        self.reasons.update(normalized_reason(sample.reason) for sample in result.data.quarantined)
 
     def after_report(self, step: int, values: dict[str, float]) -> None:
         """Add the counts of a report. Raise ValueError if too many of the samples so far were quarantined."""
@@ -32,4 +32,4 @@ class BadSampleLimit(Callback):
         self.seen += values["samples"] + values["quarantined/decoding"]
         if self.bad > self.fraction * max(self.seen, MIN_SAMPLES):
             counted = f"{self.bad:.0f} of the {self.seen:.0f} samples so far"
-            raise ValueError(excess(counted, self.fraction, self.reasons, self.file))
+            raise ValueError(too_many_message(counted, self.fraction, self.reasons, self.file))

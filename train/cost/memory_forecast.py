@@ -25,7 +25,7 @@ from evs.packing import installed
 from evs.shared_tower import gathers_features
 from train.config import Config
 from train.model import base_model
-from train.quantize import NF4_BYTES, quantized
+from train.quantize import NF4_BYTES, quantized_layers
 
 PLANNED = 50  # steps of a budgeted plan that are searched for the largest micro-batch
 SPARE = 0.95  # share of the free memory that may be used
@@ -120,7 +120,7 @@ def estimate(
 def _parameters(config: Config, model: nn.Module) -> Iterator[tuple[nn.Parameter, float]]:
     """The parameters with the bytes of one of their values."""
     base = base_model(model)
-    layers = quantized(base, spec_of(base.config)).values() if config.model.lora.quantize is not None else ()
+    layers = quantized_layers(base, spec_of(base.config)).values() if config.model.lora.quantize is not None else ()
     in_4_bits = {id(layer.weight) for layer in layers}
     yield from ((p, NF4_BYTES if id(p) in in_4_bits else p.element_size()) for p in model.parameters())
 

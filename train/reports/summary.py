@@ -11,7 +11,7 @@ from train import cli
 from train.checkpoint.checkpoint import complete
 from train.faults.full_disk import writing
 from train.jsonl import read_lines
-from train.quarantine import kind_of
+from train.quarantine import normalized_reason
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def by_reason(run_dir: Path) -> dict[str, int]:
     """Quarantined samples of a run by reason, without names and numbers, most common first."""
     # By id, because a resumed run may record a sample again.
     reasons = {row["id"]: row["reason"] for row in read_lines(run_dir / "quarantine.jsonl")}
-    return dict(Counter(map(kind_of, reasons.values())).most_common())
+    return dict(Counter(map(normalized_reason, reasons.values())).most_common())
 
 
 def write(summary: Summary, run_dir: Path) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 from data.progress import progress_bar
 from scripts.bench.peers import figures
+from scripts.bench.peers.checkpoint_serving import compare_with_vllm
 from scripts.bench.peers.figures import PRUNED, REFERENCE, UNIFORM
 from scripts.bench.peers.frameworks import BATCH_SIZES, OURS, PACKED, PEERS, Framework, Job
-from scripts.bench.peers.jobs import job_of, recorded, start
-from scripts.bench.peers.served import served
+from scripts.bench.peers.jobs import job_of, run_or_reuse, run_to_end
 from scripts.bench.processes import reason
 from scripts.bench.timing import ROOT
 from train.ranges import names, number
@@ -71,18 +71,18 @@ def order(frameworks: Sequence[Framework], modes: Sequence[str], rounds: int) ->
 
 
 def measure(framework: Framework, mode: str, turn: int, folder: Path, options: Options) -> dict[str, Any]:
-    """What the hook recorded in one process. ValueError says in one line why there is no record."""
+    """Measure one process and return its record. Raise ValueError with the reason if there is none."""
     if mode == PACKED and not framework.packs:
         raise ValueError("packs text alone, no videos")
-    job = job_of(framework, mode, turn, folder, options)
-    return recorded(framework, job, lambda: run(framework, job))
+    job = job_of(framework, mode, turn, folder, samples=options.samples, precision=options.precision)
+    return run_or_reuse(framework, job, lambda: run(framework, job))
 
 
 def run(framework: Framework, job: Job) -> dict[str, Any]:
     """What the hook recorded in a new process. ValueError with its last error if it ended without a record."""
     record = job.folder / "record.json"
     hook = {"PYTHONPATH": f"{HOOK}:{ROOT}", "PEERS_RECORD": str(record), "PEERS_STEPS": str(job.steps)}
-    log = start(framework, job, hook)
+    log = run_to_end(framework, job, hook)
     if not record.exists():
         raise ValueError(reason(log))
     result = json.loads(record.read_text())
@@ -96,9 +96,9 @@ def serve(peers: Sequence[Framework], folder: Path, options: Options) -> dict[st
     for peer in peers if options.vllm_python else ():
         framework = peer.with_pruning(UNIFORM)
         try:
-            job = job_of(framework, "batch 1", 0, folder, options)
-            check = partial(served, framework, job, options.vllm_python)
-            rows[framework.name] = recorded(framework, job, check, options.vllm_python)
+            job = job_of(framework, "batch 1", 0, folder, samples=options.samples, precision=options.precision)
+            check = partial(compare_with_vllm, framework, job, options.vllm_python)
+            rows[framework.name] = run_or_reuse(framework, job, check, options.vllm_python)
         except ValueError as error:
             rows[framework.name] = {"reason": str(error)}
     return rows

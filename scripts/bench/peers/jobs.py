@@ -27,23 +27,23 @@ CODE = (  # what the records depend on
 LIMIT = 900  # seconds of one process
 
 
-def job_of(framework: Framework, mode: str, turn: int, folder: Path, options: Any) -> Job:
+def job_of(framework: Framework, mode: str, turn: int, folder: Path, *, samples: int, precision: str) -> Job:
     """The settings of a process, in an environment that is built if it is not there."""
     environment, cpu = folder / "environments" / "".join(framework.requires[:1]), not torch.cuda.is_available()
     return Job(
         mode=mode,
-        steps=figures.WARMUP - options.samples // -BATCH_SIZES[mode],
+        steps=figures.WARMUP - samples // -BATCH_SIZES[mode],
         data=prepare(folder / f"data_{fingerprint('scripts/bench/training_data.py')}"),
         attention="flash_attention_2" if not cpu and find_spec("flash_attn") else "sdpa",
-        precision=options.precision,
+        precision=precision,
         cpu=cpu,
         folder=folder / "records" / re.sub(r"\W+", "_", f"{framework.name} {mode} {turn}"),
         programs=environments.build(environment, framework.requires, framework.empty, framework.shared),
     )
 
 
-def recorded(framework: Framework, job: Job, run: Callable[[], dict[str, Any]], server: str = "") -> dict[str, Any]:
-    """What `run` returns; an earlier record is used again if it was made by the same code with the same settings."""
+def run_or_reuse(framework: Framework, job: Job, run: Callable[[], dict[str, Any]], server: str = "") -> dict[str, Any]:
+    """The record that `run` returns, or an earlier one that the same code has made with the same settings."""
     path, key = job.folder.with_suffix(".json"), repr((job, framework.requires, server, fingerprint(*CODE)))
     earlier = read_json(path)
     if earlier and earlier["key"] == key:
@@ -53,8 +53,8 @@ def recorded(framework: Framework, job: Job, run: Callable[[], dict[str, Any]], 
     return record
 
 
-def start(framework: Framework, job: Job, environment: Mapping[str, str]) -> str:
-    """The log of a new process, which has ended. ValueError if it takes too long."""
+def run_to_end(framework: Framework, job: Job, environment: Mapping[str, str]) -> str:
+    """Run a new process and return its log. Raise ValueError if it takes longer than LIMIT."""
     shutil.rmtree(job.folder, ignore_errors=True)
     job.folder.mkdir(parents=True)
     log = job.folder / "log.txt"

@@ -95,7 +95,7 @@ def patch() -> None:
         from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
         CPUModelRunner.load_model = time_model(CPUModelRunner.load_model)
-        # On a CPU the worker is a process of its own, and vLLM polls for its answers without a pause on another core.
+        # On a CPU, vLLM's engine polls its worker process in a busy loop, which occupies a second core.
         shm_broadcast.sched_yield = partial(time.sleep, POLL_SECONDS)
     for runner in (FirstRunner, SecondRunner):
         runner.load_model = time_model(runner.load_model)

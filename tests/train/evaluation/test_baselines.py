@@ -1,4 +1,4 @@
-"""Fewer and smaller frames at the tokens that pruning keeps: which videos are reduced, and what is told of the rest."""
+"""Baselines with fewer or smaller frames: which videos are reduced, and which reasons are reported for the others."""
 
 from __future__ import annotations
 

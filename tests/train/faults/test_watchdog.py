@@ -1,4 +1,4 @@
-"""The watchdog in a process of its own, which it may end."""
+"""The watchdog ends a process that makes no progress; it runs in a subprocess here."""
 
 from __future__ import annotations
 

@@ -8,14 +8,14 @@ from typing import Any
 from evs.policy import load_policy
 from scripts import check_serving
 from scripts.bench.peers.frameworks import Framework, Job
-from scripts.bench.peers.jobs import start
+from scripts.bench.peers.jobs import run_to_end
 from scripts.bench.processes import reason
 from scripts.serving.compare import summary
 
 
-def served(framework: Framework, job: Job, vllm_python: str) -> dict[str, Any]:
+def compare_with_vllm(framework: Framework, job: Job, vllm_python: str) -> dict[str, Any]:
     """The cells of check_serving.py's table. ValueError without a checkpoint, and if it is not served as trained."""
-    log = start(framework, job, {})
+    log = run_to_end(framework, job, {})
     configs = sorted((job.folder / "out").rglob(f"checkpoint-{job.steps + 1}/config.json"))
     if not configs:
         raise ValueError(reason(log))
