@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -173,6 +174,8 @@ def test_heads_are_exchanged_by_the_attention_that_was_loaded():
 
 def test_attention_that_ignores_the_exchange_is_refused():
     adapter = adapter_for(replaced_attention("flash_ignoring"))
-    embedded = adapter.embed_prompt(prompts("qwen2_5_vl", [[7]]))
+    embedded, group = adapter.embed_prompt(prompts("qwen2_5_vl", [[7]])), SequenceGroup(None, 0, 2)
+    own = group.own_slice(7)
+    x = replace(embedded, embeds_ND=embedded.embeds_ND[own.begin : own.end])
     with pytest.raises(ValueError, match="attention flash_ignoring does not exchange heads"):
-        adapter.decode(embedded, SequenceGroup(None, 0, 2))
+        adapter.decode(x, group)
